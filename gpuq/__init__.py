@@ -1,0 +1,3 @@
+"""gpuq queues GPU jobs on one host."""
+
+__version__ = "0.1.0"

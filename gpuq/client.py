@@ -1,0 +1,199 @@
+"""The blocking client: one connection per request, standard library only.
+
+Starts the daemon when there is none, as tmux and gpg-agent do. Twenty clients that race take turns on a lock file,
+so that one of them starts the daemon and the others find it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from gpuq import config, protocol
+from gpuq.errors import DaemonUnreachable, NotAllowed, ProtocolMismatch
+from gpuq.protocol import Message
+
+#: sockaddr_un holds 108 bytes with the final NUL (unix(7)).
+MAX_SOCKET_PATH = 107
+#: A daemon that answers nothing for this long, in seconds, is reported instead of waited for.
+PATIENCE = 60.0
+
+
+class Client:
+    """One connection to the daemon. Use as a context manager."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self._buffer = bytearray()
+
+    @classmethod
+    def connect(cls, *, start: bool = True) -> Client:
+        """A connection; with `start`, to a daemon started now if there is none. Raises DaemonUnreachable."""
+        folder = config.state_dir()
+        connection = _connect(folder)
+        if connection is None:
+            if not start:
+                raise DaemonUnreachable(f"no daemon runs for {folder}; `gpuq daemon start` starts one")
+            connection = _start(folder)
+        connection.settimeout(PATIENCE)
+        return cls(connection)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.socket.close()
+
+    def send(self, op: str, **fields: Any) -> None:
+        line = protocol.encode({"v": protocol.PROTOCOL, "op": op, **fields})
+        try:
+            self.socket.sendall(line)
+        except TimeoutError:
+            raise DaemonUnreachable(f"the daemon has not answered for {PATIENCE:.0f} s") from None
+        except OSError:
+            pass  # the daemon closed; its reason, if it gave one, is still to be read
+
+    def receive(self) -> Message:
+        """The next object of the daemon. Raises what went wrong there, DaemonUnreachable when it is gone."""
+        while (end := self._buffer.find(b"\n")) < 0:
+            try:
+                chunk = self.socket.recv(1 << 16)
+            except TimeoutError:
+                raise DaemonUnreachable(f"the daemon has not answered for {PATIENCE:.0f} s") from None
+            except ConnectionError:
+                chunk = b""
+            if not chunk:
+                raise DaemonUnreachable("the daemon closed the connection before it answered")
+            self._buffer += chunk
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        message = protocol.decode(line)
+        if message.get("ok") is False:
+            protocol.raise_error(message.get("error", {}))
+        return message
+
+    def buffered(self) -> bool:
+        """Whether `receive` would return without reading: a caller that selects must ask this first."""
+        return b"\n" in self._buffer
+
+    def request(self, op: str, **fields: Any) -> Message:
+        self.send(op, **fields)
+        return self.receive()
+
+    def stream(self, op: str, **fields: Any) -> Iterator[Message]:
+        """Every object of a streaming operation, however long it takes, up to and with the one that ends it."""
+        self.send(op, **fields)
+        self.socket.settimeout(None)
+        while True:
+            message = self.receive()
+            yield message
+            if message.get("end"):
+                return
+
+
+def request(op: str, *, start: bool = True, **fields: Any) -> Message:
+    """One request over a connection of its own."""
+    with Client.connect(start=start) as client:
+        return client.request(op, **fields)
+
+
+def _connect(folder: Path) -> socket.socket | None:
+    """A connection to the daemon of this folder, None when there is none."""
+    try:
+        config.check_state_dir(folder, create=False)
+    except FileNotFoundError:
+        return None
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _socket_address(folder) as address:
+            connection.connect(address)
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    except PermissionError:
+        connection.close()
+        raise NotAllowed(f"the daemon's socket in {folder} belongs to somebody else") from None
+    except OSError as error:
+        connection.close()
+        raise DaemonUnreachable(f"the socket in {folder} cannot be reached: {error.strerror}") from None
+    return connection
+
+
+class _socket_address:  # noqa: N801 (reads as a function)
+    """The socket's address while the block runs; through /proc/self/fd where the path is too long for one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._fd = -1
+
+    def __enter__(self) -> str:
+        path = str(self._folder / "sock")
+        if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+            return path
+        self._fd = os.open(self._folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return f"/proc/self/fd/{self._fd}/sock"
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+def _start(folder: Path) -> socket.socket:
+    """Start a daemon, or find the one that somebody else has just started."""
+    config.check_state_dir(folder, create=True)
+    lock = os.open(folder / "start.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        connection = _connect(folder)
+        if connection is None:
+            _spawn(folder)
+            connection = _connect(folder)
+        if connection is None:
+            raise DaemonUnreachable(f"the daemon started and went away again; see {folder / 'daemon.log'}")
+        return connection
+    finally:
+        os.close(lock)
+
+
+def _spawn(folder: Path) -> None:
+    """Run the daemon in a session of its own, and wait for its word that it listens, or why it does not."""
+    import subprocess
+
+    read, write = os.pipe()
+    try:
+        subprocess.Popen(
+            # -P: nothing is imported from the folder that the user happens to stand in
+            [sys.executable, "-P", "-m", "gpuq.daemon", str(write)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[write],
+            start_new_session=True,
+            env={**os.environ, "GPUQ_STATE_DIR": str(folder)},
+            cwd="/",
+        )
+    except OSError as error:
+        os.close(read)
+        raise DaemonUnreachable(f"the daemon could not be started: {error.strerror}") from None
+    finally:
+        os.close(write)
+    with open(read, "rb") as pipe:
+        said = pipe.read()
+    if said != b"ready\n":
+        why = said.decode("utf-8", "replace").strip() or f"it ended without a word; see {folder / 'daemon.log'}"
+        raise DaemonUnreachable(f"the daemon did not start: {why}")
+
+
+def mismatch_hint(version: str, daemon_version: str) -> ProtocolMismatch:
+    return ProtocolMismatch(
+        f"this gpuq is {version} and the daemon that runs is {daemon_version}: "
+        "`gpuq daemon restart` replaces it, and running jobs run on"
+    )

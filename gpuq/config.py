@@ -1,0 +1,218 @@
+"""Where things are (state folder, config file) and what the user set. Reads files and variables; writes nothing
+but the state folder itself.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpuq.errors import StateFolderError, UsageError
+from gpuq.model import OverClaim, Settings
+from gpuq.units import format_duration, format_size, parse_duration, parse_size
+
+
+def state_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """`$GPUQ_STATE_DIR`, or `$XDG_STATE_HOME/gpuq/HOSTNAME`: homes are shared between hosts, daemons are not."""
+    override = environ.get("GPUQ_STATE_DIR")
+    if override:
+        return Path(os.path.abspath(override))
+    base = environ.get("XDG_STATE_HOME")
+    root = Path(base) if base and os.path.isabs(base) else _home(environ) / ".local" / "state"
+    return root / "gpuq" / socket.gethostname()
+
+
+def config_file(environ: Mapping[str, str] = os.environ) -> Path:
+    base = environ.get("XDG_CONFIG_HOME")
+    root = Path(base) if base and os.path.isabs(base) else _home(environ) / ".config"
+    return root / "gpuq" / "config.toml"
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    home = environ.get("HOME")
+    if home and os.path.isabs(home):
+        return Path(home)
+    import pwd
+
+    return Path(pwd.getpwuid(os.geteuid()).pw_dir)
+
+
+def check_state_dir(path: Path, *, create: bool) -> None:
+    """The folder is a real folder, ours, and 0700. Raises StateFolderError; FileNotFoundError without `create`."""
+    if create:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StateFolderError(
+                f"the state folder {path} cannot be made: {error.strerror}; "
+                "set GPUQ_STATE_DIR to a folder of yours that can be written"
+            ) from None
+    try:
+        found = path.lstat()
+    except PermissionError as error:
+        raise StateFolderError(f"the state folder {path} cannot be looked at: {error.strerror}") from None
+    except NotADirectoryError as error:
+        raise StateFolderError(f"the state folder {path}: {error.strerror}") from None
+    if not stat.S_ISDIR(found.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a folder"
+        raise StateFolderError(f"the state folder {path} is {kind}; set GPUQ_STATE_DIR to a folder of yours")
+    if found.st_uid != os.geteuid():
+        raise StateFolderError(
+            f"the state folder {path} belongs to uid {found.st_uid}, and you are uid {os.geteuid()}; "
+            "set GPUQ_STATE_DIR to a folder of yours"
+        )
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise StateFolderError(f"the state folder {path} is not writable; chmod 700 it, or set GPUQ_STATE_DIR")
+    if found.st_mode & 0o077:
+        path.chmod(0o700)
+
+
+def filesystem_type(path: Path, mountinfo: str) -> str:
+    """The file system that `path` is on, from the text of /proc/self/mountinfo (proc(5)); `?` if none matches."""
+    best, kind = -1, "?"
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        fields = left.split()
+        if len(fields) < 5 or not right:
+            continue
+        mount = fields[4].encode("ascii", "replace").decode("unicode_escape")
+        if (path == Path(mount) or Path(mount) in path.parents) and len(mount) >= best:
+            best, kind = len(mount), right.split()[0]
+    return kind
+
+
+#: File systems on which WAL and flock are not safe between hosts, or not at all.
+NETWORK_FILESYSTEMS = frozenset(
+    "nfs nfs4 cifs smb3 smbfs ceph lustre gpfs beegfs afs glusterfs fuse.glusterfs fuse.sshfs 9p panfs pvfs2".split()
+)
+
+
+def on_network(path: Path) -> bool:
+    try:
+        text = Path("/proc/self/mountinfo").read_text()
+    except OSError:
+        return False
+    return filesystem_type(path, text) in NETWORK_FILESYSTEMS
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: how it is read, how it is shown, and what it means."""
+
+    parse: Callable[[str], Any]
+    show: Callable[[Any], str]
+    doc: str
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise UsageError(f"{text!r} is not a percentage from 0 to 100")
+    return value
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 9:
+        raise UsageError(f"{text!r} is not a count")
+    return int(text)
+
+
+def _over_claim(text: str) -> OverClaim:
+    try:
+        return OverClaim(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is neither 'tell' nor 'kill'") from None
+
+
+def _size_or_zero(text: str) -> int:
+    return 0 if text.strip() == "0" else parse_size(text)
+
+
+_SIZE = (_size_or_zero, format_size)
+_TIME = (parse_duration, format_duration)
+
+SETTINGS: Mapping[str, Setting] = {
+    "margin": Setting(*_SIZE, "memory kept free on each GPU, beside all claims"),
+    "whole_foreign": Setting(*_SIZE, "foreign use that a whole-GPU job tolerates, besides graphics"),
+    "whole_foreign_percent": Setting(_number, str, "the same in percent of the GPU; the larger of the two counts"),
+    "over_claim": Setting(_over_claim, str, "a job that uses more than its claim: 'tell', or 'kill' it"),
+    "grace": Setting(*_TIME, "time between TERM and KILL when a job is ended"),
+    "reading_interval": Setting(*_TIME, "time between readings of the GPUs while something runs or waits"),
+    "foreign_window": Setting(*_TIME, "foreign use counts as its peak over this time"),
+    "settle": Setting(*_TIME, "time after a start or exit on a GPU whose readings are left out of that peak"),
+    "nvml_patience": Setting(*_TIME, "a driver that has not answered for this long counts as unavailable"),
+    "keep_environment": Setting(*_TIME, "ended jobs keep their environment, for `retry`, this long"),
+    "list_rows": Setting(_count, str, "rows that `list` shows on a terminal"),
+    "default_gpus": Setting(_count, str, "`--gpus` where it is not given (default: 1 where there are GPUs)"),
+    "default_vram": Setting(parse_size, format_size, "`--vram` where it is not given (default: whole GPUs)"),
+    "default_time": Setting(*_TIME, "`--time` where it is not given (default: no limit)"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A setting's value and where it comes from: `default`, the file's path, or the variable's name."""
+
+    value: Any
+    source: str
+
+
+def find_settings(environ: Mapping[str, str] = os.environ) -> dict[str, Found]:
+    """Every setting with its source; variables win over the file. Raises UsageError naming file or variable."""
+    defaults = Settings()
+    found = {name: Found(getattr(defaults, name), "default") for name in SETTINGS}
+    path = config_file(environ)
+    for key, value in _read_toml(path).items():
+        setting = SETTINGS.get(key)
+        if setting is None:
+            import difflib
+
+            near = difflib.get_close_matches(key, SETTINGS, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(SETTINGS)}"
+            raise UsageError(f"{path}: there is no setting {key!r}{hint}")
+        found[key] = Found(_parse(setting, value, f"{path}: {key}"), str(path))
+    for key, setting in SETTINGS.items():
+        name = f"GPUQ_{key.upper()}"
+        if environ.get(name):
+            found[key] = Found(_parse(setting, environ[name], name), name)
+    return found
+
+
+def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+    return Settings(**{name: found.value for name, found in find_settings(environ).items()})
+
+
+def _parse(setting: Setting, value: object, where: str) -> Any:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UsageError(f"{where} = {value!r}: a string or a number belongs here")
+    try:
+        return setting.parse(str(value))
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    import tomllib
+
+    try:
+        return tomllib.loads(text.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None

@@ -1,0 +1,46 @@
+"""What happened, as a row that is kept: each transition writes one in its own transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Kind(StrEnum):
+    SUBMITTED = "submitted"
+    HELD = "held"
+    RELEASED = "released"
+    #: a dependency was met, and none is left
+    READY = "ready"
+    STARTED = "started"
+    #: `cancel` or the settings asked a running attempt to end
+    ENDING = "ending"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+    #: an ended job was queued again by its owner
+    RETRIED = "retried"
+    #: an attempt that never started was queued again
+    REQUEUED = "requeued"
+    #: an attempt used more GPU memory than it claimed
+    OVER_CLAIM = "over-claim"
+    #: a GPU went away, or came back; these name no job
+    GPU_LOST = "gpu-lost"
+    GPU_BACK = "gpu-back"
+    DAEMON_STARTED = "daemon-started"
+    DAEMON_STOPPED = "daemon-stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """`id` is 0 until the store has given one. `at` is seconds since the epoch."""
+
+    at: float
+    kind: Kind
+    job_id: int | None = None
+    attempt: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    id: int = 0

@@ -1,0 +1,330 @@
+"""The vocabulary: states, reasons, failures and the records that everything else speaks of.
+
+Imports nothing of gpuq. Sizes are bytes, durations seconds, times seconds since the epoch (UTC),
+GPUs are named by UUID. Records are frozen: a change is a new record (`dataclasses.replace`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+KiB = 1024
+MiB = 1024**2
+GiB = 1024**3
+
+
+class State(StrEnum):
+    #: waits for its owner to release it
+    HELD = "held"
+    #: waits for the scheduler
+    QUEUED = "queued"
+    #: an attempt is launched and its supervisor has not reported the end
+    RUNNING = "running"
+    #: exit code 0
+    SUCCEEDED = "succeeded"
+    #: ended otherwise; `failure` says how
+    FAILED = "failed"
+    #: ended because its owner said so
+    CANCELLED = "cancelled"
+    #: never ran: a dependency can no longer hold
+    SKIPPED = "skipped"
+
+
+ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.SKIPPED})
+WAITING = frozenset({State.HELD, State.QUEUED})
+LIVE = frozenset({State.HELD, State.QUEUED, State.RUNNING})
+
+#: The one transition table. `running → queued` is an attempt that never started (daemon died between
+#: claim and launch); `ended → queued` is `retry`.
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.HELD: frozenset({State.QUEUED, State.CANCELLED, State.SKIPPED}),
+    State.QUEUED: frozenset({State.HELD, State.RUNNING, State.CANCELLED, State.SKIPPED}),
+    State.RUNNING: frozenset({State.QUEUED, State.SUCCEEDED, State.FAILED, State.CANCELLED}),
+    State.SUCCEEDED: frozenset({State.QUEUED}),
+    State.FAILED: frozenset({State.QUEUED}),
+    State.CANCELLED: frozenset({State.QUEUED}),
+    State.SKIPPED: frozenset({State.QUEUED}),
+}
+
+
+class Reason(StrEnum):
+    """Why a job waits."""
+
+    #: our own claims, CPUs or host memory leave too little
+    RESOURCES = "Resources"
+    #: a job that it depends on has not ended yet
+    DEPENDENCY = "Dependency"
+    #: as many members of its array run as may
+    LIMIT = "Limit"
+    #: held by its owner
+    HELD = "Held"
+    #: its `--begin` time has not come
+    BEGIN_TIME = "BeginTime"
+    #: it would fit but for memory that processes outside gpuq use
+    FOREIGN_USE = "ForeignUse"
+    #: it would fit but for GPUs that are lost, or a driver that does not answer
+    GPU_UNAVAILABLE = "GpuUnavailable"
+
+
+class Failure(StrEnum):
+    """Why an attempt failed."""
+
+    #: a non-zero exit code
+    EXIT = "exit"
+    #: ended by a signal that gpuq did not send
+    SIGNAL = "signal"
+    #: ran into its time limit
+    TIMEOUT = "timeout"
+    #: the program said that GPU memory ran out
+    VRAM_OOM = "vram-oom"
+    #: used more GPU memory than its claim, where the settings say kill
+    OVER_MEMORY = "over-memory"
+    #: could not be started: no such file, not executable, folder gone
+    LAUNCH = "launch"
+    #: its supervisor vanished without a result
+    LOST = "lost"
+
+
+class Condition(StrEnum):
+    """What a dependency asks of the job it names."""
+
+    OK = "ok"
+    ANY = "any"
+    FAILED = "failed"
+
+
+class Ending(StrEnum):
+    """Why gpuq asked a running attempt to end."""
+
+    CANCEL = "cancel"
+    OVER_MEMORY = "over-memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    condition: Condition
+    job_id: int
+
+    def __str__(self) -> str:
+        return f"{self.condition}:{self.job_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The resources of a job. Equal requests are planned once, whatever the length of the queue."""
+
+    gpus: int
+    #: bytes claimed on each GPU; None asks for whole GPUs
+    vram: int | None
+    cpus: int
+    #: bytes of host memory, 0 where none was asked for
+    ram: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayPlace:
+    """A job's place in its array. `limit` members at most run at a time (0: no limit)."""
+
+    array_id: int
+    index: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One command with its resources, and the outcome of its newest attempt."""
+
+    id: int
+    name: str
+    #: uid, as the kernel told it
+    owner: int
+    state: State
+    command: tuple[str, ...]
+    cwd: str
+    request: Request
+    env_hash: str
+    submitted_at: float
+    priority: int = 0
+    time_limit: float | None = None
+    begin_at: float | None = None
+    after: tuple[Dependency, ...] = ()
+    tags: tuple[str, ...] = ()
+    array: ArrayPlace | None = None
+    umask: int = 0o077
+    #: soft resource limits of the submitter by RLIMIT number, applied to the job
+    limits: tuple[tuple[int, int], ...] = ()
+    #: log path as the submitter wrote it (%j id, %a index, %A array id, %x name), None for the run folder
+    output: str | None = None
+    #: number of the newest attempt, 0 before the first
+    attempt: int = 0
+    #: GPUs of the newest attempt
+    gpus: tuple[str, ...] = ()
+    started_at: float | None = None
+    ended_at: float | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    failure: Failure | None = None
+    #: one line of evidence for the failure
+    note: str | None = None
+    #: set once gpuq has asked the running attempt to end
+    ending: Ending | None = None
+    #: largest GPU memory seen in use by the newest attempt on any one GPU; None if no reading saw it
+    peak_vram: int | None = None
+    #: largest resident set of any one process of the newest attempt
+    peak_ram: int | None = None
+    log_path: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """GPU memory that an attempt is entitled to, from launch until none of its processes is left."""
+
+    job_id: int
+    attempt: int
+    uuid: str
+    #: bytes; None claims the whole GPU
+    bytes: int | None
+    #: largest use observed so far
+    peak: int = 0
+
+    @property
+    def entitled(self) -> int | None:
+        """Bytes counted against the GPU: the claim, or the observed peak once that is larger."""
+        return None if self.bytes is None else max(self.bytes, self.peak)
+
+    @property
+    def over(self) -> bool:
+        """Whether more was used than was claimed."""
+        return self.bytes is not None and self.peak > self.bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One run of a job, as the store keeps it."""
+
+    job_id: int
+    number: int
+    started_at: float
+    run_dir: str
+    log_path: str
+    claims: tuple[Claim, ...] = ()
+    ended_at: float | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    failure: Failure | None = None
+    note: str | None = None
+    peak_ram: int | None = None
+    user_seconds: float | None = None
+    system_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A process beyond doubt: a pid alone is used again, these three together are not."""
+
+    pid: int
+    #: clock ticks since boot, field 22 of /proc/PID/stat (proc(5))
+    start_time: int
+    boot_id: str
+
+
+# --- what NVML says -------------------------------------------------------------------------------
+
+
+class Driver(StrEnum):
+    #: no NVIDIA driver on this box: CPU jobs only
+    NONE = "none"
+    #: there is a driver and it answers
+    OK = "ok"
+    #: there is a driver and it does not work; GPU jobs wait
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process that NVML lists on a GPU."""
+
+    pid: int
+    #: bytes; None where the driver does not tell
+    used: int | None
+    compute: bool
+    graphics: bool
+    #: the job it belongs to, None for foreign ones; filled in after the reading
+    job_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuReading:
+    """One GPU at one moment. The process list is read before and after `used`."""
+
+    uuid: str
+    index: int
+    name: str
+    #: bytes that jobs can use; what the driver reserves is left out
+    total: int
+    used: int
+    before: tuple[GpuProcess, ...] = ()
+    after: tuple[GpuProcess, ...] = ()
+    #: False where the driver does not tell which process uses how much
+    told: bool = True
+    #: why the GPU cannot be used now, None when it can
+    fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """All GPUs at one moment. `at` is on the monotonic clock."""
+
+    driver: Driver
+    at: float
+    gpus: tuple[GpuReading, ...] = ()
+    fault: str | None = None
+    version: str | None = None
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+class OverClaim(StrEnum):
+    """What happens to a job that uses more than it claimed."""
+
+    TELL = "tell"
+    KILL = "kill"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that a user may set. Field docs stand in `config.SETTINGS`."""
+
+    margin: int = 256 * MiB
+    whole_foreign: int = 512 * MiB
+    whole_foreign_percent: float = 5.0
+    over_claim: OverClaim = OverClaim.TELL
+    grace: float = 10.0
+    reading_interval: float = 1.0
+    foreign_window: float = 10.0
+    settle: float = 2.0
+    nvml_patience: float = 5.0
+    keep_environment: float = 30 * 86400.0
+    list_rows: int = 50
+    default_gpus: int | None = None
+    default_vram: int | None = None
+    default_time: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What this machine offers apart from GPUs."""
+
+    cpus: int
+    ram: int
+    #: True in a PID namespace of our own, where NVML's pids may not be ours (containers, WSL)
+    foreign_pids: bool = False
+    #: GPU capacities by UUID, of every GPU seen since the daemon started, lost ones included
+    capacities: Mapping[str, int] = field(default_factory=dict)

@@ -1,0 +1,151 @@
+"""What client and daemon say to each other: one JSON object per line over a Unix socket.
+
+A request is `{"v": 1, "op": NAME, …}`. The reply is `{"ok": true, …}` or
+`{"ok": false, "error": {"kind": ERROR CLASS, "message": TEXT}}`. A streaming operation (`follow`, `events` with
+`follow`, `top`) sends further objects, each a line, until one holds `"end": true` or the client closes.
+Text that is not UTF-8 travels as lone surrogates (PEP 383), which JSON's ASCII escapes carry.
+
+The protocol grows only by addition: a daemon ignores fields it does not know, and names its own version when it
+is asked for an operation it does not know.
+
+Operations and their fields (`sel` is a Selection as JSON; `job` is the object of `gpuq.jobs/1`):
+
+| op | request | reply |
+|---|---|---|
+| status | | pid version protocol state_dir socket started_at jobs {state: n} gpus_note |
+| submit | key, template, commands [[argv]…], env {k: v}, array {indexes, limit}?, last | ids [first, last] after the part with `last`, notes [text] |
+| list | sel, all, limit, newest | jobs, total, counts |
+| show | sel | jobs, each with attempts [{…, claims}] and events |
+| why | sel | explanations |
+| cancel hold release retry | sel | done [ids], refused [{id, message}] |
+| wait | sel, any | jobs, once all (any: one) of them ended |
+| follow | id | stream: {"job": job} now and on each change, until the job ended |
+| gpus | | gpus, driver, fault, version, note |
+| top | | stream of frames: {"gpus", "running", "waiting", "counts", "note"} |
+| events | sel?, since?, limit, follow | events; with follow a stream of {"event": event} after them |
+| stop | jobs, restart | running, cancelled; the daemon exits after the reply |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gpuq.errors import BadRequest, GpuqError, UsageError, all_errors
+
+PROTOCOL = 1
+#: Longest line either side reads, in bytes. Larger submissions travel in parts.
+MAX_LINE = 8 * 1024 * 1024
+#: Longest command, in bytes of all its arguments together.
+MAX_COMMAND = 512 * 1024
+#: Longest environment, in bytes.
+MAX_ENVIRONMENT = 2 * 1024 * 1024
+#: Longest name, tag or output path, in characters.
+MAX_TEXT = 4096
+MAX_NAME = 200
+MAX_TAGS = 100
+#: Most jobs in one submission and members in one array.
+MAX_JOBS = 1_000_000
+#: Largest id: SQLite's 64-bit row id.
+MAX_ID = 2**63 - 1
+
+Message = dict[str, Any]
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """One line, with its newline."""
+    return json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """The object in one line. Raises BadRequest."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"this is not a line of JSON: {error}") from None
+    if not isinstance(message, dict):
+        raise BadRequest(f"a message is a JSON object, not {type(message).__name__}")
+    return message
+
+
+def error_reply(error: GpuqError) -> Message:
+    return {"ok": False, "error": {"kind": type(error).__name__, "message": error.message}}
+
+
+def raise_error(error: Mapping[str, Any]) -> None:
+    """Raise here what happened in the daemon."""
+    cls = all_errors().get(str(error.get("kind")), GpuqError)
+    raise cls(str(error.get("message")))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which jobs a verb is about: ids and ranges, `@last`, states, tags. Several kinds are a conjunction."""
+
+    #: inclusive ranges; a single id is (n, n)
+    ranges: tuple[tuple[int, int], ...] = ()
+    last: bool = False
+    states: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        return not (self.ranges or self.last or self.states or self.tags)
+
+    def to_json(self) -> Message:
+        return {
+            "ranges": [list(r) for r in self.ranges],
+            "last": self.last,
+            "states": list(self.states),
+            "tags": list(self.tags),
+        }
+
+    @classmethod
+    def from_json(cls, value: object) -> Selection:
+        """Raises BadRequest for anything that `to_json` cannot have made."""
+        if not isinstance(value, dict):
+            raise BadRequest(f"a selection is an object, not {type(value).__name__}")
+        try:
+            ranges = tuple((_id(a), _id(b)) for a, b in value.get("ranges", []))
+            states = tuple(_text(s) for s in value.get("states", []))
+            tags = tuple(_text(t) for t in value.get("tags", []))
+        except (TypeError, ValueError):
+            raise BadRequest(f"the selection {value!r} is malformed") from None
+        return cls(ranges, value.get("last") is True, states, tags)
+
+
+def _id(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_ID:
+        raise ValueError(value)
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
+
+
+def parse_ids(words: list[str], states: str | None = None, tags: list[str] | None = None) -> Selection:
+    """A selection from the command line: `12`, `12-20`, `@last`, `--state a,b`, `--tag t`. Raises UsageError."""
+    ranges: list[tuple[int, int]] = []
+    last = False
+    for word in words:
+        if word == "@last":
+            last = True
+            continue
+        first, dash, end = word.partition("-")
+        if not _is_number(first) or (dash and not _is_number(end)):
+            raise UsageError(f"{word!r} is not a job id: write 12, 12-20 or @last")
+        low, high = int(first), int(end) if dash else int(first)
+        if high < low:
+            raise UsageError(f"the range {word!r} is upside down: write {high}-{low}")
+        ranges.append((low, high))
+    chosen = tuple(s.strip() for s in states.split(",")) if states is not None else ()
+    return Selection(tuple(ranges), last, chosen, tuple(tags or ()))
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 18
