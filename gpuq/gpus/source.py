@@ -1,0 +1,56 @@
+"""Where readings of GPUs come from: one protocol, and the choice that `GPUQ_GPUS` makes."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from gpuq import config
+from gpuq.errors import UsageError
+from gpuq.model import Driver, Readings
+
+
+class Source(Protocol):
+    """Reads all GPUs of this host. Used by one thread at a time."""
+
+    def read(self) -> Readings:
+        """One reading; `at` is when it began. May block for as long as a sick driver blocks.
+
+        Never raises for what a GPU or driver does: that is `Readings.fault` or `GpuReading.fault`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the driver. May block as `read` may; a later `read` opens it again."""
+        ...
+
+
+class NoGpus:
+    """`GPUQ_GPUS=none`: this host is used for CPU jobs only."""
+
+    def read(self) -> Readings:
+        return Readings(Driver.NONE, time.monotonic())
+
+    def close(self) -> None:
+        return None
+
+
+def open_source(spec: str | None) -> Source:
+    """The source that the value of GPUQ_GPUS names: NVML for none or an empty one, `sim:2x24GiB`, `none`.
+
+    Only the module in question is imported. Raises UsageError for any other value.
+    """
+    if not spec:
+        from gpuq.gpus.nvml import NvmlSource
+
+        return NvmlSource()
+    if spec == "none":
+        return NoGpus()
+    if spec.startswith("sim:"):
+        from gpuq.gpus.simulated import SimulatedGpus
+
+        return SimulatedGpus(spec, config.state_dir() / "sim")
+    raise UsageError(
+        f"GPUQ_GPUS={spec!r} names no source of GPUs: leave it unset for NVML, "
+        "or write none, or sim:2x24GiB for simulated ones"
+    )
