@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from gpuq import config, protocol
-from gpuq.errors import DaemonUnreachable, NotAllowed, ProtocolMismatch
+from gpuq.errors import ConnectionLost, DaemonUnreachable, NotAllowed, ProtocolMismatch
 from gpuq.protocol import Message
 
 #: sockaddr_un holds 108 bytes with the final NUL (unix(7)).
@@ -62,7 +62,7 @@ class Client:
             pass  # the daemon closed; its reason, if it gave one, is still to be read
 
     def receive(self) -> Message:
-        """The next object of the daemon. Raises what went wrong there, DaemonUnreachable when it is gone."""
+        """The next object of the daemon. Raises what went wrong there, ConnectionLost when it is gone."""
         while (end := self._buffer.find(b"\n")) < 0:
             try:
                 chunk = self.socket.recv(1 << 16)
@@ -71,7 +71,7 @@ class Client:
             except ConnectionError:
                 chunk = b""
             if not chunk:
-                raise DaemonUnreachable("the daemon closed the connection before it answered")
+                raise ConnectionLost("the daemon closed the connection before it answered")
             self._buffer += chunk
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
@@ -188,7 +188,9 @@ def _spawn(folder: Path) -> None:
     with open(read, "rb") as pipe:
         said = pipe.read()
     if said != b"ready\n":
-        why = said.decode("utf-8", "replace").strip() or f"it ended without a word; see {folder / 'daemon.log'}"
+        why = (
+            said.decode("utf-8", "replace").strip() or f"it ended without a word; see {folder / 'daemon.log'}"
+        )
         raise DaemonUnreachable(f"the daemon did not start: {why}")
 
 

@@ -31,7 +31,6 @@ class CannotFit(GpuqError):
     """A request that this host can never satisfy, refused at submit."""
 
 
-
 class NoSuchJob(GpuqError):
     """No job has the given id."""
 
@@ -48,6 +47,10 @@ class DaemonUnreachable(GpuqError):
     """The daemon does not run, could not be started, or does not answer."""
 
     exit_code = 5
+
+
+class ConnectionLost(DaemonUnreachable):
+    """The connection ended in the middle: the daemon crashed or restarts. Nothing that it said itself."""
 
 
 class StateFolderError(DaemonUnreachable):
