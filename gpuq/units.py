@@ -24,7 +24,9 @@ def parse_size(text: str, what: str = "size") -> int:
     """Bytes from `10GiB`, `10G` (GiB), `512M`, `1.5GiB`. Raises UsageError."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"{what} {text!r} is not a size: write a number and a unit, as in 10GiB, 10G or 512M")
+        raise UsageError(
+            f"{what} {text!r} is not a size: write a number and a unit, as in 10GiB, 10G or 512M"
+        )
     size = int(float(match[1]) * _FACTOR[match[2].upper()]) if len(match[1]) < 20 else MAX_SIZE + 1
     if size <= 0:
         raise UsageError(f"{what} {text!r} must be more than zero")
@@ -46,7 +48,9 @@ def parse_duration(text: str, what: str = "time") -> float:
     else:
         assert span is not None
         days, hours, minutes, rest = span.groups()
-        seconds = int(days or 0) * 86400.0 + int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(rest or 0)
+        seconds = (
+            int(days or 0) * 86400.0 + int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(rest or 0)
+        )
     if seconds <= 0:
         raise UsageError(f"{what} {text!r} must be more than zero")
     if seconds > MAX_TIME:

@@ -1,0 +1,117 @@
+"""Why a job waits, with the numbers behind it, and what this host can never do. Data; the command line renders it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpuq.model import Host, Reason, Request, Settings
+from gpuq.policy.ledger import GpuState
+from gpuq.units import format_size
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The typed reason, and one line that says it with its numbers."""
+
+    reason: Reason
+    text: str
+
+
+def asked(request: Request) -> str:
+    """The request in words: `2 GPUs with 10GiB each`."""
+    gpus = f"{request.gpus} GPU{'s' if request.gpus != 1 else ''}"
+    if request.gpus == 0:
+        return f"{request.cpus} CPU{'s' if request.cpus != 1 else ''}"
+    if request.vram is None:
+        return f"{request.gpus} whole GPU{'s' if request.gpus != 1 else ''}"
+    return f"{gpus} with {format_size(request.vram)}{' each' if request.gpus > 1 else ''}"
+
+
+def fits(request: Request, gpu: GpuState) -> bool:
+    """Whether this GPU could take its share of the request now."""
+    if gpu.fault is not None:
+        return False
+    return gpu.whole_free if request.vram is None else gpu.headroom >= request.vram
+
+
+def why_not(request: Request, gpus: Sequence[GpuState], host: Host, cpus_used: int, ram_used: int) -> Verdict:
+    """Why a request that does not fit now does not."""
+    fitting = sum(fits(request, gpu) for gpu in gpus)
+    if fitting < request.gpus:
+        return _why_no_gpu(request, gpus, fitting)
+    if request.cpus and request.cpus > host.cpus - cpus_used:
+        return Verdict(
+            Reason.RESOURCES,
+            f"asks for {request.cpus} CPU{'s' if request.cpus > 1 else ''}, {host.cpus - cpus_used} of {host.cpus} free",
+        )
+    return Verdict(
+        Reason.RESOURCES,
+        f"asks for {format_size(request.ram)} of host memory, "
+        f"{format_size(max(0, host.ram - ram_used))} of {format_size(host.ram)} not given to jobs",
+    )
+
+
+def _why_no_gpu(request: Request, gpus: Sequence[GpuState], fitting: int) -> Verdict:
+    healthy = [gpu for gpu in gpus if gpu.fault is None]
+    able = [gpu for gpu in healthy if request.vram is None or gpu.capacity >= request.vram]
+    if len(able) < request.gpus:
+        faults = [f"GPU {gpu.index}: {gpu.fault}" for gpu in gpus if gpu.fault is not None]
+        return Verdict(Reason.GPU_UNAVAILABLE, "; ".join(faults) or "no GPU can be used now")
+    says = f"asks for {asked(request)}; {fitting} of {len(healthy)} GPUs fit now"
+    alone = sum(fits(request, gpu.without_foreign()) for gpu in able)
+    if alone >= request.gpus:
+        most = max(able, key=lambda gpu: gpu.foreign)
+        return Verdict(
+            Reason.FOREIGN_USE,
+            f"{says}, {alone} without foreign use ({format_size(most.foreign)} on GPU {most.index})",
+        )
+    if request.vram is not None:
+        best = max(gpu.headroom for gpu in able)
+        says += f", most headroom {format_size(max(0, best))}"
+    return Verdict(Reason.RESOURCES, says)
+
+
+def gpu_verdict(request: Request, gpu: GpuState) -> str:
+    """What one GPU says to a request, in a few words."""
+    if gpu.fault is not None:
+        return f"unavailable: {gpu.fault}"
+    if fits(request, gpu):
+        return "fits"
+    if request.vram is not None:
+        if gpu.taken:
+            return f"job {gpu.claims[0].job_id} has the whole GPU"
+        if gpu.capacity < request.vram:
+            return f"too small: at most {format_size(gpu.capacity)} can be claimed"
+        return f"headroom {format_size(max(0, gpu.headroom))}, {format_size(request.vram - gpu.headroom)} too little"
+    if gpu.claims:
+        jobs = ", ".join(str(claim.job_id) for claim in gpu.claims)
+        return f"claimed by job{'s' if len(gpu.claims) > 1 else ''} {jobs}"
+    if gpu.only_compute:
+        return f"foreign process {gpu.only_compute[0].pid} computes on it"
+    return f"foreign use {format_size(gpu.foreign_besides)}, {format_size(gpu.tolerated)} tolerated"
+
+
+def impossible(request: Request, host: Host, settings: Settings) -> str | None:
+    """Why this host can never run the request, None if it can. GPUs are judged by the capacities seen so far."""
+    if request.cpus > host.cpus:
+        return f"{request.cpus} CPUs asked for with --cpus, and gpuq may use {host.cpus} here"
+    if request.ram > host.ram:
+        return f"{format_size(request.ram)} asked for with --ram, and this host has {format_size(host.ram)}"
+    if request.gpus > len(host.capacities):
+        has = f"{len(host.capacities)} GPU{'s' if len(host.capacities) != 1 else ''}" if host.capacities else "no GPUs"
+        return f"{request.gpus} GPU{'s' if request.gpus != 1 else ''} asked for with --gpus, and this host has {has}"
+    if request.gpus and request.vram is not None:
+        able = sum(total - settings.margin >= request.vram for total in host.capacities.values())
+        if able < request.gpus:
+            most = max(host.capacities.values()) - settings.margin
+            return (
+                f"{format_size(request.vram)} asked for with --vram on {asked_gpus(request)}, and this host has "
+                f"{able} such; at most {format_size(most)} can be claimed on a GPU "
+                f"(its memory less {format_size(settings.margin)} margin)"
+            )
+    return None
+
+
+def asked_gpus(request: Request) -> str:
+    return f"{request.gpus} GPU{'s' if request.gpus != 1 else ''}"

@@ -1,0 +1,224 @@
+"""The GPU memory ledger: from readings and claims to the headroom of each GPU.
+
+headroom = total − margin − foreign − Σ claims, where a claim counts in full from launch (so that a late allocation
+cannot collide) and as its observed peak once that is larger, and foreign is what the GPU's `used` leaves when our
+processes are taken out, as its peak over a window. Where the driver does not tell which process uses how much, ours
+counts as the claims and headroom is never more than total − margin − used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from gpuq.model import Claim, GpuProcess, GpuReading, Host, Readings, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Foreign use at one moment, in bytes. `at` is monotonic."""
+
+    at: float
+    foreign: int
+    #: the part that is not graphics
+    besides: int
+
+
+@dataclass(frozen=True, slots=True)
+class GpuHistory:
+    """What the ledger remembers of one GPU between readings."""
+
+    samples: tuple[Sample, ...] = ()
+    #: foreign use at the last reading without any claim of ours; counts where the driver tells nothing
+    baseline: int = 0
+    #: monotonic time of the last start or exit of ours on this GPU
+    disturbed_at: float = float("-inf")
+
+
+History = Mapping[str, GpuHistory]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuState:
+    """One GPU as the planner sees it. Bytes throughout."""
+
+    uuid: str
+    index: int
+    name: str
+    total: int
+    used: int
+    margin: int
+    foreign: int
+    #: foreign use besides graphics
+    foreign_besides: int
+    #: most foreign use besides graphics that a whole-GPU job tolerates
+    tolerated: int
+    claims: tuple[Claim, ...] = ()
+    #: foreign processes, as NVML lists them
+    strangers: tuple[GpuProcess, ...] = ()
+    told: bool = True
+    fault: str | None = None
+
+    @property
+    def capacity(self) -> int:
+        """The largest claim that this GPU could ever hold."""
+        return self.total - self.margin
+
+    @property
+    def taken(self) -> bool:
+        """Whether a job has the whole GPU."""
+        return any(claim.bytes is None for claim in self.claims)
+
+    @property
+    def claimed(self) -> int:
+        """Σ claims; a whole claim counts as everything."""
+        if self.taken:
+            return self.total
+        return sum(claim.entitled or 0 for claim in self.claims)
+
+    @property
+    def headroom(self) -> int:
+        """Bytes that may still be claimed. Negative where claims are over-used or foreign use arrived."""
+        if self.taken:
+            return 0
+        free = self.total - self.margin - self.foreign - self.claimed
+        return free if self.told else min(free, self.total - self.margin - self.used)
+
+    @property
+    def only_compute(self) -> tuple[GpuProcess, ...]:
+        """Foreign processes that compute and draw nothing: somebody else's work."""
+        return tuple(p for p in self.strangers if p.compute and not p.graphics)
+
+    @property
+    def whole_free(self) -> bool:
+        """Whether a job may have this GPU to itself now."""
+        return (
+            self.fault is None and not self.claims and not self.only_compute and self.foreign_besides <= self.tolerated
+        )
+
+    def with_claim(self, claim: Claim) -> GpuState:
+        return replace(self, claims=(*self.claims, claim))
+
+    def without_foreign(self) -> GpuState:
+        """This GPU if nobody but us used it; for explaining."""
+        return replace(self, foreign=0, foreign_besides=0, strangers=(), told=True)
+
+
+def ours(processes: Iterable[GpuProcess]) -> int:
+    """Bytes in use by processes of ours."""
+    return sum(p.used or 0 for p in processes if p.job_id is not None)
+
+
+def is_told(reading: GpuReading, claims: Sequence[Claim], host: Host) -> bool:
+    """Whether the driver tells which of the used memory is ours.
+
+    Not when it says so, when a process of ours has no figure, or, in a PID namespace of our own, when we have claims
+    here and NVML lists no process of ours: its pids may be those of another namespace.
+    """
+    mine = [p for p in (*reading.before, *reading.after) if p.job_id is not None]
+    if not reading.told or any(p.used is None for p in mine):
+        return False
+    return not (host.foreign_pids and claims and not mine)
+
+
+def _measure(reading: GpuReading, claims: Sequence[Claim], past: GpuHistory, told: bool, in_use: int) -> Sample:
+    if told:
+        foreign = max(0, reading.used - in_use)
+    else:
+        entitled = sum(c.entitled or 0 for c in claims)
+        if any(c.bytes is None for c in claims):
+            entitled = reading.used
+        foreign = max(past.baseline, reading.used - entitled) if claims else reading.used
+    graphics = sum(p.used or 0 for p in reading.after if p.job_id is None and p.graphics)
+    return Sample(0.0, foreign, max(0, foreign - graphics))
+
+
+def observe(
+    history: History,
+    readings: Readings,
+    claims: Mapping[str, Sequence[Claim]],
+    settings: Settings,
+    host: Host,
+) -> History:
+    """The history after one more reading. `claims` are the live ones by GPU."""
+    result = dict(history)
+    for reading in readings.gpus:
+        if reading.fault is not None:
+            continue
+        past = history.get(reading.uuid, GpuHistory())
+        mine = claims.get(reading.uuid, ())
+        told = is_told(reading, mine, host)
+        now = _measure(reading, mine, past, told, max(ours(reading.before), ours(reading.after)))
+        settled = readings.at - past.disturbed_at >= settings.settle
+        kept = tuple(s for s in past.samples if readings.at - s.at <= settings.foreign_window)
+        if settled:
+            kept = (*kept, replace(now, at=readings.at))
+        baseline = past.baseline if mine or not settled else now.foreign
+        result[reading.uuid] = replace(past, samples=kept, baseline=baseline)
+    return result
+
+
+def disturb(history: History, uuids: Iterable[str], at: float) -> History:
+    """Note a start or exit of ours on these GPUs."""
+    result = dict(history)
+    for uuid in uuids:
+        result[uuid] = replace(result.get(uuid, GpuHistory()), disturbed_at=at)
+    return result
+
+
+def gpu_states(
+    readings: Readings,
+    history: History,
+    claims: Mapping[str, Sequence[Claim]],
+    settings: Settings,
+    host: Host,
+) -> tuple[GpuState, ...]:
+    """Every GPU as the planner sees it, by index."""
+    states = [
+        _state(
+            reading,
+            history.get(reading.uuid, GpuHistory()),
+            tuple(claims.get(reading.uuid, ())),
+            settings,
+            host,
+        )
+        for reading in readings.gpus
+    ]
+    return tuple(sorted(states, key=lambda gpu: gpu.index))
+
+
+def _state(
+    reading: GpuReading, past: GpuHistory, claims: tuple[Claim, ...], settings: Settings, host: Host
+) -> GpuState:
+    told = is_told(reading, claims, host)
+    now = _measure(reading, claims, past, told, max(ours(reading.before), ours(reading.after)))
+    return GpuState(
+        uuid=reading.uuid,
+        index=reading.index,
+        name=reading.name,
+        total=reading.total,
+        used=reading.used,
+        margin=settings.margin,
+        foreign=max([now.foreign, *(s.foreign for s in past.samples)]),
+        foreign_besides=max([now.besides, *(s.besides for s in past.samples)]),
+        tolerated=max(settings.whole_foreign, int(reading.total * settings.whole_foreign_percent / 100)),
+        claims=claims,
+        strangers=tuple(p for p in reading.after if p.job_id is None),
+        told=told,
+        fault=reading.fault,
+    )
+
+
+def observed_use(readings: Readings) -> dict[tuple[int, str], int]:
+    """Bytes in use by (job, GPU), the larger of the two process lists of each reading."""
+    use: dict[tuple[int, str], int] = {}
+    for reading in readings.gpus:
+        for processes in (reading.before, reading.after):
+            now: dict[int, int] = {}
+            for p in processes:
+                if p.job_id is not None and p.used is not None:
+                    now[p.job_id] = now.get(p.job_id, 0) + p.used
+            for job_id, used in now.items():
+                key = (job_id, reading.uuid)
+                use[key] = max(use.get(key, 0), used)
+    return use

@@ -1,0 +1,208 @@
+"""A job's life: `advance(job, fact)` is the only way from one state to the next. Pure.
+
+A fact is what happened; the answer is the job as it is then, with the events to be written in the same transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from gpuq.errors import IllegalTransition
+from gpuq.events import Event, Kind
+from gpuq.model import TRANSITIONS, Condition, Ending, Failure, Job, State
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """An attempt was given its GPUs; its supervisor is about to be launched."""
+
+    gpus: tuple[str, ...]
+    log_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An attempt's supervisor reported: how the main process ended, and what it used."""
+
+    #: the supervisor was told to end the job before the main process ended
+    asked: bool = False
+    failure: Failure | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    note: str | None = None
+    peak_ram: int | None = None
+    user_seconds: float | None = None
+    system_seconds: float | None = None
+    #: seconds since the epoch, as the supervisor saw it
+    ended_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NeverStarted:
+    """The daemon died between claim and launch: the attempt does not count."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndAsked:
+    """A running attempt is being ended."""
+
+    ending: Ending
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """A waiting job's owner does not want it any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class DependencyBroken:
+    """A job that it depends on ended otherwise than it must."""
+
+    on: int
+    condition: Condition
+    state: State
+
+
+Fact = Started | Ended | NeverStarted | EndAsked | Cancelled | Held | Released | Retried | DependencyBroken
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A job after a fact, and the event that tells of it."""
+
+    job: Job
+    event: Event
+
+
+def advance(job: Job, fact: Fact, now: float) -> Step:
+    """The job after the fact. Raises IllegalTransition where its state does not allow it."""
+    match fact:
+        case Started(gpus, log_path):
+            changes = {
+                "attempt": job.attempt + 1,
+                "gpus": gpus,
+                "log_path": log_path,
+                "started_at": now,
+                **_NO_OUTCOME,
+            }
+            return _step(job, State.RUNNING, Kind.STARTED, now, {"gpus": list(gpus)}, **changes)
+        case Ended():
+            return _ended(job, fact, now)
+        case NeverStarted():
+            return _step(job, State.QUEUED, Kind.REQUEUED, now, {}, started_at=None, gpus=(), ending=None)
+        case EndAsked(ending, note):
+            if job.state is not State.RUNNING:
+                raise IllegalTransition(f"job {job.id} does not run, it is {job.state}")
+            data = {"why": str(ending), **({"note": note} if note else {})}
+            return Step(replace(job, ending=ending, note=note), _event(job, Kind.ENDING, now, data))
+        case Cancelled():
+            return _step(job, State.CANCELLED, Kind.CANCELLED, now, {}, ended_at=now)
+        case Held():
+            return _step(job, State.HELD, Kind.HELD, now, {})
+        case Released():
+            if job.state is not State.HELD:
+                raise IllegalTransition(f"job {job.id} is not held, it is {job.state}")
+            return _step(job, State.QUEUED, Kind.RELEASED, now, {})
+        case Retried():
+            if not job.ended:
+                raise IllegalTransition(f"job {job.id} has not ended, it is {job.state}: only ended jobs are retried")
+            changes = {"gpus": (), "started_at": None, "begin_at": None, "log_path": None, **_NO_OUTCOME}
+            return _step(job, State.QUEUED, Kind.RETRIED, now, {}, **changes)
+        case DependencyBroken(on, condition, state):
+            note = f"depends on {condition}:{on}, which {_ended_as(state)}"
+            return _step(job, State.SKIPPED, Kind.SKIPPED, now, {"note": note}, ended_at=now, note=note)
+
+
+_NO_OUTCOME: dict[str, object] = {
+    "ended_at": None,
+    "exit_code": None,
+    "signal": None,
+    "failure": None,
+    "note": None,
+    "ending": None,
+    "peak_vram": None,
+    "peak_ram": None,
+}
+
+
+def _ended_as(state: State) -> str:
+    return {State.CANCELLED: "was cancelled", State.SKIPPED: "was skipped"}.get(state, str(state))
+
+
+def _ended(job: Job, fact: Ended, now: float) -> Step:
+    state, failure, note = State.FAILED, fact.failure, fact.note
+    if fact.asked and job.ending is Ending.CANCEL:
+        state, failure, note = State.CANCELLED, None, None
+    elif fact.asked and job.ending is Ending.OVER_MEMORY:
+        failure, note = Failure.OVER_MEMORY, job.note
+    elif fact.asked and fact.failure is not Failure.TIMEOUT:
+        failure, note = Failure.SIGNAL, "its supervisor was told to end it by a signal from outside gpuq"
+    elif failure is None:
+        state = State.SUCCEEDED
+    kind = Kind(state.value)
+    data = {
+        key: value
+        for key, value in {
+            "failure": str(failure) if failure else None,
+            "exit_code": fact.exit_code,
+            "signal": fact.signal,
+            "note": note,
+        }.items()
+        if value is not None
+    }
+    return _step(
+        job,
+        state,
+        kind,
+        now,
+        data,
+        ended_at=fact.ended_at if fact.ended_at is not None else now,
+        exit_code=fact.exit_code,
+        signal=fact.signal,
+        failure=failure,
+        note=note,
+        peak_ram=fact.peak_ram,
+        ending=None,
+    )
+
+
+def _event(job: Job, kind: Kind, now: float, data: Mapping[str, object]) -> Event:
+    return Event(now, kind, job.id, job.attempt or None, data)
+
+
+def _step(job: Job, state: State, kind: Kind, now: float, data: Mapping[str, object], **changes: object) -> Step:
+    if state not in TRANSITIONS[job.state]:
+        verb = "already ended" if job.ended else "is"
+        what = f" ({job.state})" if job.ended else f" {job.state}"
+        raise IllegalTransition(f"job {job.id} {verb}{what}, and cannot become {state}")
+    after = replace(job, state=state, **changes)  # type: ignore[arg-type]
+    return Step(after, _event(after, kind, now, data))
+
+
+def dependency(condition: Condition, state: State) -> bool | None:
+    """Whether a dependency on a job in this state holds; None while that is open."""
+    if state is State.SUCCEEDED:
+        return condition is not Condition.FAILED
+    if state is State.FAILED:
+        return condition is not Condition.OK
+    if state in (State.CANCELLED, State.SKIPPED):
+        # it did not fail, it did not run to an end: only `any` is content
+        return condition is Condition.ANY
+    return None

@@ -1,0 +1,101 @@
+"""The waiting jobs in memory: who may start, grouped so that planning looks at heads only.
+
+A job that may start is an id in a sorted list of its group; what keeps another from starting (its owner, a
+dependency, its begin time) is kept beside it. The job itself stays in the store: a hundred thousand ids are small.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gpuq.model import Job, Reason, Request, State
+
+
+@dataclass(frozen=True, slots=True)
+class GroupKey:
+    """Jobs that are alike to the planner."""
+
+    priority: int
+    owner: int
+    request: Request
+    #: (array id, most members at a time), where the array has such a limit
+    array: tuple[int, int] | None = None
+
+
+def key_of(job: Job) -> GroupKey:
+    array = (job.array.array_id, job.array.limit) if job.array and job.array.limit else None
+    return GroupKey(job.priority, job.owner, job.request, array)
+
+
+class Waiting:
+    """All jobs in `held` and `queued`."""
+
+    def __init__(self) -> None:
+        #: ids that may start, oldest first
+        self.groups: dict[GroupKey, list[int]] = {}
+        self._key: dict[int, GroupKey] = {}
+        #: what keeps a job out of the groups
+        self._blocked: dict[int, Reason] = {}
+        self._begin: list[tuple[float, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._key) + len(self._blocked)
+
+    def put(self, job: Job, unmet: int, now: float) -> None:
+        """Add a job, or move it to where it belongs now. `unmet` counts its open dependencies."""
+        self.remove(job.id)
+        if job.state is State.HELD:
+            self._blocked[job.id] = Reason.HELD
+        elif job.state is not State.QUEUED:
+            return
+        elif unmet:
+            self._blocked[job.id] = Reason.DEPENDENCY
+        elif job.begin_at is not None and job.begin_at > now:
+            self._blocked[job.id] = Reason.BEGIN_TIME
+            heapq.heappush(self._begin, (job.begin_at, job.id))
+        else:
+            key = key_of(job)
+            self._key[job.id] = key
+            insort(self.groups.setdefault(key, []), job.id)
+
+    def remove(self, job_id: int) -> None:
+        self._blocked.pop(job_id, None)
+        key = self._key.pop(job_id, None)
+        if key is not None:
+            ids = self.groups[key]
+            del ids[bisect_left(ids, job_id)]
+            if not ids:
+                del self.groups[key]
+
+    def due(self, now: float) -> list[int]:
+        """Ids whose begin time has come; the caller puts them again."""
+        ids = []
+        while self._begin and self._begin[0][0] <= now:
+            _, job_id = heapq.heappop(self._begin)
+            if self._blocked.get(job_id) is Reason.BEGIN_TIME:
+                ids.append(job_id)
+        return ids
+
+    def next_begin(self) -> float | None:
+        """Seconds since the epoch when the next begin time comes, None when none is waited for."""
+        while self._begin and self._blocked.get(self._begin[0][1]) is not Reason.BEGIN_TIME:
+            heapq.heappop(self._begin)
+        return self._begin[0][0] if self._begin else None
+
+    def blocked(self, job_id: int) -> Reason | None:
+        """What keeps the job from being looked at, None when the planner looks at it."""
+        return self._blocked.get(job_id)
+
+    def key(self, job_id: int) -> GroupKey | None:
+        return self._key.get(job_id)
+
+    def wants_gpus(self) -> bool:
+        """Whether a job that may start asks for GPUs."""
+        return any(key.request.gpus for key in self.groups)
+
+    def heads(self) -> Iterator[tuple[GroupKey, list[int]]]:
+        """Groups with their ids, highest priority first, then oldest head first."""
+        return iter(sorted(self.groups.items(), key=lambda item: (-item[0].priority, item[1][0])))
