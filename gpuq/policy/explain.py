@@ -41,10 +41,8 @@ def why_not(request: Request, gpus: Sequence[GpuState], host: Host, cpus_used: i
     if fitting < request.gpus:
         return _why_no_gpu(request, gpus, fitting)
     if request.cpus and request.cpus > host.cpus - cpus_used:
-        return Verdict(
-            Reason.RESOURCES,
-            f"asks for {request.cpus} CPU{'s' if request.cpus > 1 else ''}, {host.cpus - cpus_used} of {host.cpus} free",
-        )
+        cpus = f"{request.cpus} CPU{'s' if request.cpus > 1 else ''}"
+        return Verdict(Reason.RESOURCES, f"asks for {cpus}, {host.cpus - cpus_used} of {host.cpus} free")
     return Verdict(
         Reason.RESOURCES,
         f"asks for {format_size(request.ram)} of host memory, "

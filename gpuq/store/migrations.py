@@ -1,0 +1,147 @@
+"""The schema, as numbered functions that each take a database one version further.
+
+`PRAGMA user_version` counts those that ran. A migration that has landed is never edited: the next change is a new one.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+
+from sqlite_utils import Database
+
+from gpuq.errors import StoreError
+
+
+def m001_jobs(db: Database) -> None:
+    """Jobs with the outcome of their newest attempt. Text that may hold undecodable bytes is kept as ASCII JSON."""
+    # AUTOINCREMENT, which sqlite-utils does not write: an id is never used again, not even after the newest is deleted
+    db.conn.execute(
+        """CREATE TABLE jobs (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            name TEXT NOT NULL,
+            owner INTEGER NOT NULL,
+            state TEXT NOT NULL,
+            command TEXT NOT NULL,
+            cwd TEXT NOT NULL,
+            gpus_asked INTEGER NOT NULL,
+            vram INTEGER,
+            cpus INTEGER NOT NULL,
+            ram INTEGER NOT NULL,
+            env_hash TEXT NOT NULL,
+            submitted_at REAL NOT NULL,
+            priority INTEGER NOT NULL,
+            time_limit REAL,
+            begin_at REAL,
+            after TEXT NOT NULL,
+            tags TEXT NOT NULL,
+            array_id INTEGER,
+            array_index INTEGER,
+            array_limit INTEGER,
+            umask INTEGER NOT NULL,
+            limits TEXT NOT NULL,
+            output TEXT,
+            attempt INTEGER NOT NULL,
+            gpus TEXT NOT NULL,
+            started_at REAL,
+            ended_at REAL,
+            exit_code INTEGER,
+            signal INTEGER,
+            failure TEXT,
+            note TEXT,
+            ending TEXT,
+            peak_vram INTEGER,
+            peak_ram INTEGER,
+            log_path TEXT
+        )"""
+    )
+    # what has not ended is a small part of the table for ever: partial indexes keep look-ups flat
+    db.conn.execute(
+        "CREATE INDEX jobs_live ON jobs (state, id) WHERE state IN ('held', 'queued', 'running')",
+    )
+    db.conn.execute("CREATE INDEX jobs_env ON jobs (env_hash, ended_at)")
+
+
+def m002_attempts(db: Database) -> None:
+    """Each run of a job, and the GPU memory it was entitled to and used."""
+    db.create_table(
+        "attempts",
+        {
+            "job_id": int,
+            "number": int,
+            "started_at": float,
+            "run_dir": str,
+            "log_path": str,
+            "ended_at": float,
+            "exit_code": int,
+            "signal": int,
+            "failure": str,
+            "note": str,
+            "peak_ram": int,
+            "user_seconds": float,
+            "system_seconds": float,
+        },
+        pk=("job_id", "number"),
+    )
+    db.conn.execute("CREATE INDEX attempts_live ON attempts (job_id) WHERE ended_at IS NULL")
+    db.create_table(
+        "claims",
+        {"job_id": int, "attempt": int, "uuid": str, "bytes": int, "peak": int},
+        pk=("job_id", "attempt", "uuid"),
+        defaults={"peak": 0},
+    )
+
+
+def m003_submissions(db: Database) -> None:
+    """Submissions by the client's random key, so that one sent twice is done once; and distinct environments."""
+    db.create_table("submissions", {"key": str, "first_id": int, "last_id": int}, pk="key")
+    db.create_table("environments", {"hash": str, "body": bytes}, pk="hash")
+
+
+def m004_dependencies(db: Database) -> None:
+    """Open and met dependencies; a broken one is told by the state of the job."""
+    db.create_table(
+        "dependencies",
+        {"job_id": int, "on_id": int, "condition": str, "met": int},
+        pk=("job_id", "on_id", "condition"),
+        defaults={"met": 0},
+    )
+    db.conn.execute("CREATE INDEX dependencies_open ON dependencies (on_id) WHERE met = 0")
+
+
+def m005_events(db: Database) -> None:
+    db.create_table(
+        "events", {"id": int, "at": float, "kind": str, "job_id": int, "attempt": int, "data": str}, pk="id"
+    )
+    db.conn.execute("CREATE INDEX events_job ON events (job_id, id)")
+
+
+MIGRATIONS: tuple[Callable[[Database], None], ...] = (
+    m001_jobs,
+    m002_attempts,
+    m003_submissions,
+    m004_dependencies,
+    m005_events,
+)
+
+
+def migrate(conn: sqlite3.Connection) -> None:
+    """Bring the database to the newest version, all or nothing. Raises StoreError for one from a newer gpuq."""
+    version = conn.execute("PRAGMA user_version").fetchone()[0]
+    if version == len(MIGRATIONS):
+        return
+    if version > len(MIGRATIONS):
+        raise StoreError(
+            f"the database is of version {version}, and this gpuq knows {len(MIGRATIONS)}: it was written by a newer "
+            "gpuq; install that one again"
+        )
+    db = Database(conn, use_counts_table=False)
+    conn.execute("BEGIN IMMEDIATE")
+    try:
+        for migration in MIGRATIONS[version:]:
+            migration(db)
+        conn.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        conn.commit()
+    except BaseException:
+        conn.rollback()
+        raise

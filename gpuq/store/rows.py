@@ -1,0 +1,150 @@
+"""Rows and records: one place that knows how a job stands in the database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from gpuq.events import Event, Kind
+from gpuq.model import (
+    ArrayPlace,
+    Attempt,
+    Claim,
+    Condition,
+    Dependency,
+    Ending,
+    Failure,
+    Job,
+    Request,
+    State,
+)
+
+Row = Mapping[str, Any]
+
+
+def dump(value: object) -> str:
+    """ASCII JSON: lone surrogates, which stand for undecodable bytes (PEP 383), survive SQLite's UTF-8."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def job_values(job: Job) -> dict[str, Any]:
+    """Every column of a job but its id."""
+    return {
+        "name": job.name,
+        "owner": job.owner,
+        "command": dump(job.command),
+        "cwd": dump(job.cwd),
+        "gpus_asked": job.request.gpus,
+        "vram": job.request.vram,
+        "cpus": job.request.cpus,
+        "ram": job.request.ram,
+        "env_hash": job.env_hash,
+        "submitted_at": job.submitted_at,
+        "priority": job.priority,
+        "time_limit": job.time_limit,
+        "after": dump([str(d) for d in job.after]),
+        "tags": dump(job.tags),
+        "array_id": job.array.array_id if job.array else None,
+        "array_index": job.array.index if job.array else None,
+        "array_limit": job.array.limit if job.array else None,
+        "umask": job.umask,
+        "limits": dump(job.limits),
+        "output": None if job.output is None else dump(job.output),
+        **live_values(job),
+    }
+
+
+def live_values(job: Job) -> dict[str, Any]:
+    """The columns that a transition may change."""
+    return {
+        "state": job.state.value,
+        "begin_at": job.begin_at,
+        "attempt": job.attempt,
+        "gpus": dump(job.gpus),
+        "started_at": job.started_at,
+        "ended_at": job.ended_at,
+        "exit_code": job.exit_code,
+        "signal": job.signal,
+        "failure": job.failure,
+        "note": None if job.note is None else _clean(job.note),
+        "ending": job.ending,
+        "peak_vram": job.peak_vram,
+        "peak_ram": job.peak_ram,
+        "log_path": None if job.log_path is None else dump(job.log_path),
+    }
+
+
+def _clean(text: str) -> str:
+    """Text for a UTF-8 column; what no UTF-8 can say becomes an escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def job_from_row(row: Row) -> Job:
+    array = None
+    if row["array_id"] is not None:
+        array = ArrayPlace(row["array_id"], row["array_index"], row["array_limit"])
+    return Job(
+        id=row["id"],
+        name=row["name"],
+        owner=row["owner"],
+        state=State(row["state"]),
+        command=tuple(json.loads(row["command"])),
+        cwd=json.loads(row["cwd"]),
+        request=Request(row["gpus_asked"], row["vram"], row["cpus"], row["ram"]),
+        env_hash=row["env_hash"],
+        submitted_at=row["submitted_at"],
+        priority=row["priority"],
+        time_limit=row["time_limit"],
+        begin_at=row["begin_at"],
+        after=tuple(_dependency(text) for text in json.loads(row["after"])),
+        tags=tuple(json.loads(row["tags"])),
+        array=array,
+        umask=row["umask"],
+        limits=tuple((number, soft) for number, soft in json.loads(row["limits"])),
+        output=None if row["output"] is None else json.loads(row["output"]),
+        attempt=row["attempt"],
+        gpus=tuple(json.loads(row["gpus"])),
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+        exit_code=row["exit_code"],
+        signal=row["signal"],
+        failure=None if row["failure"] is None else Failure(row["failure"]),
+        note=row["note"],
+        ending=None if row["ending"] is None else Ending(row["ending"]),
+        peak_vram=row["peak_vram"],
+        peak_ram=row["peak_ram"],
+        log_path=None if row["log_path"] is None else json.loads(row["log_path"]),
+    )
+
+
+def _dependency(text: str) -> Dependency:
+    condition, _, job_id = text.partition(":")
+    return Dependency(Condition(condition), int(job_id))
+
+
+def attempt_from_row(row: Row, claims: tuple[Claim, ...]) -> Attempt:
+    return Attempt(
+        job_id=row["job_id"],
+        number=row["number"],
+        started_at=row["started_at"],
+        run_dir=json.loads(row["run_dir"]),
+        log_path=json.loads(row["log_path"]),
+        claims=claims,
+        ended_at=row["ended_at"],
+        exit_code=row["exit_code"],
+        signal=row["signal"],
+        failure=None if row["failure"] is None else Failure(row["failure"]),
+        note=row["note"],
+        peak_ram=row["peak_ram"],
+        user_seconds=row["user_seconds"],
+        system_seconds=row["system_seconds"],
+    )
+
+
+def claim_from_row(row: Row) -> Claim:
+    return Claim(row["job_id"], row["attempt"], row["uuid"], row["bytes"], row["peak"])
+
+
+def event_from_row(row: Row) -> Event:
+    return Event(row["at"], Kind(row["kind"]), row["job_id"], row["attempt"], json.loads(row["data"]), row["id"])

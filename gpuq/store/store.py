@@ -1,0 +1,300 @@
+"""The SQLite queue. The daemon is its only writer, from one thread.
+
+Writes happen inside `transaction()`; a change of state is a guarded UPDATE with its event row beside it. WAL with
+`synchronous=FULL`: what was acknowledged survives a power cut (https://sqlite.org/pragma.html#pragma_synchronous).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from gpuq.errors import IllegalTransition, StoreError
+from gpuq.events import Event
+from gpuq.model import LIVE, TRANSITIONS, Attempt, Claim, Condition, Dependency, Job, State
+from gpuq.protocol import Selection
+from gpuq.store.migrations import migrate
+from gpuq.store.rows import (
+    attempt_from_row,
+    claim_from_row,
+    dump,
+    event_from_row,
+    job_from_row,
+    job_values,
+    live_values,
+)
+
+#: States from which each state can be reached, as SQL text.
+_SOURCES = {
+    target: ",".join(f"'{s.value}'" for s, targets in TRANSITIONS.items() if target in targets) for target in State
+}
+_LIVE = ",".join(f"'{s.value}'" for s in sorted(LIVE))
+
+
+class Store:
+    """Open with `Store(path)`; raises StoreError when the file cannot be used."""
+
+    def __init__(self, path: Path, *, network: bool = False) -> None:
+        try:
+            # made by us first: SQLite would follow a symlink, and give it the umask's mode
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            self.conn = sqlite3.connect(path, isolation_level=None, cached_statements=256)
+            self.conn.row_factory = sqlite3.Row
+            self.conn.execute("PRAGMA busy_timeout = 5000")
+            # WAL needs shared memory, which a network file system does not give between hosts
+            self.conn.execute(f"PRAGMA journal_mode = {'DELETE' if network else 'WAL'}")
+            self.conn.execute("PRAGMA synchronous = FULL")
+            migrate(self.conn)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"the database {path} cannot be used: {error}") from None
+
+    def close(self) -> None:
+        self.conn.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing; IMMEDIATE, so that it fails before the work and not at its end. Raises StoreError."""
+        try:
+            self.conn.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.conn.execute("COMMIT")
+            except BaseException:
+                if self.conn.in_transaction:
+                    self.conn.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise StoreError(f"the database could not be written: {error}") from None
+
+    # --- submitting -------------------------------------------------------------------------------
+
+    def submission(self, key: str) -> tuple[int, int] | None:
+        """First and last id of a submission made before under this key."""
+        row = self.conn.execute("SELECT first_id, last_id FROM submissions WHERE key = ?", (key,)).fetchone()
+        return None if row is None else (row["first_id"], row["last_id"])
+
+    def next_id(self) -> int:
+        row = self.conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
+        return 1 if row is None else int(row["seq"]) + 1
+
+    def insert_jobs(self, key: str, jobs: Sequence[Job], events: Sequence[Event]) -> None:
+        """Add jobs, whose ids follow each other, as the submission `key`, with their dependencies and events."""
+        columns = ["id", *job_values(jobs[0])]
+        sql = f"INSERT INTO jobs ({','.join(columns)}) VALUES ({','.join(':' + c for c in columns)})"
+        self.conn.executemany(sql, ({"id": job.id, **job_values(job)} for job in jobs))
+        self.conn.execute("INSERT INTO submissions VALUES (?, ?, ?)", (key, jobs[0].id, jobs[-1].id))
+        self.add_events(events)
+
+    def add_dependencies(self, rows: Iterable[tuple[int, Dependency, bool]]) -> None:
+        """(waiting job, dependency, already met) each."""
+        self.conn.executemany(
+            "INSERT OR IGNORE INTO dependencies (job_id, on_id, condition, met) VALUES (?, ?, ?, ?)",
+            ((job_id, d.job_id, d.condition.value, met) for job_id, d, met in rows),
+        )
+
+    def put_environment(self, digest: str, body: bytes) -> None:
+        self.conn.execute("INSERT OR IGNORE INTO environments VALUES (?, ?)", (digest, body))
+
+    def environment(self, digest: str) -> bytes | None:
+        """None once it was erased."""
+        row = self.conn.execute("SELECT body FROM environments WHERE hash = ?", (digest,)).fetchone()
+        return None if row is None else bytes(row["body"])
+
+    def erase_environments(self, before: float) -> int:
+        """Erase those that only jobs ended before that time refer to; returns how many."""
+        return self.conn.execute(
+            f"""DELETE FROM environments WHERE NOT EXISTS (
+                SELECT 1 FROM jobs WHERE env_hash = hash AND (state IN ({_LIVE}) OR ended_at >= ?))""",
+            (before,),
+        ).rowcount
+
+    # --- transitions ------------------------------------------------------------------------------
+
+    def change(self, before: Job, after: Job, event: Event) -> None:
+        """Write a job after a fact. Raises IllegalTransition when the job has left the state it was read in."""
+        values = live_values(after)
+        columns = ",".join(f"{c} = :{c}" for c in values)
+        guard = _SOURCES[after.state] if before.state is not after.state else f"'{after.state.value}'"
+        count = self.conn.execute(
+            f"UPDATE jobs SET {columns} WHERE id = :id AND state IN ({guard})", {"id": after.id, **values}
+        ).rowcount
+        if count != 1:
+            raise IllegalTransition(f"job {after.id} changed meanwhile, and cannot become {after.state}")
+        self.add_events([event])
+
+    def add_events(self, events: Iterable[Event]) -> None:
+        self.conn.executemany(
+            "INSERT INTO events (at, kind, job_id, attempt, data) VALUES (?, ?, ?, ?, ?)",
+            ((e.at, e.kind.value, e.job_id, e.attempt, dump(dict(e.data))) for e in events),
+        )
+
+    def add_attempt(self, attempt: Attempt) -> None:
+        self.conn.execute(
+            "INSERT INTO attempts (job_id, number, started_at, run_dir, log_path) VALUES (?, ?, ?, ?, ?)",
+            (attempt.job_id, attempt.number, attempt.started_at, dump(attempt.run_dir), dump(attempt.log_path)),
+        )
+        self.conn.executemany(
+            "INSERT INTO claims VALUES (?, ?, ?, ?, ?)",
+            ((c.job_id, c.attempt, c.uuid, c.bytes, c.peak) for c in attempt.claims),
+        )
+
+    def end_attempt(self, attempt: Attempt) -> None:
+        self.conn.execute(
+            """UPDATE attempts SET ended_at = ?, exit_code = ?, signal = ?, failure = ?, note = ?, peak_ram = ?,
+               user_seconds = ?, system_seconds = ? WHERE job_id = ? AND number = ?""",
+            (
+                attempt.ended_at,
+                attempt.exit_code,
+                attempt.signal,
+                attempt.failure,
+                attempt.note,
+                attempt.peak_ram,
+                attempt.user_seconds,
+                attempt.system_seconds,
+                attempt.job_id,
+                attempt.number,
+            ),
+        )
+
+    def set_peaks(self, claims: Iterable[Claim]) -> None:
+        """Keep the observed peaks of claims, and the largest of each job beside it."""
+        rows = list(claims)
+        self.conn.executemany(
+            "UPDATE claims SET peak = ? WHERE job_id = ? AND attempt = ? AND uuid = ?",
+            ((c.peak, c.job_id, c.attempt, c.uuid) for c in rows),
+        )
+        self.conn.executemany(
+            "UPDATE jobs SET peak_vram = max(coalesce(peak_vram, 0), ?) WHERE id = ?",
+            ((c.peak, c.job_id) for c in rows),
+        )
+
+    def waiting_on(self, job_id: int) -> list[tuple[int, Condition]]:
+        """Jobs with an open dependency on this one."""
+        rows = self.conn.execute(
+            "SELECT job_id, condition FROM dependencies WHERE on_id = ? AND met = 0 ORDER BY job_id", (job_id,)
+        )
+        return [(row["job_id"], Condition(row["condition"])) for row in rows]
+
+    def meet(self, job_id: int, on_id: int, condition: Condition) -> None:
+        self.conn.execute(
+            "UPDATE dependencies SET met = 1 WHERE job_id = ? AND on_id = ? AND condition = ?",
+            (job_id, on_id, condition.value),
+        )
+
+    def open_dependencies(self, job_id: int) -> list[Dependency]:
+        rows = self.conn.execute(
+            "SELECT on_id, condition FROM dependencies WHERE job_id = ? AND met = 0 ORDER BY on_id", (job_id,)
+        )
+        return [Dependency(Condition(row["condition"]), row["on_id"]) for row in rows]
+
+    def forget_dependencies(self, job_id: int) -> None:
+        """A job that is tried again waits for nothing that has ended."""
+        self.conn.execute("UPDATE dependencies SET met = 1 WHERE job_id = ?", (job_id,))
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def job(self, job_id: int) -> Job | None:
+        row = self.conn.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return None if row is None else job_from_row(row)
+
+    def state_of(self, job_id: int) -> State | None:
+        row = self.conn.execute("SELECT state FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return None if row is None else State(row["state"])
+
+    def live_jobs(self, state: State) -> Iterator[Job]:
+        for row in self.conn.execute(f"SELECT * FROM jobs WHERE state = '{state.value}' ORDER BY id"):
+            yield job_from_row(row)
+
+    def unmet_counts(self) -> dict[int, int]:
+        """Open dependencies by waiting job."""
+        rows = self.conn.execute("SELECT job_id, count(*) AS n FROM dependencies WHERE met = 0 GROUP BY job_id")
+        return {row["job_id"]: row["n"] for row in rows}
+
+    def attempt(self, job_id: int, number: int) -> Attempt | None:
+        found = [a for a in self.attempts(job_id) if a.number == number]
+        return found[0] if found else None
+
+    def attempts(self, job_id: int) -> list[Attempt]:
+        claims = self.conn.execute("SELECT * FROM claims WHERE job_id = ? ORDER BY attempt, rowid", (job_id,))
+        by_attempt: dict[int, list[Claim]] = {}
+        for row in claims:
+            by_attempt.setdefault(row["attempt"], []).append(claim_from_row(row))
+        rows = self.conn.execute("SELECT * FROM attempts WHERE job_id = ? ORDER BY number", (job_id,))
+        return [attempt_from_row(row, tuple(by_attempt.get(row["number"], ()))) for row in rows]
+
+    def events(self, since: int, where: Selection | None, limit: int | None) -> list[Event]:
+        """Events after the id `since`, oldest first; with a limit, the newest ones. None of jobs when not selected."""
+        clause, values = "id > ?", list[int | str]([since])
+        if where is not None:
+            jobs, job_values_ = self._where(where)
+            clause += f" AND job_id IN (SELECT id FROM jobs WHERE {jobs})"
+            values += job_values_
+        sql = f"SELECT * FROM events WHERE {clause} ORDER BY id DESC LIMIT ?"
+        rows = self.conn.execute(sql, [*values, -1 if limit is None else limit]).fetchall()
+        return [event_from_row(row) for row in reversed(rows)]
+
+    def last_event(self) -> int:
+        return int(self.conn.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0])
+
+    def last_job(self, owner: int) -> int | None:
+        row = self.conn.execute("SELECT id FROM jobs WHERE owner = ? ORDER BY id DESC LIMIT 1", (owner,)).fetchone()
+        return None if row is None else int(row["id"])
+
+    def select(self, selection: Selection, states: Iterable[State] = ()) -> list[int]:
+        """Ids in the selection, ascending; `states` narrows it further. `@last` must be resolved before."""
+        clause, values = self._where(selection, states)
+        return [row["id"] for row in self.conn.execute(f"SELECT id FROM jobs WHERE {clause} ORDER BY id", values)]
+
+    def select_jobs(
+        self, selection: Selection, states: Iterable[State], order: str, limit: int | None
+    ) -> tuple[list[Job], int]:
+        """A page of the selection in a given SQL order, and how many there are in all."""
+        clause, values = self._where(selection, states)
+        total = int(self.conn.execute(f"SELECT count(*) FROM jobs WHERE {clause}", values).fetchone()[0])
+        rows = self.conn.execute(
+            f"SELECT * FROM jobs WHERE {clause} ORDER BY {order} LIMIT ?", [*values, -1 if limit is None else limit]
+        )
+        return [job_from_row(row) for row in rows], total
+
+    def counts(self) -> dict[str, int]:
+        """Jobs that have not ended, by state."""
+        rows = self.conn.execute(f"SELECT state, count(*) AS n FROM jobs WHERE state IN ({_LIVE}) GROUP BY state")
+        return {row["state"]: row["n"] for row in rows}
+
+    @staticmethod
+    def _where(selection: Selection, states: Iterable[State] = ()) -> tuple[str, list[str]]:
+        """SQL for a selection. Every value is bound or one of our own words."""
+        parts, values = ["1"], list[str]()
+        if selection.ranges:
+            # CROSS JOIN keeps the order: one index range per range, however many thousand there are
+            parts.append(
+                """id IN (SELECT jobs.id FROM json_each(?) AS r CROSS JOIN jobs
+                   ON jobs.id BETWEEN json_extract(r.value, '$[0]') AND json_extract(r.value, '$[1]'))"""
+            )
+            values.append(dump(selection.ranges))
+        for chosen in (selection.states, tuple(s.value for s in states)):
+            if chosen:
+                parts.append("state IN (" + ",".join(f"'{State(s).value}'" for s in chosen) + ")")
+        for tag in selection.tags:
+            parts.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)")
+            values.append(tag)
+        return " AND ".join(parts), values
+
+
+def with_outcome(attempt: Attempt, job: Job, user: float | None, system: float | None) -> Attempt:
+    """The attempt with the outcome that its job now shows."""
+    return replace(
+        attempt,
+        ended_at=job.ended_at,
+        exit_code=job.exit_code,
+        signal=job.signal,
+        failure=job.failure,
+        note=job.note,
+        peak_ram=job.peak_ram,
+        user_seconds=user,
+        system_seconds=system,
+    )
