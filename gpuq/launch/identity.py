@@ -41,9 +41,7 @@ def read_stat(pid: int) -> Stat | None:
     fields = line.rpartition(b")")[2].split()
     if len(fields) < 20:
         return None
-    return Stat(
-        pid, fields[0].decode("ascii"), int(fields[1]), int(fields[3]), int(fields[17]), int(fields[19])
-    )
+    return Stat(pid, fields[0].decode("ascii"), int(fields[1]), int(fields[3]), int(fields[17]), int(fields[19]))
 
 
 @functools.cache

@@ -6,6 +6,7 @@ through flock(2)'s open file description, and so held until the supervisor ends,
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -18,23 +19,27 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.abc import InspectLoader
 from pathlib import Path
+from typing import cast
 
-from gpuq.errors import LaunchError
+from gpuq.errors import LaunchError, StoreError
 from gpuq.launch import shim
-from gpuq.launch.identity import boot_id, identity_of, members
+from gpuq.launch.identity import alive, members
 from gpuq.model import Identity
 
 LOCK = "lock"
 IDENTITY = "identity"
 RESULT = "result"
 
-#: The supervisor's code travels with its orders, compiled: a script is compiled anew at each start, which costs more
-#: than all the rest that it does before the job runs, and an upgrade on disk must not change the code under a daemon.
-_CODE = marshal.dumps(shim.__spec__.loader.get_code(shim.__name__))  # type: ignore[union-attr]
+#: The supervisor's code travels with its orders, compiled: a script would be compiled at each start, which takes longer
+#: than what it does before the job runs, and an upgrade on disk must not change the code under a running daemon.
+_CODE = cast(InspectLoader, shim.__loader__).get_code(shim.__name__)
 _BOOTSTRAP = "import marshal,os;code,spec=marshal.load(os.fdopen(0,'rb',closefd=False));exec(code);main(spec)"
 #: Longest complaint of a broken supervisor that is read, in bytes.
 _COMPLAINT = 64 * 1024
+#: Between rounds of KILL, in seconds; a further round is for what was forked meanwhile.
+_KILL_ROUND = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,9 @@ def start(launch: Launch) -> Supervisor:
         supervisor = _spawn(launch, lock)
     except UnicodeEncodeError as error:
         (launch.run_dir / LOCK).unlink()
-        raise LaunchError(f"the command or its environment holds text that no program can be given: {error.reason}") from None
+        raise LaunchError(
+            f"the command or its environment holds text that no program can be given: {error.reason}"
+        ) from None
     except OSError as error:
         (launch.run_dir / LOCK).unlink()
         raise LaunchError(_explain(error)) from None
@@ -181,7 +188,7 @@ def _orders(launch: Launch, lock: int) -> int:
         "time_limit": launch.time_limit,
         "grace": launch.grace,
     }
-    data = memoryview(marshal.dumps((_CODE, spec)))
+    data = memoryview(marshal.dumps((_CODE, dict(spec))))
     orders = os.memfd_create("gpuq-orders")
     try:
         while data:
@@ -198,9 +205,13 @@ def _explain(error: OSError) -> str:
     if error.errno in (errno.EAGAIN, errno.ENOMEM):
         return f"no process could be made ({reason}): end some, or raise the limit that `ulimit -u` shows"
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return f"no process could be made ({reason}): raise the limit that `ulimit -n` shows, then `gpuq daemon restart`"
+        return (
+            f"no process could be made ({reason}): raise the limit that `ulimit -n` shows, then `gpuq daemon restart`"
+        )
     if error.errno == errno.ENOENT:
-        return f"the Python that runs the daemon, {sys.executable}, is gone: install it again, then `gpuq daemon restart`"
+        return (
+            f"the Python that runs the daemon, {sys.executable}, is gone: install it again, then `gpuq daemon restart`"
+        )
     return f"no process could be made: {reason}"
 
 
@@ -216,10 +227,8 @@ def reap(supervisor: Supervisor) -> None:
 
 def end(supervisor: Supervisor) -> None:
     """Ask the supervisor to end its job: TERM, the attempt's grace period, KILL. Asking again changes nothing."""
-    try:
+    with contextlib.suppress(ProcessLookupError):  # it has ended
         signal.pidfd_send_signal(supervisor.pidfd, signal.SIGTERM)
-    except ProcessLookupError:
-        pass  # it has ended
 
 
 # --- what an earlier daemon started ---------------------------------------------------------------
@@ -227,11 +236,9 @@ def end(supervisor: Supervisor) -> None:
 
 def adopt(run_dir: Path) -> Found:
     """What became of the attempt in `run_dir`. Raises StoreError for files that cannot be read or make no sense."""
-    identity = _read_identity(run_dir)
     if _locked(run_dir):
-        # Read again: it may have been written, and must be read, after the lock was seen.
         identity = _read_identity(run_dir)
-        supervisor = None if identity is None else _open(identity)
+        supervisor = None if identity is None else _supervisor(identity)
         if supervisor is not None:
             return Running(supervisor)
         if _locked(run_dir):
@@ -242,3 +249,115 @@ def adopt(run_dir: Path) -> Found:
     if identity is not None:
         return Lost(identity, _complaint(run_dir))
     return NeverStarted(_complaint(run_dir))
+
+
+def wait_unlocked(run_dir: Path) -> None:
+    """Block until the supervisor has ended. For `Starting`, which is rare and seldom lasts; then `adopt` again."""
+    try:
+        lock = os.open(run_dir / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+    finally:
+        os.close(lock)
+
+
+def end_leftovers(supervisor: Identity, grace: float) -> None:
+    """End what is left of an attempt whose supervisor is gone: TERM, `grace` seconds, KILL. Blocks until then."""
+    asked: set[Identity] = set()
+    kill_at = time.monotonic() + grace
+    while left := members(supervisor):
+        killing = time.monotonic() >= kill_at
+        pidfds: list[int] = []
+        for identity in left:
+            pidfd = _pidfd(identity)
+            if pidfd is None:
+                continue
+            pidfds.append(pidfd)
+            if killing:
+                _send(pidfd, signal.SIGKILL)
+            elif identity not in asked:
+                asked.add(identity)
+                _send(pidfd, signal.SIGTERM)
+                _send(pidfd, signal.SIGCONT)  # a stopped process does not see the TERM before
+        _wait_for_any(pidfds, _KILL_ROUND if killing else kill_at - time.monotonic())
+
+
+def _wait_for_any(pidfds: list[int], timeout: float) -> None:
+    """Until one of the processes has ended, or `timeout` seconds. Closes the pidfds."""
+    poll = select.poll()
+    for pidfd in pidfds:
+        poll.register(pidfd, select.POLLIN)
+    try:
+        if pidfds:
+            poll.poll(max(0.0, timeout) * 1000)
+    finally:
+        for pidfd in pidfds:
+            os.close(pidfd)
+
+
+def _supervisor(identity: Identity) -> Supervisor | None:
+    pidfd = _pidfd(identity)
+    return None if pidfd is None else Supervisor(identity.pid, pidfd)
+
+
+def _send(pidfd: int, number: int) -> None:
+    # It has ended, or became a set-user-id program; the caller looks again.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        signal.pidfd_send_signal(pidfd, number)
+
+
+def _pidfd(identity: Identity) -> int | None:
+    """A pidfd of this very process, None if it has ended: looked at once more when the number can no longer change."""
+    try:
+        pidfd = os.pidfd_open(identity.pid)
+    except ProcessLookupError:
+        return None
+    if not alive(identity):
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
+def _locked(run_dir: Path) -> bool:
+    """Whether a supervisor lives. Shared, so that two who look do not take each other for one."""
+    try:
+        lock = os.open(run_dir / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise StoreError(f"{run_dir / LOCK} cannot be opened: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def _read_identity(run_dir: Path) -> Identity | None:
+    """None before the supervisor wrote it. It is renamed into place, so half a file is damage: raises StoreError."""
+    path = run_dir / IDENTITY
+    try:
+        fields = json.loads(path.read_bytes())
+        return Identity(int(fields["pid"]), int(fields["start_time"]), str(fields["boot_id"]))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise StoreError(f"{path} is damaged: it does not name a process") from None
+
+
+def _complaint(run_dir: Path) -> str | None:
+    """The last line that a broken supervisor printed."""
+    try:
+        with open(run_dir / LOCK, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _COMPLAINT))
+            lines = file.read(_COMPLAINT).decode("utf-8", "replace").split("\n")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1] if said else None

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import signal
+import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from gpuq.errors import StoreError
+from gpuq.launch.launcher import RESULT
 from gpuq.model import Failure
+
+#: How much of the end of a log is searched, in bytes.
+TAIL = 64 * 1024
+#: Longest evidence that is kept, in characters.
+MAX_NOTE = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +51,7 @@ class Result:
     ended_at: float
     user_seconds: float
     system_seconds: float
-    #: largest resident set of any one process, in bytes; the supervisor's own fork makes some 10 MB the least
+    #: largest resident set of any one process, in bytes; the supervisor's own fork makes some 5 MB the least
     max_rss_bytes: int
 
 
@@ -51,3 +64,141 @@ class Outcome:
     signal: int | None
     #: one line of evidence
     note: str | None
+
+
+def read_result(run_dir: Path) -> Result | None:
+    """The result in `run_dir`, None if there is none yet.
+
+    The file is renamed into place after fsync, so one that makes no sense is damage, not a moment: StoreError. The
+    attempt then counts as lost, with the error's message as its note, because its true outcome cannot be known.
+    """
+    path = run_dir / RESULT
+    try:
+        return _parse(json.loads(path.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StoreError(f"the result {path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise StoreError(f"the result {path} is damaged: {type(error).__name__}: {error}") from None
+
+
+def _parse(fields: Any) -> Result:
+    status, failure = fields["wait_status"], fields["start_failure"]
+    if (status is None) == (failure is None):
+        raise ValueError("an attempt has a wait status or a reason why it did not start")
+    return Result(
+        wait_status=None if status is None else int(status),
+        start_failure=None
+        if failure is None
+        else StartFailure(str(failure["step"]), int(failure["errno"]), str(failure["text"])),
+        timed_out=bool(fields["timed_out"]),
+        ended=bool(fields["ended"]),
+        leftovers=int(fields["leftovers"]),
+        log_start=int(fields["log_start"]),
+        log_end=int(fields["log_end"]),
+        started_at=float(fields["started_at"]),
+        ended_at=float(fields["ended_at"]),
+        user_seconds=float(fields["user_seconds"]),
+        system_seconds=float(fields["system_seconds"]),
+        max_rss_bytes=int(fields["max_rss_bytes"]),
+    )
+
+
+def judge(result: Result, tail: bytes) -> Outcome:
+    """What the result means, given the end of what the attempt logged. Pure.
+
+    Exit code 0 is success whatever was printed: a program that caught an out-of-memory error and went on did its work.
+    """
+    if result.start_failure is not None:
+        return Outcome(Failure.LAUNCH, None, None, _one_line(result.start_failure.text))
+    status = result.wait_status
+    assert status is not None  # `read_result` sees to it
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+    if result.timed_out:
+        return Outcome(Failure.TIMEOUT, code, number, None)
+    if code == 0:
+        return Outcome(None, 0, None, None)
+    # abort() is how C++ programs end on an exception that nobody catches.
+    if number in (None, signal.SIGABRT) and (line := find_vram_oom(tail)) is not None:
+        return Outcome(Failure.VRAM_OOM, code, number, line)
+    if number is None:
+        return Outcome(Failure.EXIT, code, None, None)
+    return Outcome(Failure.SIGNAL, None, number, _describe(number, os.WCOREDUMP(status), result.ended))
+
+
+def _describe(number: int, dumped: bool, asked: bool) -> str:
+    try:
+        text = signal.Signals(number).name
+    except ValueError:
+        text = f"signal {number}"
+    if dumped:
+        text += ", core dumped"
+    if number == signal.SIGKILL and not asked:
+        text += ", which gpuq did not send; the kernel does when host memory runs out"
+    return text
+
+
+def log_tail(path: str | os.PathLike[str], start: int, size: int = TAIL) -> bytes:
+    """The last `size` bytes of what a log holds from the offset `start`; nothing for what is not a regular file."""
+    try:
+        log = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return b""  # gone, renamed or unreadable: then there is no evidence, which is no error
+    try:
+        found = os.fstat(log)
+        if not stat.S_ISREG(found.st_mode):
+            return b""
+        offset = max(start, found.st_size - size)
+        return os.pread(log, max(0, found.st_size - offset), offset)
+    finally:
+        os.close(log)
+
+
+# --- GPU memory ran out -------------------------------------------------------------------------
+
+#: What programs print when GPU memory ran out, by program; `tests/launch/oom_messages.json` has the messages.
+_VRAM_OOM = re.compile(
+    "|".join(
+        (
+            # PyTorch: a RuntimeError before 1.13, then torch.cuda.OutOfMemoryError, then torch.OutOfMemoryError
+            r"\b(?:CUDA|HIP) out of memory\. Tried to allocate",
+            r"\btorch(?:\.cuda)?\.OutOfMemoryError: \S",
+            # JAX, old spelling and new. What follows is `allocating` where a CPU's memory ran out.
+            r"(?:RESOURCE_EXHAUSTED|Resource exhausted): Out of memory while trying to allocate",
+            r"(?:RESOURCE_EXHAUSTED|Resource exhausted): Failed to allocate request for .* on device ordinal",
+            # TensorFlow says the same of host memory, and then names a CPU
+            r"OOM when allocating tensor with shape(?!.*(?:device:CPU|allocator \w*cpu))",
+            # CuPy, as a class and as the message alone
+            r"\bcupy\.cuda\.memory\.OutOfMemoryError\b",
+            r"\bOut of memory allocating [\d,]+ bytes \(allocated so far",
+            # llama.cpp and others built on ggml
+            r"\bcudaMalloc failed: out of memory",
+            # vLLM
+            r"\bNo available memory for the cache blocks",
+            r"\bFree memory on device .* is less than desired GPU memory utilization",
+            r"\bCUDA out of memory occurred when warming up",
+            # CUDA's own names for it: runtime and driver, as many programs print them
+            r"\bCUDA error: out of memory",
+            r"(?i:\bcuda runtime error \(2\) : out of memory)",
+            r"\bCUDA_ERROR_OUT_OF_MEMORY\b",
+            r"\bcudaErrorMemoryAllocation\b",
+        )
+    )
+)
+#: A line that tells what to do about it, or that it was got over.
+_HARMLESS = re.compile(r"is not a failure|\bif you (?:encounter|see|get|run into)\b|\bretrying\b", re.IGNORECASE)
+
+
+def find_vram_oom(tail: bytes) -> str | None:
+    """The last line in `tail` by which a program says that GPU memory ran out, fit to be shown."""
+    for line in reversed(tail.decode("utf-8", "replace").replace("\r", "\n").split("\n")):
+        if _VRAM_OOM.search(line) and not _HARMLESS.search(line):
+            return _one_line(line)
+    return None
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_NOTE else line[: MAX_NOTE - 1] + "…"

@@ -12,7 +12,6 @@ input (see `launcher`); `supervise` is apart from `main` so that a process which
 """
 
 import _ctypes
-import _signal
 import errno
 import posix as os
 import resource
@@ -20,7 +19,10 @@ import time
 
 #: Known to type checkers without the import of `typing`.
 TYPE_CHECKING = False
-if TYPE_CHECKING:
+if not TYPE_CHECKING:
+    import _signal
+else:
+    import signal as _signal
     from collections.abc import Iterable, Mapping
     from typing import NoReturn, TypedDict
 
@@ -115,7 +117,8 @@ def supervise(spec: "Spec", lock_fd: int) -> None:
 
 def become_subreaper() -> None:
     """Descendants of the job whose parent died become our children, whatever they do (prctl(2))."""
-    prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
+    program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # None: the interpreter itself, dlopen(3)
+    prctl = _ctypes.dlsym(program, "prctl")
     if _ctypes.call_cdeclfunction(prctl, (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) != 0:
         raise StartError("identity", 0, "the kernel does not let a supervisor adopt what its job leaves behind")
 
@@ -173,7 +176,8 @@ def spawn(spec: "Spec", log: int, null: int) -> tuple[int, int]:
         finally:
             os._exit(127)
     os.close(write_end)
-    try:  # both sides do it, so that the group exists whoever runs first (setpgid(2))
+    # Both sides do it, so that the group exists whoever runs first (setpgid(2)).
+    try:  # noqa: SIM105 (contextlib would have to be imported)
         os.setpgid(pid, pid)
     except OSError:
         pass  # it has become its program already, having done it itself
