@@ -26,7 +26,7 @@ LIST_ATTEMPTS = 3
 NAMELESS = "NVIDIA GPU"
 
 #: Either is there while the kernel has the driver.
-_KERNEL_MODULE = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"))
+KERNEL_MODULE = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"))
 
 
 class Trouble(Enum):
@@ -146,9 +146,11 @@ class _Memory:
 class NvmlSource:
     """All GPUs of the NVIDIA driver. Opens NVML at the first reading, and again after it broke."""
 
-    def __init__(self, reopen_after: float = REOPEN_AFTER) -> None:
+    def __init__(self, reopen_after: float = REOPEN_AFTER, kernel_module: tuple[Path, ...] = KERNEL_MODULE) -> None:
+        """`kernel_module` are files of which one is there while the kernel has the driver."""
         self.gate = Gate()
         self._reopen_after = reopen_after
+        self._kernel_module = kernel_module
         self._open = False
         self._opened_at = 0.0
         self._version: str | None = None
@@ -179,7 +181,7 @@ class NvmlSource:
         """Open NVML; the reading to return where that fails."""
         init = self.gate.call("nvmlInit")
         if init.code == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
-            if not any(path.exists() for path in _KERNEL_MODULE):
+            if not any(path.exists() for path in self._kernel_module):
                 return self._unavailable(Driver.NONE, at, "libnvidia-ml.so.1 and the driver are gone")
             return self._unavailable(
                 Driver.BROKEN,
@@ -256,11 +258,9 @@ class NvmlSource:
             return self._faulty(uuid, memory)
         after = self._processes(handle)
         self._seen[uuid] = _Seen(index, name, memory.total)
-        told = before is not None and after is not None
-        lists = (before or (), after or ()) if told else ((), ())
-        # One compute process of unknown use is enough: what is left of `used` can be anybody's.
-        told = told and not any(p.compute and p.used is None for p in (*lists[0], *lists[1]))
-        return GpuReading(uuid, index, name or NAMELESS, memory.total, memory.used, *lists, told=told)
+        lists = (before, after) if before is not None and after is not None else None
+        told = lists is not None and _tells([*lists[0], *lists[1]])
+        return GpuReading(uuid, index, name or NAMELESS, memory.total, memory.used, *(lists or ((), ())), told=told)
 
     def _memory(self, handle: Any) -> _Memory | str:
         """Total without what the driver reserves, and used; or why they cannot be had.
@@ -313,6 +313,12 @@ class NvmlSource:
             if answer.code != pynvml.NVML_ERROR_INSUFFICIENT_SIZE:
                 break
         return answer
+
+
+def _tells(processes: Iterable[GpuProcess]) -> bool:
+    """Whether the driver says what a compute process uses: not when it says so of none that it lists."""
+    uses = [process.used for process in processes if process.compute]
+    return not uses or any(used is not None for used in uses)
 
 
 def _larger(one: int | None, other: int | None) -> int | None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from gpuq import config
 from gpuq.errors import UsageError
 from gpuq.gpus.simulated import Cards, OutOfMemory
+from gpuq.launch.identity import identity_of
 from gpuq.model import GiB
 
 #: Seconds between two allocations while memory grows.
@@ -53,6 +54,8 @@ def _visible(value: str | None, uuids: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _hold(cards: Cards, visible: tuple[str, ...], vram: int, ramp: float, duration: float) -> int:
+    me = identity_of(os.getpid())
+    assert me is not None  # we are here
     start = time.monotonic()
     steps = max(1, round(ramp / STEP))
     held = 0
@@ -64,7 +67,7 @@ def _hold(cards: Cards, visible: tuple[str, ...], vram: int, ramp: float, durati
         size = vram * step // steps
         for place, uuid in enumerate(visible):
             try:
-                cards.allocate(uuid, os.getpid(), size)
+                cards.allocate(uuid, me, size)
             except OutOfMemory as full:
                 print(_cuda_says(size - held, place, full), file=sys.stderr)
                 return 1

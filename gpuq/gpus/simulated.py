@@ -1,8 +1,8 @@
 """Simulated GPUs: their memory is a folder of small files that `gpuq sim-job` writes. For trying out and for demos.
 
 The folder holds `gpus.json` (what there is, written by the daemon), `lock`, and per GPU a folder with a file for each
-process that holds memory: its name is the pid, its content the process's start time and the bytes. A file counts
-while that process lives; a pid that was used again is another process (proc(5), field 22 of /proc/PID/stat).
+process that holds memory: its name is the pid, its content the process's start time, its boot id and the bytes. A file
+counts while that very process lives.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpuq.errors import GpuqError, UsageError
-from gpuq.model import Driver, GpuProcess, GpuReading, Readings
+from gpuq.launch.identity import alive
+from gpuq.model import Driver, GpuProcess, GpuReading, Identity, Readings
 from gpuq.units import format_size, parse_size
 
 EXAMPLE = "sim:2x24GiB"
@@ -43,16 +44,6 @@ def parse_spec(spec: str) -> tuple[int, ...]:
 
 def uuid_of(index: int) -> str:
     return f"GPU-sim{index:05}-0000-0000-0000-000000000000"
-
-
-def start_time(pid: int) -> int | None:
-    """Clock ticks from boot to the start of a process; None for one that is dead, if not yet reaped."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = stat.rpartition(")")[2].split()  # the name before may hold spaces and parentheses
-    return None if fields[0] in ("Z", "X") else int(fields[19])
 
 
 class OutOfMemory(GpuqError):
@@ -98,14 +89,14 @@ class Cards:
         with self._locked():
             return self._held(uuid)
 
-    def allocate(self, uuid: str, pid: int, size: int) -> None:
+    def allocate(self, uuid: str, me: Identity, size: int) -> None:
         """Make `size` all that a process holds of a GPU. Raises OutOfMemory, and changes nothing then."""
         with self._locked():
-            others = sum(used for other, used in self._held(uuid).items() if other != pid)
+            others = sum(used for other, used in self._held(uuid).items() if other != me.pid)
             free = self.totals[uuid] - others
             if size > free:
                 raise OutOfMemory(self.totals[uuid], max(0, free))
-            _write(self.folder / uuid / str(pid), f"{start_time(pid)} {size}\n")
+            _write(self.folder / uuid / str(me.pid), f"{me.start_time} {me.boot_id} {size}\n")
 
     def release(self, uuid: str, pid: int) -> None:
         with self._locked():
@@ -116,8 +107,8 @@ class Cards:
         for path in (self.folder / uuid).iterdir():
             if not path.name.isdigit():
                 continue
-            started, size = path.read_text().split()
-            if start_time(int(path.name)) == int(started):
+            started, boot_id, size = path.read_text().split()
+            if alive(Identity(int(path.name), int(started), boot_id)):
                 held[int(path.name)] = int(size)
             else:
                 path.unlink()

@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -151,13 +152,18 @@ class FakeNvml:
     def __post_init__(self) -> None:
         (self.folder / "lib").mkdir(parents=True)
         (self.folder / "box.d").mkdir()
-        (self.folder / "lib" / "libnvidia-ml.so.1").write_bytes(_library(frozenset(self.without)))
+        self.repair_library()
         self.box = Box(tuple(self.gpus))
         self.write()
 
     @property
     def description(self) -> Path:
         return self.folder / "box"
+
+    @property
+    def kernel_module(self) -> Path:
+        """A file to look for instead of the kernel's sign that it has the driver; not there unless a test makes it."""
+        return self.folder / "nvidiactl"
 
     @property
     def env(self) -> dict[str, str]:
@@ -173,6 +179,14 @@ class FakeNvml:
         """Names of the NVML functions called so far, in order."""
         log = self.folder / "calls"
         return log.read_text().split() if log.exists() else []
+
+    def wait_for_call(self, function: str, times: int = 1, patience: float = 60) -> None:
+        """Until some program has called an NVML function so often. Raises TimeoutError after `patience` seconds."""
+        deadline = time.monotonic() + patience
+        while self.calls().count(function) < times:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{function} was called {self.calls().count(function)} times, not {times}")
+            time.sleep(0.01)
 
     def write(self) -> None:
         temporary = self.description.with_suffix(".new")
@@ -204,8 +218,18 @@ class FakeNvml:
         gpu = self.box.gpus[index]
         return gpu.total - gpu.reserved
 
-    def remove_library(self) -> None:
-        (self.folder / "lib" / "libnvidia-ml.so.1").unlink()
+    def break_library(self) -> None:
+        """Leave a file that cannot be loaded; one that is missing would make way for a real driver's."""
+        self._put_library(b"not a library")
+
+    def repair_library(self) -> None:
+        self._put_library(_library(frozenset(self.without)))
+
+    def _put_library(self, content: bytes) -> None:
+        library = self.folder / "lib" / "libnvidia-ml.so.1"
+        temporary = library.with_suffix(".new")
+        temporary.write_bytes(content)
+        temporary.rename(library)  # a process that has the former one loaded keeps it
 
     def allocate(
         self, size: str, *, where: str = "first-visible", until: Path | None = None, after: Path | None = None

@@ -384,6 +384,7 @@ int nvmlDeviceGetMemoryInfo_v2(const char *handle, memory_v2 *memory) {
 }
 #endif
 
+#if !defined NO_PROCESSES_V3 || !defined NO_PROCESSES_V2
 /* As nvml.h says: with too short an array the count needed and INSUFFICIENT_SIZE. */
 static int list(const char *function, const char *handle, char type, unsigned *count, process_info *infos) {
     struct box *box;
@@ -424,5 +425,6 @@ LISTING(nvmlDeviceGetGraphicsRunningProcesses_v3, 'G')
 #endif
 #ifndef NO_PROCESSES_V2
 LISTING(nvmlDeviceGetGraphicsRunningProcesses_v2, 'G')
+#endif
 #endif
 #endif

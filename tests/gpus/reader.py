@@ -1,0 +1,93 @@
+"""A process that reads GPUs through `NvmlSource` when told to: one line in, one line of JSON out.
+
+A process of its own, because a library that the dynamic loader has found once stays loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from gpuq.gpus.nvml import NvmlSource
+from gpuq.model import Driver, GpuProcess, GpuReading, Readings
+from tests.fakenvml import FakeNvml
+
+
+def main() -> None:
+    source = NvmlSource(float(sys.argv[1]), (Path(sys.argv[2]),))
+    for line in sys.stdin:
+        if line == "read\n":
+            print(json.dumps(dataclasses.asdict(source.read())), flush=True)
+        elif line == "calls\n":
+            print(json.dumps(source.gate.calls), flush=True)
+        else:
+            source.close()
+            print("null", flush=True)
+
+
+class Reader:
+    """The parent's side. Use as a context manager."""
+
+    def __init__(self, fake: FakeNvml, reopen_after: float) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.gpus.reader", str(reopen_after), str(fake.kernel_module)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **fake.env},
+            text=True,
+            bufsize=1,
+        )
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def send(self, word: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{word}\n")
+
+    def answered(self) -> bool:
+        assert self.process.stdout is not None
+        return bool(select.select([self.process.stdout], [], [], 0)[0])
+
+    def receive(self) -> Any:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+    def calls(self) -> int:
+        """How many calls went through the gate."""
+        self.send("calls")
+        found = self.receive()
+        assert isinstance(found, int)
+        return found
+
+    def close(self) -> None:
+        self.send("close")
+        self.receive()
+
+    def read(self) -> Readings:
+        self.send("read")
+        return readings_from(self.receive())
+
+
+def readings_from(data: dict[str, Any]) -> Readings:
+    """The record that `dataclasses.asdict` took apart."""
+    gpus = tuple(GpuReading(**{**gpu, **_processes(gpu)}) for gpu in data["gpus"])
+    return Readings(**{**data, "driver": Driver(data["driver"]), "gpus": gpus})
+
+
+def _processes(gpu: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(GpuProcess(**process) for process in gpu[name]) for name in ("before", "after")}
+
+
+if __name__ == "__main__":
+    main()
