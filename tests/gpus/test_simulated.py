@@ -1,0 +1,231 @@
+"""Simulated GPUs, the jobs that use them, and the choice that GPUQ_GPUS makes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gpuq.errors import UsageError
+from gpuq.gpus.simulated import SimulatedGpus, parse_spec
+from gpuq.gpus.source import NoGpus, open_source
+from gpuq.launch.identity import identity_of
+from gpuq.model import Driver, GiB, MiB
+
+JOB = "import sys; from gpuq.gpus.simjob import run; sys.exit(run(int(sys.argv[1]), *map(float, sys.argv[2:])))"
+LONG = 600.0
+
+SimJob = Callable[..., "subprocess.Popen[str]"]
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def sim_job(tmp_path: Path) -> Iterator[SimJob]:
+    """Start a job on the simulated GPUs of `tmp_path`; it is ended with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(size: int, ramp: float = 0, duration: float = LONG, visible: str | None = None) -> subprocess.Popen[str]:
+        env = {**os.environ, "GPUQ_STATE_DIR": str(tmp_path)}
+        env.pop("CUDA_VISIBLE_DEVICES", None)
+        if visible is not None:
+            env["CUDA_VISIBLE_DEVICES"] = visible
+        command = [sys.executable, "-c", JOB, str(size), str(ramp), str(duration)]
+        job = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(job)
+        return job
+
+    yield start
+    for job in started:
+        job.kill()
+        job.communicate()
+
+
+def cards(tmp_path: Path, spec: str) -> SimulatedGpus:
+    return SimulatedGpus(spec, tmp_path / "sim")
+
+
+def used(source: SimulatedGpus) -> list[int]:
+    return [gpu.used for gpu in source.read().gpus]
+
+
+# --- the choice -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "totals"),
+    [
+        ("sim:2x24GiB", (24 * GiB, 24 * GiB)),
+        ("sim:2x24GiB,1x80G", (24 * GiB, 24 * GiB, 80 * GiB)),
+        ("sim:1x512M, 1x1GiB", (512 * MiB, GiB)),
+    ],
+)
+def test_spec(spec: str, totals: tuple[int, ...]) -> None:
+    assert parse_spec(spec) == totals
+
+
+@pytest.mark.parametrize(
+    "spec", ["sim:", "sim:24GiB", "sim:2x", "sim:2x24", "sim:0x24GiB", "sim:65x1GiB", "sim:-1x24GiB", "sim:1x24GiB,"]
+)
+def test_bad_spec_is_named(spec: str) -> None:
+    with pytest.raises(UsageError, match=f"GPUQ_GPUS='{spec}'"):
+        parse_spec(spec)
+
+
+def test_open_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUQ_STATE_DIR", str(tmp_path))
+    none = open_source("none")
+    assert isinstance(none, NoGpus)
+    assert (none.read().driver, none.read().gpus) == (Driver.NONE, ())
+    assert [gpu.total for gpu in open_source("sim:1x24GiB,1x8GiB").read().gpus] == [24 * GiB, 8 * GiB]
+    assert (tmp_path / "sim" / "gpus.json").exists()
+    for spec in (None, ""):
+        assert type(open_source(spec)).__name__ == "NvmlSource"
+    with pytest.raises(UsageError, match="GPUQ_GPUS='0,1'"):
+        open_source("0,1")
+
+
+# --- readings -------------------------------------------------------------------------------------
+
+
+def test_empty_cards(tmp_path: Path) -> None:
+    before = time.monotonic()
+    readings = cards(tmp_path, "sim:2x24GiB").read()
+    assert readings.driver is Driver.OK
+    assert before <= readings.at <= time.monotonic()
+    assert [(g.index, g.total, g.used, g.after, g.told, g.fault) for g in readings.gpus] == [
+        (index, 24 * GiB, 0, (), True, None) for index in (0, 1)
+    ]
+    assert len({gpu.uuid for gpu in readings.gpus}) == 2
+    assert all(gpu.uuid.startswith("GPU-sim") for gpu in readings.gpus)
+
+
+def test_folders_and_files_are_the_owners_alone(tmp_path: Path, sim_job: SimJob) -> None:
+    source = cards(tmp_path, "sim:1x24GiB")
+    sim_job(GiB)
+    until(lambda: used(source) == [GiB], "the job allocates")
+    made = [tmp_path / "sim", *(tmp_path / "sim").rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_dir()} == {0o700}
+    files = [path for path in made if path.is_file()]
+    assert len(files) == 3
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
+def test_a_job_holds_memory_under_its_pid_until_it_dies(tmp_path: Path, sim_job: SimJob) -> None:
+    source = cards(tmp_path, "sim:2x24GiB")
+    uuid = source.read().gpus[1].uuid
+    job = sim_job(10 * GiB, visible=uuid)
+    until(lambda: used(source) == [0, 10 * GiB], "the job allocates all it was told to")
+    gpu = source.read().gpus[1]
+    assert [(p.pid, p.used, p.compute, p.graphics) for p in gpu.before] == [(job.pid, 10 * GiB, True, False)]
+    assert gpu.before == gpu.after
+    job.kill()
+    until(lambda: used(source) == [0, 0], "a killed job that nobody has waited for holds nothing")
+    assert not (tmp_path / "sim" / uuid / str(job.pid)).exists()
+
+
+def test_what_living_jobs_hold_survives_a_restart(tmp_path: Path, sim_job: SimJob) -> None:
+    source = cards(tmp_path, "sim:1x24GiB")
+    sim_job(GiB)
+    until(lambda: used(source) == [GiB], "the job allocates")
+    assert used(cards(tmp_path, "sim:1x24GiB")) == [GiB]
+
+
+def test_a_pid_that_was_used_again_holds_nothing(tmp_path: Path) -> None:
+    source = cards(tmp_path, "sim:1x24GiB")
+    me = identity_of(os.getpid())
+    assert me is not None
+    mine = tmp_path / "sim" / source.read().gpus[0].uuid / str(me.pid)
+    mine.write_text(f"{me.start_time} {me.boot_id} {GiB}\n")
+    assert used(source) == [GiB]
+    mine.write_text(f"{me.start_time - 1} {me.boot_id} {GiB}\n")
+    assert used(source) == [0]
+    assert not mine.exists()
+
+
+def test_a_card_that_cannot_be_read_is_at_fault(tmp_path: Path) -> None:
+    source = cards(tmp_path, "sim:2x24GiB")
+    (tmp_path / "sim" / source.read().gpus[0].uuid).rmdir()
+    broken, well = source.read().gpus
+    assert broken.fault is not None and "No such file" in broken.fault
+    assert well.fault is None
+
+
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+def test_memory_comes_late_and_bit_by_bit(tmp_path: Path, sim_job: SimJob) -> None:
+    source = cards(tmp_path, "sim:1x24GiB")
+    sim_job(10 * GiB, ramp=LONG)
+    until(lambda: used(source) > [0], "the first step")
+    first = used(source)[0]
+    until(lambda: used(source)[0] > first, "the next step")
+    assert used(source)[0] < 10 * GiB
+
+
+def test_a_job_that_has_held_long_enough_gives_everything_back(tmp_path: Path, sim_job: SimJob) -> None:
+    source = cards(tmp_path, "sim:2x24GiB")
+    job = sim_job(GiB, ramp=0.3, duration=0.5, visible="0,1")
+    assert job.communicate() == ("", "")
+    assert job.returncode == 0
+    assert used(source) == [0, 0]
+    assert not list((tmp_path / "sim").glob("GPU-*/*"))
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, [GiB, 0, 0]), ("2", [0, 0, GiB]), ("2,0", [GiB, 0, GiB])])
+def test_which_cards_a_job_uses(tmp_path: Path, sim_job: SimJob, visible: str | None, expected: list[int]) -> None:
+    source = cards(tmp_path, "sim:3x24GiB")
+    sim_job(GiB, visible=visible)
+    until(lambda: used(source) == expected, f"{visible} is used")
+
+
+def test_a_full_card_ends_a_job_as_cuda_does(tmp_path: Path, sim_job: SimJob) -> None:
+    source = cards(tmp_path, "sim:1x8GiB")
+    sim_job(6 * GiB)
+    until(lambda: used(source) == [6 * GiB], "the first job allocates")
+    late = sim_job(4 * GiB)
+    _, err = late.communicate()
+    assert late.returncode == 1
+    assert "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 4.00 GiB. GPU 0 has a total " in err
+    assert "capacity of 8.00 GiB of which 2.00 GiB is free" in err
+    assert "Traceback" not in err
+    assert used(source) == [6 * GiB], "the neighbour keeps its memory and the dead job has none"
+
+
+def test_jobs_that_race_for_a_card_never_share_the_same_memory(tmp_path: Path, sim_job: SimJob) -> None:
+    source = cards(tmp_path, "sim:1x8GiB")
+    jobs = [sim_job(3 * GiB) for _ in range(5)]
+    until(lambda: sum(job.poll() is not None for job in jobs) == 3, "three of five find the card full")
+    until(lambda: used(source) == [6 * GiB], "two hold theirs")
+    assert sorted(str(job.poll()) for job in jobs) == ["1", "1", "1", "None", "None"]
+
+
+def test_no_visible_gpu(tmp_path: Path, sim_job: SimJob) -> None:
+    cards(tmp_path, "sim:1x8GiB")
+    job = sim_job(GiB, visible="")
+    _, err = job.communicate()
+    assert job.returncode == 1
+    assert "no GPU is visible" in err
+
+
+def test_a_visible_gpu_that_is_not_simulated(tmp_path: Path, sim_job: SimJob) -> None:
+    cards(tmp_path, "sim:1x8GiB")
+    job = sim_job(GiB, visible="GPU-1234")
+    _, err = job.communicate()
+    assert "UsageError" in err and "'GPU-1234'" in err and "GPUQ_GPUS=sim:2x24GiB" in err
+
+
+def test_no_simulated_gpus(sim_job: SimJob) -> None:
+    job = sim_job(GiB)
+    _, err = job.communicate()
+    assert "UsageError" in err and "GPUQ_GPUS=sim:2x24GiB" in err
