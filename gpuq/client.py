@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from gpuq import config, protocol
-from gpuq.errors import ConnectionLost, DaemonUnreachable, NotAllowed, ProtocolMismatch
+from gpuq.errors import ConnectionLost, DaemonUnreachable, NotAllowed
 from gpuq.protocol import Message
 
 #: sockaddr_un holds 108 bytes with the final NUL (unix(7)).
@@ -113,7 +113,7 @@ def _connect(folder: Path) -> socket.socket | None:
         return None
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _socket_address(folder) as address:
+        with socket_address(folder) as address:
             connection.connect(address)
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
@@ -127,7 +127,7 @@ def _connect(folder: Path) -> socket.socket | None:
     return connection
 
 
-class _socket_address:  # noqa: N801 (reads as a function)
+class socket_address:
     """The socket's address while the block runs; through /proc/self/fd where the path is too long for one."""
 
     def __init__(self, folder: Path) -> None:
@@ -188,14 +188,5 @@ def _spawn(folder: Path) -> None:
     with open(read, "rb") as pipe:
         said = pipe.read()
     if said != b"ready\n":
-        why = (
-            said.decode("utf-8", "replace").strip() or f"it ended without a word; see {folder / 'daemon.log'}"
-        )
+        why = said.decode("utf-8", "replace").strip() or f"it ended without a word; see {folder / 'daemon.log'}"
         raise DaemonUnreachable(f"the daemon did not start: {why}")
-
-
-def mismatch_hint(version: str, daemon_version: str) -> ProtocolMismatch:
-    return ProtocolMismatch(
-        f"this gpuq is {version} and the daemon that runs is {daemon_version}: "
-        "`gpuq daemon restart` replaces it, and running jobs run on"
-    )

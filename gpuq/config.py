@@ -68,9 +68,7 @@ def check_state_dir(path: Path, *, create: bool) -> None:
             "set GPUQ_STATE_DIR to a folder of yours"
         )
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        raise StateFolderError(
-            f"the state folder {path} is not writable; chmod 700 it, or set GPUQ_STATE_DIR"
-        )
+        raise StateFolderError(f"the state folder {path} is not writable; chmod 700 it, or set GPUQ_STATE_DIR")
     if found.st_mode & 0o077:
         path.chmod(0o700)
 
@@ -148,9 +146,7 @@ _TIME = (parse_duration, format_duration)
 SETTINGS: Mapping[str, Setting] = {
     "margin": Setting(*_SIZE, "memory kept free on each GPU, beside all claims"),
     "whole_foreign": Setting(*_SIZE, "foreign use that a whole-GPU job tolerates, besides graphics"),
-    "whole_foreign_percent": Setting(
-        _number, str, "the same in percent of the GPU; the larger of the two counts"
-    ),
+    "whole_foreign_percent": Setting(_number, str, "the same in percent of the GPU; the larger of the two counts"),
     "over_claim": Setting(_over_claim, str, "a job that uses more than its claim: 'tell', or 'kill' it"),
     "grace": Setting(*_TIME, "time between TERM and KILL when a job is ended"),
     "reading_interval": Setting(*_TIME, "time between readings of the GPUs while something runs or waits"),

@@ -35,11 +35,13 @@ def fits(request: Request, gpu: GpuState) -> bool:
     return gpu.whole_free if request.vram is None else gpu.headroom >= request.vram
 
 
-def why_not(request: Request, gpus: Sequence[GpuState], host: Host, cpus_used: int, ram_used: int) -> Verdict:
+def why_not(
+    request: Request, gpus: Sequence[GpuState], host: Host, cpus_used: int, ram_used: int, gpu_fault: str | None
+) -> Verdict:
     """Why a request that does not fit now does not."""
     fitting = sum(fits(request, gpu) for gpu in gpus)
     if fitting < request.gpus:
-        return _why_no_gpu(request, gpus, fitting)
+        return _why_no_gpu(request, gpus, fitting, gpu_fault)
     if request.cpus and request.cpus > host.cpus - cpus_used:
         cpus = f"{request.cpus} CPU{'s' if request.cpus > 1 else ''}"
         return Verdict(Reason.RESOURCES, f"asks for {cpus}, {host.cpus - cpus_used} of {host.cpus} free")
@@ -50,10 +52,12 @@ def why_not(request: Request, gpus: Sequence[GpuState], host: Host, cpus_used: i
     )
 
 
-def _why_no_gpu(request: Request, gpus: Sequence[GpuState], fitting: int) -> Verdict:
+def _why_no_gpu(request: Request, gpus: Sequence[GpuState], fitting: int, gpu_fault: str | None) -> Verdict:
     healthy = [gpu for gpu in gpus if gpu.fault is None]
     able = [gpu for gpu in healthy if request.vram is None or gpu.capacity >= request.vram]
     if len(able) < request.gpus:
+        if gpu_fault is not None:
+            return Verdict(Reason.GPU_UNAVAILABLE, gpu_fault)
         faults = [f"GPU {gpu.index}: {gpu.fault}" for gpu in gpus if gpu.fault is not None]
         return Verdict(Reason.GPU_UNAVAILABLE, "; ".join(faults) or "no GPU can be used now")
     says = f"asks for {asked(request)}; {fitting} of {len(healthy)} GPUs fit now"
@@ -90,12 +94,14 @@ def gpu_verdict(request: Request, gpu: GpuState) -> str:
     return f"foreign use {format_size(gpu.foreign_besides)}, {format_size(gpu.tolerated)} tolerated"
 
 
-def impossible(request: Request, host: Host, settings: Settings) -> str | None:
-    """Why this host can never run the request, None if it can. GPUs are judged by the capacities seen so far."""
+def impossible(request: Request, host: Host, settings: Settings, *, gpus_known: bool) -> str | None:
+    """Why this host can never run the request, None if it can. GPUs, where they are known, by the capacities seen."""
     if request.cpus > host.cpus:
         return f"{request.cpus} CPUs asked for with --cpus, and gpuq may use {host.cpus} here"
     if request.ram > host.ram:
         return f"{format_size(request.ram)} asked for with --ram, and this host has {format_size(host.ram)}"
+    if not gpus_known:
+        return None
     if request.gpus > len(host.capacities):
         has = f"{len(host.capacities)} GPU{'s' if len(host.capacities) != 1 else ''}" if host.capacities else "no GPUs"
         return f"{request.gpus} GPU{'s' if request.gpus != 1 else ''} asked for with --gpus, and this host has {has}"

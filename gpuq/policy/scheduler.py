@@ -27,6 +27,8 @@ class Snapshot:
     ram_used: int = 0
     #: running members by array id
     array_running: Mapping[int, int] = field(default_factory=dict)
+    #: what is wrong with the driver as a whole
+    gpu_fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def plan(snapshot: Snapshot, gpus: Sequence[GpuState] | None) -> Plan:
     position = dict.fromkeys(snapshot.groups, 0)
     while order:
         _, job_id, number, key = heapq.heappop(order)
-        chosen = _fit(key, books, snapshot.host)
+        chosen = _fit(key, books, snapshot)
         if isinstance(chosen, Verdict):
             verdicts[key] = chosen
             continue
@@ -83,9 +85,9 @@ def plan(snapshot: Snapshot, gpus: Sequence[GpuState] | None) -> Plan:
     return Plan(tuple(starts), verdicts)
 
 
-def _fit(key: GroupKey, books: _Books, host: Host) -> tuple[str, ...] | Verdict:
+def _fit(key: GroupKey, books: _Books, snapshot: Snapshot) -> tuple[str, ...] | Verdict:
     """GPUs for one job of the group, or why it cannot start."""
-    request = key.request
+    request, host = key.request, snapshot.host
     if key.array is not None:
         array_id, limit = key.array
         running = books.array_running.get(array_id, 0)
@@ -96,7 +98,7 @@ def _fit(key: GroupKey, books: _Books, host: Host) -> tuple[str, ...] | Verdict:
     )
     chosen = place(request, books.gpus) if enough else None
     if chosen is None:
-        return why_not(request, books.gpus, host, books.cpus_used, books.ram_used)
+        return why_not(request, books.gpus, host, books.cpus_used, books.ram_used, snapshot.gpu_fault)
     return chosen
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gpuq.model import Job, Reason, Request, State
@@ -92,10 +91,19 @@ class Waiting:
     def key(self, job_id: int) -> GroupKey | None:
         return self._key.get(job_id)
 
+    def position(self, job_id: int) -> int | None:
+        """1 for the job that is looked at first, None for one that may not start."""
+        own = self._key.get(job_id)
+        if own is None:
+            return None
+        ahead = 0
+        for key, ids in self.groups.items():
+            if key.priority > own.priority:
+                ahead += len(ids)
+            elif key.priority == own.priority:
+                ahead += bisect_left(ids, job_id)
+        return ahead + 1
+
     def wants_gpus(self) -> bool:
         """Whether a job that may start asks for GPUs."""
         return any(key.request.gpus for key in self.groups)
-
-    def heads(self) -> Iterator[tuple[GroupKey, list[int]]]:
-        """Groups with their ids, highest priority first, then oldest head first."""
-        return iter(sorted(self.groups.items(), key=lambda item: (-item[0].priority, item[1][0])))

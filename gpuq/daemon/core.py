@@ -1,0 +1,285 @@
+"""The daemon's state, and the one way to change it: facts go in, the store is written, listeners are told.
+
+Everything here runs on the loop's thread and never awaits: between two lines nothing else changes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from gpuq.daemon.hub import Hub
+from gpuq.events import Event, Kind
+from gpuq.launch.launcher import Supervisor
+from gpuq.model import WAITING, Attempt, Claim, Driver, GpuReading, Host, Job, Readings, Reason, Settings, State
+from gpuq.policy import ledger
+from gpuq.policy.explain import Verdict
+from gpuq.policy.ledger import GpuState
+from gpuq.policy.lifecycle import DependencyBroken, Ended, Fact, NeverStarted, advance, dependency
+from gpuq.policy.scheduler import Snapshot
+from gpuq.policy.waiting import GroupKey, Waiting
+from gpuq.store.store import Store, with_outcome
+from gpuq.units import format_duration, format_size
+
+log = logging.getLogger("gpuq.core")
+
+
+@dataclass(slots=True)
+class Running:
+    """A running attempt in memory."""
+
+    job: Job
+    attempt: Attempt
+    claims: tuple[Claim, ...]
+    supervisor: Supervisor | None = None
+    #: bytes in use now, by GPU, as of the last reading
+    use: dict[str, int] = field(default_factory=dict)
+    over_told: bool = False
+
+
+class Core:
+    def __init__(self, settings: Settings, store: Store, host: Host, state_dir: Path, run_root: Path) -> None:
+        self.settings = settings
+        self.store = store
+        self.host = host
+        self.state_dir = state_dir
+        self.run_root = run_root
+        self.hub = Hub()
+        self.waiting = Waiting()
+        self.running: dict[int, Running] = {}
+        self.verdicts: dict[GroupKey, Verdict] = {}
+        self.readings: Readings | None = None
+        self.history: ledger.History = {}
+        #: seconds for which the driver has been silent, None while it answers
+        self.silent: float | None = None
+        #: no new attempt is started: the daemon is about to stop
+        self.draining = False
+
+    def load(self) -> list[Job]:
+        """Fill memory from the store; returns the running jobs, whose attempts are to be taken back."""
+        unmet = self.store.unmet_counts()
+        now = time.time()
+        for state in sorted(WAITING):
+            for job in self.store.live_jobs(state):
+                self.waiting.put(job, unmet.get(job.id, 0), now)
+        running = list(self.store.live_jobs(State.RUNNING))
+        for job in running:
+            attempt = self.store.attempt(job.id, job.attempt)
+            assert attempt is not None, f"job {job.id} runs without an attempt"
+            over = any(claim.over for claim in attempt.claims)
+            self.running[job.id] = Running(job, attempt, attempt.claims, over_told=over)
+        return running
+
+    # --- changing ---------------------------------------------------------------------------------
+
+    def apply(self, facts: Iterable[tuple[Job, Fact]]) -> list[Job]:
+        """Advance jobs by facts, and whatever depends on them, in one transaction. Returns the jobs that changed.
+
+        Raises IllegalTransition or StoreError, and then nothing has changed.
+        """
+        now = time.time()
+        changed: dict[int, Job] = {}
+        freed: set[int] = set()
+        with self.store.transaction():
+            todo = deque(facts)
+            while todo:
+                job, fact = todo.popleft()
+                job = changed.get(job.id, job)
+                step = advance(job, fact, now)
+                self.store.change(job, step.job, step.event)
+                self._close_attempt(step.job, fact, now)
+                changed[job.id] = step.job
+                if step.job.ended:
+                    todo.extend(self._dependents(step.job, freed, now))
+        for job in changed.values():
+            self._settle(job, now)
+        for job_id in freed - changed.keys():
+            freed_job = self.store.job(job_id)
+            if freed_job is not None:
+                self._settle(freed_job, now)
+        self.hub.tell(changed.keys() | freed)
+        return list(changed.values())
+
+    def _close_attempt(self, job: Job, fact: Fact, now: float) -> None:
+        running = self.running.get(job.id)
+        if running is None:
+            return
+        if isinstance(fact, Ended):
+            self.store.end_attempt(with_outcome(running.attempt, job, fact.user_seconds, fact.system_seconds))
+        elif isinstance(fact, NeverStarted):
+            self.store.end_attempt(replace(running.attempt, ended_at=now, note="never started"))
+
+    def _dependents(self, job: Job, freed: set[int], now: float) -> list[tuple[Job, Fact]]:
+        """What the end of a job means for those that wait on it."""
+        broken: list[tuple[Job, Fact]] = []
+        for job_id, condition in self.store.waiting_on(job.id):
+            holds = dependency(condition, job.state)
+            if holds:
+                self.store.meet(job_id, job.id, condition)
+                freed.add(job_id)
+                if not self.store.open_dependencies(job_id):
+                    self.store.add_events([Event(now, Kind.READY, job_id)])
+            elif holds is False:
+                dependent = self.store.job(job_id)
+                if dependent is not None and dependent.state in WAITING:
+                    broken.append((dependent, DependencyBroken(job.id, condition, job.state)))
+        return broken
+
+    def _settle(self, job: Job, now: float) -> None:
+        """Bring memory to what the store holds."""
+        running = self.running.get(job.id)
+        if running is not None and job.state is not State.RUNNING:
+            del self.running[job.id]
+            self.history = ledger.disturb(self.history, job.gpus or _uuids(running.claims), time.monotonic())
+        elif running is not None:
+            running.job = job
+        if job.state in WAITING:
+            self.waiting.put(job, len(self.store.open_dependencies(job.id)) if job.after else 0, now)
+        else:
+            self.waiting.remove(job.id)
+
+    def note_event(self, event: Event) -> None:
+        """An event that changes no job."""
+        with self.store.transaction():
+            self.store.add_events([event])
+        self.hub.tell([event.job_id] if event.job_id is not None else [])
+
+    # --- GPUs -------------------------------------------------------------------------------------
+
+    def take_readings(self, readings: Readings) -> list[Running]:
+        """Keep what a reading says; returns the attempts that it newly shows to use more than they claimed."""
+        for event in self._gpu_events(readings):
+            self.note_event(event)
+        self.readings = readings
+        self.silent = None
+        capacities = {gpu.uuid: gpu.total for gpu in readings.gpus if gpu.fault is None}
+        self.host = replace(self.host, capacities={**self.host.capacities, **capacities})
+        self.history = ledger.observe(self.history, readings, self.claims(), self.settings, self.host)
+        use = ledger.observed_use(readings)
+        over: list[Running] = []
+        grown: list[Claim] = []
+        for running in self.running.values():
+            running.use = {c.uuid: use.get((c.job_id, c.uuid), 0) for c in running.claims}
+            claims = tuple(replace(c, peak=max(c.peak, running.use[c.uuid])) for c in running.claims)
+            grown += [new for new, old in zip(claims, running.claims, strict=True) if new.peak > old.peak]
+            running.claims = claims
+            if not running.over_told and any(claim.over for claim in claims):
+                running.over_told = True
+                over.append(running)
+        self._keep_peaks(grown, over)
+        return over
+
+    def _keep_peaks(self, grown: list[Claim], over: list[Running]) -> None:
+        if not grown:
+            return
+        with self.store.transaction():
+            self.store.set_peaks(grown)
+            self.store.add_events(
+                Event(time.time(), Kind.OVER_CLAIM, r.job.id, r.job.attempt, {"note": over_text(r, self.gpu_index)})
+                for r in over
+            )
+        for claim in grown:
+            running = self.running[claim.job_id]
+            running.job = replace(running.job, peak_vram=max(running.job.peak_vram or 0, claim.peak))
+        self.hub.tell({claim.job_id for claim in grown})
+
+    def _gpu_events(self, readings: Readings) -> list[Event]:
+        """GPUs that went away or came back between two readings."""
+        if self.readings is None:
+            return []
+        was = {gpu.uuid: gpu.fault for gpu in self.readings.gpus}
+        now = {gpu.uuid: gpu for gpu in readings.gpus}
+        events = []
+        for uuid, gpu in now.items():
+            if (was.get(uuid) is None) != (gpu.fault is None) and uuid in was:
+                kind = Kind.GPU_BACK if gpu.fault is None else Kind.GPU_LOST
+                events.append(Event(time.time(), kind, data={"gpu": uuid, "index": gpu.index, "note": gpu.fault or ""}))
+        for uuid in was.keys() - now.keys():
+            if was[uuid] is None:
+                events.append(Event(time.time(), Kind.GPU_LOST, data={"gpu": uuid, "note": readings.fault or "gone"}))
+        return events
+
+    def claims(self) -> dict[str, list[Claim]]:
+        """Live claims by GPU."""
+        result: dict[str, list[Claim]] = {}
+        for running in self.running.values():
+            for claim in running.claims:
+                result.setdefault(claim.uuid, []).append(claim)
+        return result
+
+    def gpu_states(self) -> tuple[GpuState, ...]:
+        """Every GPU as of the last reading; unavailable ones while the driver is silent. Empty before the first."""
+        if self.readings is None:
+            return ()
+        states = ledger.gpu_states(self.readings, self.history, self.claims(), self.settings, self.host)
+        fault = self.gpu_fault()
+        if fault is None:
+            return states
+        return tuple(state if state.fault else replace(state, fault=fault) for state in states)
+
+    def gpu_fault(self) -> str | None:
+        """What is wrong with the driver as a whole."""
+        if self.silent is not None:
+            return f"NVML has not answered for {format_duration(self.silent)}"
+        if self.readings is None:
+            return "the GPUs have not been read yet"
+        if self.readings.driver is Driver.NONE:
+            return "this host has no NVIDIA driver"
+        return self.readings.fault if self.readings.driver is Driver.BROKEN else None
+
+    def gpu_index(self, uuid: str) -> int | None:
+        return next((gpu.index for gpu in self._gpu_readings() if gpu.uuid == uuid), None)
+
+    def _gpu_readings(self) -> tuple[GpuReading, ...]:
+        return () if self.readings is None else self.readings.gpus
+
+    def shims(self) -> dict[int, int]:
+        """Jobs by the pid of their supervisor."""
+        return {r.supervisor.pid: job_id for job_id, r in self.running.items() if r.supervisor is not None}
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        arrays: dict[int, int] = {}
+        for running in self.running.values():
+            if running.job.array is not None:
+                arrays[running.job.array.array_id] = arrays.get(running.job.array.array_id, 0) + 1
+        return Snapshot(
+            groups=self.waiting.groups,
+            host=self.host,
+            cpus_used=sum(r.job.request.cpus for r in self.running.values()),
+            ram_used=sum(r.job.request.ram for r in self.running.values()),
+            array_running=arrays,
+            gpu_fault=self.gpu_fault(),
+        )
+
+    def reason(self, job: Job) -> Verdict | None:
+        """Why a job waits; None when it does not."""
+        if job.state not in WAITING:
+            return None
+        blocked = self.waiting.blocked(job.id)
+        if blocked is Reason.HELD:
+            return Verdict(blocked, f"held; `gpuq release {job.id}` lets it go")
+        if blocked is Reason.DEPENDENCY:
+            return Verdict(blocked, "waits for " + ", ".join(map(str, self.store.open_dependencies(job.id))))
+        if blocked is Reason.BEGIN_TIME:
+            return Verdict(blocked, f"begins in {format_duration((job.begin_at or 0) - time.time())}")
+        key = self.waiting.key(job.id)
+        verdict = self.verdicts.get(key) if key is not None else None
+        return verdict or Verdict(Reason.RESOURCES, "about to be looked at")
+
+
+def over_text(running: Running, index: Callable[[str], int | None]) -> str:
+    """`used 12GiB of the 10GiB it claimed on GPU 0`, for the worst of its GPUs."""
+    worst = max(running.claims, key=lambda c: c.peak - (c.bytes or 0))
+    return (
+        f"used {format_size(worst.peak)} of the {format_size(worst.bytes or 0)} it claimed on GPU {index(worst.uuid)}"
+    )
+
+
+def _uuids(claims: Iterable[Claim]) -> list[str]:
+    return [claim.uuid for claim in claims]

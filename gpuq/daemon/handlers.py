@@ -1,0 +1,451 @@
+"""One function per request. Each checks what it was sent and the right to ask, and answers with an object.
+
+The long ones (`wait`, `follow`, `top`, `events` with `follow`) are written as generators of objects; the server
+ends them when their client goes away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from gpuq import __version__, protocol
+from gpuq.daemon import submit as submission
+from gpuq.daemon import views
+from gpuq.daemon.core import Core
+from gpuq.daemon.runner import Runner
+from gpuq.errors import BadRequest, CannotFit, NoSuchJob, NotAllowed, UsageError
+from gpuq.events import Event, Kind
+from gpuq.model import ENDED, WAITING, Dependency, Driver, Ending, Job, State
+from gpuq.policy.explain import impossible
+from gpuq.policy.lifecycle import Cancelled, Fact, Held, Released, Retried, dependency
+from gpuq.protocol import Message, Selection
+
+#: A submit waits at most this long for the first word on the GPUs, in seconds.
+FIRST_READING = 3.0
+#: Shortest time between two frames of `top`, in seconds.
+FRAME = 0.25
+#: Rows of the queue's head in a frame.
+HEAD = 20
+
+
+@dataclass(slots=True)
+class Session:
+    """One connection: who is there, and what it has sent of a submission so far."""
+
+    uid: int
+    parts: list[tuple[str, ...]] = field(default_factory=list)
+    first: Message | None = None
+
+
+@dataclass(slots=True)
+class Daemon:
+    """What handlers work with."""
+
+    core: Core
+    runner: Runner
+    started_at: float
+    #: ends the daemon; True for a restart
+    stop: asyncio.Future[bool]
+
+    def end(self, restart: bool) -> None:
+        """End the daemon, once."""
+        if not self.stop.done():
+            self.stop.set_result(restart)
+
+
+Answer = Callable[[Daemon, Session, Message], Awaitable[Message]]
+Stream = Callable[[Daemon, Session, Message], AsyncIterator[Message]]
+
+
+# --- submitting -----------------------------------------------------------------------------------
+
+
+async def submit(daemon: Daemon, session: Session, message: Message) -> Message:
+    """Collect the parts of a submission; with the last one, queue all of its jobs or none."""
+    commands = submission.check_commands(message.get("commands"))
+    if session.first is None:
+        session.first, session.parts = message, []
+    session.parts += commands
+    if len(session.parts) > protocol.MAX_JOBS:
+        raise CannotFit(f"a submission holds at most {protocol.MAX_JOBS:,} jobs")
+    if message.get("last") is not True:
+        return {}
+    first, parts = session.first, session.parts
+    session.first, session.parts = None, []
+    key = submission.check_key(first.get("key"))
+    await daemon.runner.known_gpus(FIRST_READING)
+    core = daemon.core
+    done = core.store.submission(key)
+    if done is not None:
+        return {"ids": list(done), "notes": []}
+    template = first.get("template")
+    if not isinstance(template, dict):
+        raise BadRequest("a submission has a template")
+    driver = core.readings.driver if core.readings else None
+    job = submission.check_template(template, session.uid, driver, len(core.host.capacities), time.time())
+    checked = submission.read_submission(first, parts, job)
+    known = driver is Driver.OK or driver is Driver.NONE or job.request.gpus == 0
+    problem = impossible(job.request, core.host, core.settings, gpus_known=known)
+    if problem is not None:
+        raise CannotFit(f"{problem}; see `gpuq gpus`" if job.request.gpus else problem)
+    first_job = core.store.next_id() == 1
+    ids = _queue(daemon, key, checked)
+    note = views.gpus_note(core) if first_job else None
+    return {"ids": list(ids), "notes": [note] if note else []}
+
+
+def _queue(daemon: Daemon, key: str, checked: submission.Submission) -> tuple[int, int]:
+    """Write the jobs and what they wait for in one transaction, and let the planner know."""
+    core = daemon.core
+    now = checked.template.submitted_at
+    with core.store.transaction():
+        jobs = submission.make_jobs(checked, core.store.next_id())
+        unmet = _dependencies(core, checked.template.after)
+        core.store.put_environment(checked.template.env_hash, checked.environment)
+        core.store.insert_jobs(key, jobs, [Event(now, Kind.SUBMITTED, job.id, None, _brief(job)) for job in jobs])
+        if unmet is not None:
+            core.store.add_dependencies((job.id, d, d not in unmet) for job in jobs for d in job.after)
+    for job in jobs:
+        core.waiting.put(job, len(unmet or ()), time.time())
+    core.hub.tell([job.id for job in jobs])
+    daemon.runner.wake()
+    return jobs[0].id, jobs[-1].id
+
+
+def _brief(job: Job) -> dict[str, object]:
+    return {"name": job.name, **({"held": True} if job.state is State.HELD else {})}
+
+
+def _dependencies(core: Core, after: Iterable[Dependency]) -> set[Dependency] | None:
+    """Those that are open. Raises for jobs that do not exist, or ended so that the dependency can never hold."""
+    unmet: set[Dependency] = set()
+    for wanted in after:
+        state = core.store.state_of(wanted.job_id)
+        if state is None:
+            raise NoSuchJob(f"--after {wanted}: there is no job {wanted.job_id}")
+        holds = dependency(wanted.condition, state)
+        if holds is False:
+            raise UsageError(f"--after {wanted}: job {wanted.job_id} has already {_ended_words(state)}")
+        if holds is None:
+            unmet.add(wanted)
+    return unmet if after else None
+
+
+def _ended_words(state: State) -> str:
+    return {State.CANCELLED: "been cancelled", State.SKIPPED: "been skipped"}.get(state, str(state))
+
+
+# --- looking --------------------------------------------------------------------------------------
+
+
+async def status(daemon: Daemon, _session: Session, _message: Message) -> Message:
+    core = daemon.core
+    return {
+        "pid": os.getpid(),
+        "version": __version__,
+        "protocol": protocol.PROTOCOL,
+        "state_dir": str(core.state_dir),
+        "socket": str(core.state_dir / "sock"),
+        "started_at": views.moment(daemon.started_at),
+        "jobs": core.store.counts(),
+        "gpus_note": views.gpus_note(core) if core.readings or core.silent else None,
+    }
+
+
+async def list_(daemon: Daemon, session: Session, message: Message) -> Message:
+    """Running jobs first, then waiting ones in the order they are looked at, then ended ones, newest first."""
+    core = daemon.core
+    selection = _selection(core, session, message)
+    everything = message.get("all") is True or bool(selection.ranges or selection.states)
+    limit = message.get("limit")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+        raise BadRequest(f"limit is a count, not {limit!r:.60}")
+    parts = [((State.RUNNING,), "id"), (tuple(sorted(WAITING)), "priority DESC, id")]
+    if everything:
+        parts.append((tuple(sorted(ENDED)), "ended_at DESC, id DESC"))
+    jobs: list[Job] = []
+    total = 0
+    for states, order in parts:
+        left = None if limit is None else limit - len(jobs)
+        some, count = core.store.select_jobs(selection, states, order, left)
+        jobs += some
+        total += count
+    return {"jobs": [_view(core, job) for job in jobs], "total": total, "counts": core.store.counts()}
+
+
+def _view(core: Core, job: Job) -> Message:
+    running = core.running.get(job.id)
+    return views.job_view(core, running.job if running is not None else job)
+
+
+async def show(daemon: Daemon, session: Session, message: Message) -> Message:
+    core = daemon.core
+    found = []
+    for job in _selected(core, session, message):
+        one = Selection(ranges=((job.id, job.id),))
+        found.append(
+            {
+                **_view(core, job),
+                "attempts": [
+                    views.attempt_view(core, attempt, core.running.get(job.id))
+                    for attempt in core.store.attempts(job.id)
+                ],
+                "events": [views.event_view(event) for event in core.store.events(0, one, None)],
+            }
+        )
+    return {"jobs": found}
+
+
+async def why(daemon: Daemon, session: Session, message: Message) -> Message:
+    jobs = _selected(daemon.core, session, message)
+    if any(job.state in WAITING and job.request.gpus for job in jobs):
+        await daemon.runner.fresh_gpus()
+        jobs = _selected(daemon.core, session, message)
+    return {"explanations": [views.explanation(daemon.core, job) for job in jobs]}
+
+
+async def gpus(daemon: Daemon, _session: Session, _message: Message) -> Message:
+    await daemon.runner.fresh_gpus()
+    return views.gpus_view(daemon.core)
+
+
+# --- changing -------------------------------------------------------------------------------------
+
+
+async def cancel(daemon: Daemon, session: Session, message: Message) -> Message:
+    return _change(daemon, session, message, Cancelled())
+
+
+async def hold(daemon: Daemon, session: Session, message: Message) -> Message:
+    return _change(daemon, session, message, Held())
+
+
+async def release(daemon: Daemon, session: Session, message: Message) -> Message:
+    return _change(daemon, session, message, Released())
+
+
+async def retry(daemon: Daemon, session: Session, message: Message) -> Message:
+    return _change(daemon, session, message, Retried())
+
+
+#: States from which each fact is possible: what a range or a tag is narrowed to.
+_FROM: dict[type[Fact], frozenset[State]] = {
+    Cancelled: WAITING | {State.RUNNING},
+    Held: frozenset({State.QUEUED}),
+    Released: frozenset({State.HELD}),
+    Retried: ENDED,
+}
+
+
+def _change(daemon: Daemon, session: Session, message: Message, fact: Fact) -> Message:
+    """Apply a fact to each selected job that allows it. Jobs named one by one that do not are told of; others are
+    left out in silence, because a range or a tag means `those that it can be done to`.
+    """
+    core = daemon.core
+    selection = _selection(core, session, message)
+    named = {low for low, high in selection.ranges if low == high}
+    facts: list[tuple[Job, Fact]] = []
+    running: list[Job] = []
+    refused: list[Message] = []
+    for job in _selected(core, session, message):
+        problem = _problem(core, session, job, fact)
+        if problem is not None:
+            if job.id in named:
+                refused.append({"id": job.id, "message": problem})
+        elif job.state is State.RUNNING:
+            running.append(job)
+        else:
+            facts.append((job, fact))
+    done = [job.id for job, _ in facts] + [job.id for job in running]
+    if facts:
+        if isinstance(fact, Retried):
+            with core.store.transaction():
+                for job, _ in facts:
+                    core.store.forget_dependencies(job.id)
+        core.apply(facts)
+    for job in running:
+        daemon.runner.end(core.running[job.id].job, Ending.CANCEL)
+    daemon.runner.wake()
+    return {"done": sorted(done), "refused": refused}
+
+
+def _problem(core: Core, session: Session, job: Job, fact: Fact) -> str | None:
+    """Why the fact cannot happen to the job."""
+    if job.owner != session.uid:
+        return f"job {job.id} belongs to {views.owner_name(job.owner)}"
+    if job.state not in _FROM[type(fact)]:
+        if job.ended:
+            return f"job {job.id} already ended: it {_ended_sentence(job.state)}"
+        wants = {Held: "only queued jobs can be held", Released: "only held jobs can be released"}
+        return f"job {job.id} is {job.state}: {wants.get(type(fact), 'only ended jobs can be retried')}"
+    if isinstance(fact, Retried) and core.store.environment(job.env_hash) is None:
+        return f"job {job.id} ended so long ago that its environment was erased: submit it anew"
+    return None
+
+
+def _ended_sentence(state: State) -> str:
+    return {State.CANCELLED: "was cancelled", State.SKIPPED: "was skipped"}.get(state, str(state))
+
+
+async def stop(daemon: Daemon, _session: Session, message: Message) -> Message:
+    """End the daemon; running jobs run on, unless `jobs` asks to end them first."""
+    core = daemon.core
+    cancelled = 0
+    if message.get("jobs") is True:
+        core.draining = True
+        mine = list(core.running)
+        with core.hub.listen(mine) as news:
+            for job_id in mine:
+                if core.running[job_id].job.ending is None:
+                    daemon.runner.end(core.running[job_id].job, Ending.CANCEL)
+            while core.running.keys() & set(mine):
+                await news.wait()
+                news.clear()
+        cancelled = len(mine)
+    core.draining = True
+    # after this reply went out: the server waits for the answers that are under way
+    asyncio.get_running_loop().call_soon(daemon.end, message.get("restart") is True)
+    return {"running": len(core.running), "cancelled": cancelled}
+
+
+# --- waiting for news -----------------------------------------------------------------------------
+
+
+async def wait(daemon: Daemon, session: Session, message: Message) -> AsyncIterator[Message]:
+    """The jobs, once all of them (with `any`, one of them) have ended."""
+    core = daemon.core
+    ids = [job.id for job in _selected(core, session, message)]
+    with core.hub.listen(ids) as news:
+        pending = set(ids)
+        while True:
+            pending = {job_id for job_id in pending if core.store.state_of(job_id) not in ENDED}
+            if not pending or (message.get("any") is True and len(pending) < len(ids)):
+                break
+            await news.wait()
+            news.clear()
+    ended = [job for job_id in ids if job_id not in pending and (job := core.store.job(job_id)) is not None]
+    yield {"jobs": [_view(core, job) for job in ended], "end": True}
+
+
+async def follow(daemon: Daemon, session: Session, message: Message) -> AsyncIterator[Message]:
+    """One job now and at each change, until it has ended."""
+    core = daemon.core
+    job_id = message.get("id")
+    if not isinstance(job_id, int) or isinstance(job_id, bool) or not 0 < job_id <= protocol.MAX_ID:
+        raise BadRequest(f"follow needs the id of a job, not {job_id!r:.60}")
+    sent: Message | None = None
+    with core.hub.listen([job_id]) as news:
+        while True:
+            job = core.store.job(job_id)
+            if job is None:
+                raise NoSuchJob(f"there is no job {job_id}")
+            _check_owner(session, job)
+            view = _view(core, job)
+            if view != sent:
+                sent = view
+                yield {"job": view, **({"end": True} if job.ended else {})}
+            if job.ended:
+                return
+            await news.wait()
+            news.clear()
+
+
+async def top(daemon: Daemon, _session: Session, _message: Message) -> AsyncIterator[Message]:
+    """A frame now and whenever something changed, a few per second at most."""
+    core = daemon.core
+    daemon.runner.onlookers += 1
+    try:
+        await daemon.runner.fresh_gpus()
+        with core.hub.listen() as news:
+            while True:
+                head, total = core.store.select_jobs(Selection(), sorted(WAITING), "priority DESC, id", HEAD)
+                yield views.frame(core, head, total)
+                await news.wait()
+                await asyncio.sleep(FRAME)  # several changes make one frame
+                news.clear()
+    finally:
+        daemon.runner.onlookers -= 1
+
+
+async def events(daemon: Daemon, session: Session, message: Message) -> AsyncIterator[Message]:
+    """Events so far, then with `follow` each new one. Read from the store by id, so that a slow reader misses none."""
+    core = daemon.core
+    selection = _selection(core, session, message)
+    where = None if selection.empty else selection
+    if where is not None:
+        _selected(core, session, message)
+    since, limit = message.get("since") or 0, message.get("limit")
+    if not isinstance(since, int) or not (limit is None or isinstance(limit, int)):
+        raise BadRequest("since and limit are whole numbers")
+    follows = message.get("follow") is True
+    with core.hub.listen() as news:
+        past = core.store.events(since, where, limit)
+        yield {"events": [views.event_view(event) for event in past], **({} if follows else {"end": True})}
+        last = core.store.last_event()
+        while follows:
+            await news.wait()
+            news.clear()
+            for event in core.store.events(last, where, None):
+                yield {"event": views.event_view(event)}
+            last = core.store.last_event()
+
+
+# --- selecting ------------------------------------------------------------------------------------
+
+
+def _selection(core: Core, session: Session, message: Message) -> Selection:
+    """The selection of a message, with `@last` made an id."""
+    selection = Selection.from_json(message.get("sel") or {})
+    for state in selection.states:
+        if state not in State.__members__.values():
+            raise UsageError(f"there is no state {state!r}: known are {', '.join(State)}")
+    if not selection.last:
+        return selection
+    last = core.store.last_job(session.uid)
+    if last is None:
+        raise NoSuchJob("@last: you have submitted no job yet")
+    return replace(selection, ranges=(*selection.ranges, (last, last)), last=False)
+
+
+def _selected(core: Core, session: Session, message: Message) -> list[Job]:
+    """The selected jobs. Raises NoSuchJob if an id that was named, or all of a range, does not exist."""
+    selection = _selection(core, session, message)
+    if selection.empty:
+        raise UsageError("which jobs? write ids (12, 12-20, @last), --state or --tag")
+    jobs, _ = core.store.select_jobs(selection, (), "id", None)
+    found = {job.id for job in jobs}
+    unfiltered = replace(selection, states=(), tags=())
+    known = found if unfiltered == selection else set(core.store.select(unfiltered))
+    missing = [low for low, high in selection.ranges if low == high and low not in known]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise NoSuchJob(f"there is no job {missing[0]}{more}")
+    for low, high in selection.ranges:
+        if low != high and not any(low <= job_id <= high for job_id in known):
+            raise NoSuchJob(f"there is no job from {low} to {high}")
+    return jobs
+
+
+def _check_owner(session: Session, job: Job) -> None:
+    if job.owner != session.uid:
+        raise NotAllowed(f"job {job.id} belongs to {views.owner_name(job.owner)}")
+
+
+ANSWERS: dict[str, Answer] = {
+    "submit": submit,
+    "status": status,
+    "list": list_,
+    "show": show,
+    "why": why,
+    "gpus": gpus,
+    "cancel": cancel,
+    "hold": hold,
+    "release": release,
+    "retry": retry,
+    "stop": stop,
+}
+STREAMS: dict[str, Stream] = {"wait": wait, "follow": follow, "top": top, "events": events}

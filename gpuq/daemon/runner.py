@@ -1,0 +1,319 @@
+"""The loop: wakes, plans, launches attempts and takes their results. Events from the kernel come in here.
+
+Whatever becomes of an attempt is learnt in one place, `_take`, whether its supervisor has just ended or the daemon
+has just started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gpuq.daemon.core import Core, Running, over_text
+from gpuq.daemon.watch import Watcher
+from gpuq.errors import GpuqError, LaunchError, StoreError
+from gpuq.launch import launcher, outcome
+from gpuq.launch.environment import job_environment, log_path
+from gpuq.model import Attempt, Claim, Ending, Failure, Identity, Job, OverClaim, Readings, State
+from gpuq.policy import ledger, scheduler
+from gpuq.policy.lifecycle import EndAsked, Ended, Fact, NeverStarted, Started, advance
+
+log = logging.getLogger("gpuq.runner")
+
+#: After a write that failed (disk full), what was to be written is tried again this often, in seconds.
+RETRY_WRITE = 5.0
+
+
+class Runner:
+    def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
+        self.core = core
+        self._loop = loop
+        self._watcher = Watcher(loop, self._readings)
+        self._awake = False
+        self._reading_timer: asyncio.TimerHandle | None = None
+        self._patience_timer: asyncio.TimerHandle | None = None
+        self._begin_timer: asyncio.TimerHandle | None = None
+        #: people who look at the GPUs: readings go on while there are any
+        self.onlookers = 0
+        self._first_reading = asyncio.Event()
+        self._reading_done = asyncio.Event()
+
+    def begin(self) -> None:
+        """Take back what an earlier daemon left running, then start what can start."""
+        running = self.core.load()
+        self.read_gpus()
+        for job in running:
+            self._take(job.id, restarted=True)
+        self.wake()
+
+    # --- waking and planning ----------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Plan soon: jobs without GPUs at once, jobs with GPUs as soon as a reading is there."""
+        if not self._awake:
+            self._awake = True
+            self._loop.call_soon(self._plan_without_gpus)
+
+    def _plan_without_gpus(self) -> None:
+        self._awake = False
+        self._admit_due()
+        if self.core.waiting.wants_gpus():
+            self.read_gpus()
+        self._plan(gpus=self.core.silent is not None)
+
+    def _admit_due(self) -> None:
+        """Let in the jobs whose begin time has come, and set the clock for the next."""
+        now = time.time()
+        for job_id in self.core.waiting.due(now):
+            job = self.core.store.job(job_id)
+            if job is not None:
+                self.core.waiting.put(job, len(self.core.store.open_dependencies(job_id)), now)
+        if self._begin_timer is not None:
+            self._begin_timer.cancel()
+            self._begin_timer = None
+        due = self.core.waiting.next_begin()
+        if due is not None:
+            # at most an hour: the wall clock may be set meanwhile
+            self._begin_timer = self._loop.call_later(min(max(0.0, due - now), 3600.0), self.wake)
+
+    def _plan(self, *, gpus: bool) -> None:
+        if self.core.draining:
+            return
+        states = self.core.gpu_states() if gpus else None
+        plan = scheduler.plan(self.core.snapshot(), states)
+        try:
+            for start in plan.starts:
+                self._launch(start)
+        except StoreError as error:
+            log.error("an attempt could not be recorded: %s", error)
+            self._loop.call_later(RETRY_WRITE, self.wake)
+        verdicts = {key: v for key, v in self.core.verdicts.items() if key in self.core.waiting.groups}
+        self.core.verdicts = verdicts | dict(plan.verdicts)
+
+    # --- launching --------------------------------------------------------------------------------
+
+    def _launch(self, start: scheduler.Start) -> None:
+        core = self.core
+        job = core.store.job(start.job_id)
+        assert job is not None and job.state is State.QUEUED, f"job {start.job_id} was planned and does not wait"
+        number = job.attempt + 1
+        run_dir = core.run_root / str(job.id) / str(number)
+        step = advance(job, Started(start.gpus, log_path(job, str(run_dir))), time.time())
+        assert step.job.log_path is not None and step.job.started_at is not None
+        claims = tuple(Claim(job.id, number, uuid, job.request.vram) for uuid in start.gpus)
+        attempt = Attempt(job.id, number, step.job.started_at, str(run_dir), step.job.log_path, claims)
+        with core.store.transaction():
+            core.store.change(job, step.job, step.event)
+            core.store.add_attempt(attempt)
+        core.waiting.remove(job.id)
+        running = core.running[job.id] = Running(step.job, attempt, claims)
+        core.history = ledger.disturb(core.history, start.gpus, time.monotonic())
+        core.hub.tell([job.id])
+        try:
+            running.supervisor = launcher.start(self._orders(step.job, attempt))
+        except LaunchError as error:
+            self._finish(job.id, Ended(failure=Failure.LAUNCH, note=error.message))
+            return
+        log.info("job %d attempt %d started on %s", job.id, number, ", ".join(start.gpus) or "no GPU")
+        self._watch(job.id, running.supervisor)
+
+    def _orders(self, job: Job, attempt: Attempt) -> launcher.Launch:
+        core = self.core
+        body = core.store.environment(job.env_hash)
+        if body is None:
+            raise LaunchError("its environment was erased; submit it anew")
+        work = Path(attempt.run_dir) / "work"
+        try:
+            work.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise LaunchError(f"the run folder {work} cannot be made: {error.strerror}") from None
+        return launcher.Launch(
+            job_id=job.id,
+            attempt=attempt.number,
+            run_dir=Path(attempt.run_dir),
+            argv=job.command,
+            cwd=job.cwd,
+            env=job_environment(json.loads(body), job, attempt.run_dir, str(core.state_dir)),
+            log_path=attempt.log_path,
+            private_log=job.output is None,
+            umask=job.umask,
+            limits=job.limits,
+            time_limit=job.time_limit,
+            grace=core.settings.grace,
+        )
+
+    def end(self, job: Job, ending: Ending, note: str | None = None) -> None:
+        """Ask a running attempt to end; its result tells when it has."""
+        self.core.apply([(job, EndAsked(ending, note))])
+        running = self.core.running[job.id]
+        if running.supervisor is not None:
+            launcher.end(running.supervisor)
+
+    # --- results ----------------------------------------------------------------------------------
+
+    def _watch(self, job_id: int, supervisor: launcher.Supervisor) -> None:
+        # a pidfd becomes readable when its process ends (pidfd_open(2))
+        self._loop.add_reader(supervisor.pidfd, self._exited, job_id, supervisor)
+
+    def _exited(self, job_id: int, supervisor: launcher.Supervisor) -> None:
+        self._loop.remove_reader(supervisor.pidfd)
+        launcher.reap(supervisor)
+        self._take(job_id, restarted=False)
+
+    def _take(self, job_id: int, *, restarted: bool) -> None:
+        """Learn what became of an attempt, and act on it."""
+        running = self.core.running[job_id]
+        run_dir = Path(running.attempt.run_dir)
+        try:
+            self._act_on(launcher.adopt(run_dir), running, run_dir, restarted)
+        except StoreError as error:
+            log.error("the result of job %d cannot be read: %s", job_id, error)
+            self._finish(job_id, Ended(failure=Failure.LOST, note=error.message))
+
+    def _act_on(self, found: launcher.Found, running: Running, run_dir: Path, restarted: bool) -> None:
+        job_id = running.job.id
+        match found:
+            case launcher.Running(supervisor):
+                running.supervisor = supervisor
+                self._watch(job_id, supervisor)
+                if running.job.ending is not None:
+                    launcher.end(supervisor)
+            case launcher.Starting():
+                self._later(lambda: launcher.wait_unlocked(run_dir), lambda: self._take(job_id, restarted=restarted))
+            case launcher.Ended():
+                self._finish(job_id, _ended(run_dir, running.attempt.log_path))
+            case launcher.NeverStarted(complaint):
+                if restarted and complaint is None:
+                    self._finish(job_id, NeverStarted())
+                else:
+                    note = complaint or "its supervisor ended before the job began"
+                    self._finish(job_id, Ended(failure=Failure.LAUNCH, note=note.splitlines()[-1]))
+            case launcher.Lost(identity, complaint):
+                self._lost(job_id, identity, complaint)
+
+    def _lost(self, job_id: int, identity: Identity, complaint: str | None) -> None:
+        """The supervisor vanished: end what it left, and only then give its GPUs to others."""
+        note = complaint.splitlines()[-1] if complaint else "its supervisor vanished without a result"
+        grace = self.core.settings.grace
+        self._later(
+            lambda: launcher.end_leftovers(identity, grace),
+            lambda: self._finish(job_id, Ended(failure=Failure.LOST, note=note)),
+        )
+
+    def _later(self, work: Callable[[], None], then: Callable[[], None]) -> None:
+        """Do blocking work in a thread of its own, which does not keep the daemon from ending; then go on here."""
+
+        def run() -> None:
+            work()
+            try:
+                self._loop.call_soon_threadsafe(then)
+            except RuntimeError:
+                log.info("the daemon stopped before a thread of its ended")
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def _finish(self, job_id: int, fact: Fact) -> None:
+        """Record how an attempt ended. Where that cannot be written now, the result file waits, and we try again."""
+        running = self.core.running[job_id]
+        try:
+            self.core.apply([(running.job, fact)])
+        except StoreError as error:
+            log.error("the end of job %d cannot be recorded yet: %s", job_id, error)
+            self._loop.call_later(RETRY_WRITE, self._finish, job_id, fact)
+            return
+        log.info("job %d attempt %d ended: %s", job_id, running.attempt.number, fact)
+        self.wake()
+
+    # --- GPUs -------------------------------------------------------------------------------------
+
+    def read_gpus(self) -> None:
+        """Ask for a reading that begins after now; what comes of it is planned with."""
+        self._reading_done.clear()
+        self._watcher.request(self.core.shims())
+        if self._patience_timer is None:
+            self._patience_timer = self._loop.call_later(self.core.settings.nvml_patience, self._impatient)
+
+    async def fresh_gpus(self) -> None:
+        """Wait for a reading that begins after now, or for the driver to count as silent."""
+        self.read_gpus()
+        await self._reading_done.wait()
+
+    async def known_gpus(self, patience: float) -> None:
+        """Wait, not for long, until the GPUs were read once."""
+        try:
+            await asyncio.wait_for(self._first_reading.wait(), patience)
+        except TimeoutError:
+            log.warning("the GPUs are not known yet")
+
+    def _readings(self, readings: Readings) -> None:
+        if self._patience_timer is not None and self._watcher.asked_at is None:
+            self._patience_timer.cancel()
+            self._patience_timer = None
+        try:
+            over = self.core.take_readings(readings)
+        except StoreError as error:
+            log.error("a reading could not be recorded: %s", error)
+            over = []
+        self._first_reading.set()
+        if self._watcher.asked_at is None:
+            self._reading_done.set()
+        for running in over:
+            self._over_claim(running)
+        self._plan(gpus=True)
+        self.core.hub.tell()
+        self._next_reading()
+
+    def _next_reading(self) -> None:
+        """Readings go on while a job runs on a GPU or waits for one, or somebody looks; otherwise the daemon sleeps."""
+        if self._reading_timer is not None:
+            self._reading_timer.cancel()
+            self._reading_timer = None
+        runs = any(r.claims for r in self.core.running.values())
+        if runs or self.core.waiting.wants_gpus() or self.onlookers:
+            self._reading_timer = self._loop.call_later(self.core.settings.reading_interval, self.read_gpus)
+
+    def _impatient(self) -> None:
+        """The driver is silent: say so, until it answers."""
+        self._patience_timer = None
+        if self._watcher.asked_at is None:
+            return
+        self.core.silent = time.monotonic() - self._watcher.asked_at
+        log.warning("NVML has not answered for %.0f s", self.core.silent)
+        self._first_reading.set()
+        self._reading_done.set()
+        self._plan(gpus=True)
+        self.core.hub.tell()
+        self._patience_timer = self._loop.call_later(self.core.settings.nvml_patience, self._impatient)
+
+    def _over_claim(self, running: Running) -> None:
+        text = over_text(running, self.core.gpu_index)
+        log.warning("job %d %s", running.job.id, text)
+        if self.core.settings.over_claim is OverClaim.KILL and running.job.ending is None:
+            try:
+                self.end(running.job, Ending.OVER_MEMORY, text)
+            except GpuqError as error:
+                log.error("job %d could not be ended: %s", running.job.id, error)
+
+
+def _ended(run_dir: Path, path: str) -> Ended:
+    """The fact that a result file states."""
+    result = outcome.read_result(run_dir)
+    assert result is not None, f"{run_dir} has a result that is gone again"
+    failed = result.wait_status != 0 or result.start_failure is not None
+    judged = outcome.judge(result, outcome.log_tail(path, result.log_start) if failed else b"")
+    return Ended(
+        asked=result.ended,
+        failure=judged.failure,
+        exit_code=judged.exit_code,
+        signal=judged.signal,
+        note=judged.note,
+        peak_ram=result.max_rss_bytes,
+        user_seconds=result.user_seconds,
+        system_seconds=result.system_seconds,
+        ended_at=result.ended_at,
+    )

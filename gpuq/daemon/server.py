@@ -1,0 +1,188 @@
+"""The socket: who is there, lines in, lines out. What a request means is in handlers.py."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import socket
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from gpuq import __version__, protocol
+from gpuq.client import socket_address
+from gpuq.daemon.handlers import ANSWERS, STREAMS, Daemon, Session
+from gpuq.errors import (
+    BadRequest,
+    DaemonUnreachable,
+    GpuqError,
+    NotAllowed,
+    ProtocolMismatch,
+)
+from gpuq.protocol import Message
+
+log = logging.getLogger("gpuq.server")
+
+#: A connection that says nothing is closed after this long, in seconds.
+IDLE = 30.0
+#: Descriptors kept back from connections: database, logs, pidfds of attempts.
+RESERVED_FDS = 256
+_UCRED = struct.Struct("3i")
+
+
+class Server:
+    """Listens in the state folder. `close` answers what is under way, then tells the rest why it ends."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._server: asyncio.Server | None = None
+        self._ending: asyncio.Future[GpuqError | None] = asyncio.get_running_loop().create_future()
+        #: connections by the task that serves them; those that have said something are worth more
+        self._silent: dict[asyncio.Task[None], None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = max(16, min(4096, soft - RESERVED_FDS))
+
+    async def listen(self) -> None:
+        """Bind the socket, 0600. A socket left by a dead daemon is replaced: we hold the daemon's lock."""
+        folder = self._daemon.core.state_dir
+        (folder / "sock").unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        with socket_address(folder) as address:
+            listener.bind(address)
+        Path(folder / "sock").chmod(0o600)
+        listener.listen(1024)
+        self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=protocol.MAX_LINE)
+
+    async def close(self, reason: GpuqError | None) -> None:
+        """Stop listening; `reason` is told to those who wait for news, None just closes (they come again)."""
+        if self._server is not None:
+            self._server.close()
+        (self._daemon.core.state_dir / "sock").unlink(missing_ok=True)
+        self._ending.set_result(reason)
+        for task in self._silent:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=5)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._silent[task] = None
+        if len(self._tasks) > self._most and self._silent:
+            next(iter(self._silent)).cancel()  # the oldest that has said nothing gives way
+        try:
+            await self._serve(reader, writer, task)
+        except (ConnectionError, asyncio.CancelledError):
+            log.debug("a client went away")
+        finally:
+            self._tasks.discard(task)
+            self._silent.pop(task, None)
+            writer.close()
+
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, task: asyncio.Task[None]
+    ) -> None:
+        uid = _peer_uid(writer)
+        if uid != os.geteuid():
+            await _send(writer, protocol.error_reply(NotAllowed(f"this daemon belongs to uid {os.geteuid()}")))
+            return
+        session = Session(uid)
+        while not self._ending.done():
+            try:
+                line = await asyncio.wait_for(reader.readline(), IDLE)
+            except TimeoutError:
+                return
+            except ValueError:
+                problem = BadRequest(f"the message is longer than {protocol.MAX_LINE:,} bytes")
+                await _send(writer, protocol.error_reply(problem))
+                return
+            if not line.endswith(b"\n"):
+                return  # the client left, perhaps in the middle of a message
+            self._silent.pop(task, None)
+            if not await self._answer(line, session, reader, writer):
+                return
+
+    async def _answer(
+        self, line: bytes, session: Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
+        """Answer one request; whether the connection goes on."""
+        try:
+            message = protocol.decode(line)
+            op = _operation(message)
+            if op in STREAMS:
+                await self._stream(STREAMS[op](self._daemon, session, message), reader, writer)
+                return False
+            reply = await ANSWERS[op](self._daemon, session, message)
+            await _send(writer, {"ok": True, **reply})
+        except GpuqError as error:
+            session.first, session.parts = None, []
+            await _send(writer, protocol.error_reply(error))
+            return not isinstance(error, BadRequest)
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            log.exception("a request failed")
+            session.first, session.parts = None, []
+            problem = GpuqError(f"the daemon failed on this ({type(error).__name__}); its log tells more")
+            await _send(writer, protocol.error_reply(problem))
+        return True
+
+    async def _stream(
+        self, objects: AsyncIterator[Message], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Send objects until there are no more, the client goes, or the daemon ends."""
+
+        async def send_all() -> None:
+            async for message in objects:
+                await _send(writer, {"ok": True, **message})
+
+        sending = asyncio.ensure_future(send_all())
+        gone = asyncio.ensure_future(reader.read(1))
+        try:
+            anything: set[asyncio.Future[Any]] = {sending, gone, self._ending}
+            await asyncio.wait(anything, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+            elif self._ending.done() and (reason := self._ending.result()) is not None:
+                await _send(writer, protocol.error_reply(reason))
+        finally:
+            gone.cancel()
+            sending.cancel()
+            await asyncio.wait({sending})
+
+
+def _operation(message: Message) -> str:
+    """The operation asked for. Raises ProtocolMismatch for one that only a newer gpuq knows."""
+    op, version = message.get("op"), message.get("v")
+    if not isinstance(op, str) or not isinstance(version, int):
+        raise BadRequest("a request has an operation `op` and a version `v`")
+    if version < 1:
+        raise BadRequest(f"there is no protocol version {version}")
+    if op in ANSWERS or op in STREAMS:
+        return op
+    if version > protocol.PROTOCOL:
+        raise ProtocolMismatch(
+            f"the daemon is gpuq {__version__} and does not know {op!r:.60}: "
+            "`gpuq daemon restart` replaces it, and running jobs run on"
+        )
+    raise BadRequest(f"there is no operation {op!r:.60}")
+
+
+def _peer_uid(writer: asyncio.StreamWriter) -> int:
+    """Who is at the other end, as the kernel says (SO_PEERCRED, unix(7))."""
+    peer = writer.get_extra_info("socket")
+    _pid, uid, _gid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(uid)
+
+
+async def _send(writer: asyncio.StreamWriter, message: Message) -> None:
+    writer.write(protocol.encode(message))
+    await writer.drain()
+
+
+STOPPED = DaemonUnreachable("the daemon was stopped; running jobs run on, and the next command starts it again")

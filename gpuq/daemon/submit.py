@@ -1,0 +1,274 @@
+"""From a submission on the wire to jobs: every field is checked here, whatever the client has checked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gpuq import protocol
+from gpuq.errors import BadRequest, CannotFit, UsageError
+from gpuq.model import ArrayPlace, Condition, Dependency, Driver, Job, Request, State
+from gpuq.protocol import Message
+from gpuq.store.rows import dump
+from gpuq.units import MAX_SIZE, MAX_TIME
+
+#: Longest single argument, with its NUL, that execve(2) takes: MAX_ARG_STRLEN.
+MAX_ARGUMENT = 32 * 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A checked submission. `template` has every field of its jobs but id, command and place in an array."""
+
+    template: Job
+    held: bool
+    commands: tuple[tuple[str, ...], ...]
+    #: indexes of an array, empty for none
+    indexes: tuple[int, ...]
+    array_limit: int
+    environment: bytes
+
+
+def check_key(value: object) -> str:
+    if not isinstance(value, str) or not 8 <= len(value) <= 64 or not value.isascii():
+        raise BadRequest("a submission carries a random key of 8 to 64 ASCII characters")
+    return value
+
+
+def check_commands(value: object) -> list[tuple[str, ...]]:
+    """Argument lists. Raises UsageError for one that no program could be started with."""
+    if not isinstance(value, list):
+        raise BadRequest("commands is a list of argument lists")
+    return [_command(item) for item in value]
+
+
+def _command(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise BadRequest("a command is a list of strings")
+    if not value or not value[0]:
+        raise UsageError("the command is empty: write gpuq submit -- CMD ARG…")
+    if any("\0" in word for word in value):
+        raise UsageError("the command holds a NUL character, which no program can be given")
+    sizes = [len(_bytes(word)) for word in value]
+    if max(sizes) >= MAX_ARGUMENT:
+        raise UsageError(
+            f"an argument of the command has {max(sizes):,} bytes, and Linux takes {MAX_ARGUMENT - 1:,}: "
+            "put it into a file"
+        )
+    if sum(sizes) > protocol.MAX_COMMAND:
+        raise UsageError(
+            f"the command has {sum(sizes):,} bytes, and {protocol.MAX_COMMAND:,} are allowed: put its data into a file"
+        )
+    return tuple(value)
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        raise UsageError(f"{text!r} holds characters that no program can be given") from None
+
+
+def check_environment(value: object) -> bytes:
+    """The environment as it is stored. Values are in no message."""
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise BadRequest("env maps names to strings")
+    size = 0
+    for name, text in value.items():
+        if not name or "=" in name or "\0" in name or "\0" in text:
+            raise UsageError(f"the environment variable {name!r} cannot be given to a program")
+        size += len(_bytes(name)) + len(_bytes(text)) + 2
+    if size > protocol.MAX_ENVIRONMENT:
+        raise UsageError(f"the environment has {size:,} bytes, and {protocol.MAX_ENVIRONMENT:,} are allowed")
+    return dump(dict(sorted(value.items()))).encode("ascii")
+
+
+def check_array(value: object) -> tuple[tuple[int, ...], int]:
+    if value is None:
+        return (), 0
+    if not isinstance(value, dict) or not isinstance(value.get("indexes"), list):
+        raise BadRequest("array has a list of indexes and a limit")
+    indexes = tuple(_integer(i, "an array index", 0, 10**9) for i in value["indexes"])
+    if not indexes:
+        raise UsageError("the array has no members")
+    if len(set(indexes)) != len(indexes):
+        raise UsageError("the array names an index twice")
+    return indexes, _integer(value.get("limit") or 0, "the array's limit", 0, protocol.MAX_JOBS)
+
+
+def check_template(t: Mapping[str, Any], owner: int, driver: Driver | None, gpu_count: int, now: float) -> Job:
+    """The job that all of the submission are like. `driver` is None while the GPUs are not known yet."""
+    none = driver is Driver.NONE or (driver is Driver.OK and gpu_count == 0)
+    vram = _optional(t, "vram", "--vram", 1, MAX_SIZE)
+    gpus = _optional(t, "gpus", "--gpus", 0, 1024)
+    if gpus is None:
+        gpus = 0 if none and vram is None else 1
+    if gpus == 0 and vram is not None:
+        raise UsageError("--vram without GPUs: it is the memory on each GPU, so leave it out or ask for --gpus 1")
+    cpus = _optional(t, "cpus", "--cpus", 0, 65536)
+    return Job(
+        id=0,
+        name=_name(t.get("name")),
+        owner=owner,
+        state=State.QUEUED,
+        command=(),
+        cwd=_folder(t.get("cwd")),
+        request=Request(gpus, vram, (0 if gpus else 1) if cpus is None else cpus, _optional(t, "ram", "--ram") or 0),
+        env_hash="",
+        submitted_at=now,
+        priority=_integer(t.get("priority") or 0, "--priority", -1_000_000, 1_000_000),
+        time_limit=_seconds(t.get("time_limit")),
+        begin_at=_moment(t.get("begin_at")),
+        after=_after(t.get("after") or []),
+        tags=_tags(t.get("tags") or []),
+        umask=_integer(t.get("umask", 0o077), "the umask", 0, 0o777),
+        limits=_limits(t.get("limits") or []),
+        output=_output(t.get("output")),
+    )
+
+
+def _optional(t: Mapping[str, Any], key: str, what: str, low: int = 1, high: int = MAX_SIZE) -> int | None:
+    return None if t.get(key) is None else _integer(t[key], what, low, high)
+
+
+def _integer(value: object, what: str, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise BadRequest(f"{what} must be a whole number, not {value!r:.60}")
+    if not low <= value <= high:
+        raise UsageError(f"{what} is {value}, and must be from {low} to {high}")
+    return value
+
+
+def _seconds(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadRequest(f"--time must be a number of seconds, not {value!r:.60}")
+    if not 0 < value <= MAX_TIME:  # false for NaN as well
+        raise UsageError(f"--time is {value} seconds, and must be more than zero and at most ten years")
+    return float(value)
+
+
+def _moment(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e11:
+        raise BadRequest(f"--begin must be seconds since the epoch, not {value!r:.60}")
+    return float(value)
+
+
+def _name(value: object) -> str:
+    text = _text(value, "--name", protocol.MAX_NAME) if value is not None else ""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _text(value: object, what: str, longest: int) -> str:
+    if not isinstance(value, str):
+        raise BadRequest(f"{what} must be text, not {value!r:.60}")
+    if "\0" in value:
+        raise UsageError(f"{what} holds a NUL character")
+    if len(value) > longest:
+        raise UsageError(f"{what} has {len(value)} characters, and {longest} are allowed")
+    return value
+
+
+def _tags(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > protocol.MAX_TAGS:
+        raise BadRequest(f"tags is a list of at most {protocol.MAX_TAGS}")
+    tags = [_text(tag, "--tag", protocol.MAX_NAME).encode("utf-8", "replace").decode("utf-8") for tag in value]
+    if not all(tags):
+        raise UsageError("--tag is empty")
+    return tuple(dict.fromkeys(tags))
+
+
+def _output(value: object) -> str | None:
+    if value is None:
+        return None
+    text = _text(value, "--output", protocol.MAX_TEXT)
+    if not text:
+        raise UsageError("--output is empty: name a file")
+    return text
+
+
+def _folder(value: object) -> str:
+    text = _text(value, "--cwd", protocol.MAX_TEXT)
+    if not text.startswith("/"):
+        raise UsageError(f"--cwd {text!r} is not an absolute path")
+    try:
+        found = Path(os.fsdecode(_bytes(text))).stat()
+    except OSError as error:
+        raise UsageError(f"--cwd {text!r}: {error.strerror}") from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise UsageError(f"--cwd {text!r} is not a folder")
+    return text
+
+
+def _after(value: object) -> tuple[Dependency, ...]:
+    if not isinstance(value, list) or len(value) > 10_000:
+        raise BadRequest("after is a list of at most 10000 dependencies")
+    return tuple(dict.fromkeys(_dependency(_text(item, "--after", 100)) for item in value))
+
+
+def _dependency(text: str) -> Dependency:
+    condition, colon, job_id = text.rpartition(":")
+    if not (job_id.isascii() and job_id.isdigit() and len(job_id) <= 18):
+        raise UsageError(f"--after {text!r} names no job: write 12, ok:12, any:12 or failed:12")
+    try:
+        return Dependency(Condition(condition) if colon else Condition.OK, int(job_id))
+    except ValueError:
+        raise UsageError(f"--after {text!r}: {condition!r} is none of ok, any, failed") from None
+
+
+def _limits(value: object) -> tuple[tuple[int, int], ...]:
+    if not isinstance(value, list) or len(value) > 64:
+        raise BadRequest("limits is a list of [number, soft limit]")
+    try:
+        return tuple((_integer(n, "a limit", 0, 63), _integer(s, "a limit", -1, 2**63 - 1)) for n, s in value)
+    except (TypeError, ValueError):
+        raise BadRequest("limits is a list of [number, soft limit]") from None
+
+
+def read_submission(first: Message, commands: Sequence[tuple[str, ...]], template: Job) -> Submission:
+    """All parts of a submission together. Raises UsageError where they do not go together."""
+    indexes, limit = check_array(first.get("array"))
+    if indexes and len(commands) != 1:
+        raise UsageError("an array has one command; --array and --from do not go together")
+    if not commands:
+        raise UsageError("nothing to submit: no command was given")
+    if len(commands) * max(1, len(indexes)) > protocol.MAX_JOBS:
+        raise CannotFit(f"a submission holds at most {protocol.MAX_JOBS:,} jobs")
+    environment = check_environment(first.get("env"))
+    digest = hashlib.sha256(environment).hexdigest()
+    held = first["template"].get("hold") is True
+    job = replace(template, env_hash=digest, state=State.HELD if held else State.QUEUED)
+    return Submission(job, held, tuple(commands), indexes, limit, environment)
+
+
+def make_jobs(submission: Submission, first_id: int) -> list[Job]:
+    """The jobs, with ids from `first_id` on."""
+    template = submission.template
+    if submission.indexes:
+        command = submission.commands[0]
+        job = replace(template, command=command, name=template.name or _default_name(command))
+        return [
+            replace(job, id=first_id + n, array=ArrayPlace(first_id, index, submission.array_limit))
+            for n, index in enumerate(submission.indexes)
+        ]
+    return [
+        replace(template, id=first_id + n, command=command, name=template.name or _default_name(command))
+        for n, command in enumerate(submission.commands)
+    ]
+
+
+def _default_name(command: tuple[str, ...]) -> str:
+    """The program's name; of a shell line, its first word's."""
+    word = command[0]
+    if len(command) == 3 and command[:2] == ("/bin/sh", "-c") and command[2].split():
+        word = command[2].split()[0]
+    name = word.rstrip("/").rpartition("/")[2] or word
+    return name.encode("utf-8", "replace").decode("utf-8")[: protocol.MAX_NAME]

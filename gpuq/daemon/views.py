@@ -1,0 +1,253 @@
+"""The objects that clients see. Their fields are a promise (`gpuq.jobs/1` and so on): added to, never changed."""
+
+from __future__ import annotations
+
+import contextlib
+import pwd
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+import psutil
+
+from gpuq.daemon.core import Core, Running, over_text
+from gpuq.events import Event
+from gpuq.model import WAITING, Attempt, Claim, Job, Reason
+from gpuq.policy.explain import asked, gpu_verdict
+from gpuq.policy.ledger import GpuState
+
+View = dict[str, Any]
+
+
+def moment(seconds: float | None) -> str | None:
+    """ISO 8601 in UTC, to the millisecond."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@cache
+def owner_name(uid: int) -> str:
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(uid).pw_name
+    return str(uid)
+
+
+def job_view(core: Core, job: Job) -> View:
+    """A job as `gpuq.jobs/1` has it."""
+    verdict = core.reason(job)
+    running = core.running.get(job.id)
+    over = running is not None and running.over_told
+    used = max(running.use.values(), default=None) if running is not None and running.use else None
+    return {
+        "id": job.id,
+        "name": job.name,
+        "state": str(job.state),
+        "reason": str(verdict.reason) if verdict else None,
+        "reason_text": verdict.text if verdict else None,
+        "failure": str(job.failure) if job.failure else None,
+        "note": over_text(running, core.gpu_index) if over and running is not None else job.note,
+        "exit_code": job.exit_code,
+        "signal": job.signal,
+        "owner": owner_name(job.owner),
+        "uid": job.owner,
+        "command": list(job.command),
+        "cwd": job.cwd,
+        "gpus": list(job.gpus),
+        "gpu_indexes": [core.gpu_index(uuid) for uuid in job.gpus],
+        "gpu_count": job.request.gpus,
+        "vram_bytes": job.request.vram,
+        "used_vram_bytes": used,
+        "peak_vram_bytes": job.peak_vram,
+        "over_claim": over or _was_over(job),
+        "cpus": job.request.cpus,
+        "ram_bytes": job.request.ram or None,
+        "peak_ram_bytes": job.peak_ram,
+        "priority": job.priority,
+        "tags": list(job.tags),
+        "after": [str(d) for d in job.after],
+        "array": {"id": job.array.array_id, "index": job.array.index, "limit": job.array.limit} if job.array else None,
+        "time_limit_seconds": job.time_limit,
+        "begin_at": moment(job.begin_at),
+        "attempt": job.attempt,
+        "ending": str(job.ending) if job.ending else None,
+        "submitted_at": moment(job.submitted_at),
+        "started_at": moment(job.started_at),
+        "ended_at": moment(job.ended_at),
+        "log_path": job.log_path,
+    }
+
+
+def _was_over(job: Job) -> bool:
+    return job.request.vram is not None and (job.peak_vram or 0) > job.request.vram
+
+
+def attempt_view(core: Core, attempt: Attempt, running: Running | None) -> View:
+    live = running is not None and running.attempt.number == attempt.number
+    claims = running.claims if live and running is not None else attempt.claims
+    return {
+        "attempt": attempt.number,
+        "started_at": moment(attempt.started_at),
+        "ended_at": moment(attempt.ended_at),
+        "exit_code": attempt.exit_code,
+        "signal": attempt.signal,
+        "failure": str(attempt.failure) if attempt.failure else None,
+        "note": attempt.note,
+        "peak_ram_bytes": attempt.peak_ram,
+        "user_seconds": attempt.user_seconds,
+        "system_seconds": attempt.system_seconds,
+        "log_path": attempt.log_path,
+        "run_dir": attempt.run_dir,
+        "claims": [_claim_view(core, claim, running if live else None) for claim in claims],
+    }
+
+
+def _claim_view(core: Core, claim: Claim, running: Running | None) -> View:
+    return {
+        "gpu": claim.uuid,
+        "index": core.gpu_index(claim.uuid),
+        "declared_bytes": claim.bytes,
+        "peak_bytes": claim.peak or None,
+        "used_bytes": running.use.get(claim.uuid) if running is not None else None,
+        "over": claim.over,
+    }
+
+
+def event_view(event: Event) -> View:
+    return {
+        "id": event.id,
+        "at": moment(event.at),
+        "kind": str(event.kind),
+        "job": event.job_id,
+        "attempt": event.attempt,
+        "data": dict(event.data),
+    }
+
+
+def gpu_view(gpu: GpuState) -> View:
+    """A GPU as `gpuq.gpus/1` has it."""
+    return {
+        "index": gpu.index,
+        "uuid": gpu.uuid,
+        "name": gpu.name,
+        "total_bytes": gpu.total,
+        "used_bytes": gpu.used,
+        "foreign_bytes": gpu.foreign,
+        "claimed_bytes": gpu.claimed,
+        "headroom_bytes": max(0, gpu.headroom) if gpu.fault is None else 0,
+        "margin_bytes": gpu.margin,
+        "jobs": [claim.job_id for claim in gpu.claims],
+        "available": gpu.fault is None,
+        "fault": gpu.fault,
+        "per_process_told": gpu.told,
+        "processes": [
+            {"pid": p.pid, "used_bytes": p.used, "job": None, "graphics": p.graphics, **_who(p.pid)}
+            for p in gpu.strangers
+        ],
+    }
+
+
+def _who(pid: int) -> View:
+    """Program and owner of a foreign process; None for one that is gone, or in another PID namespace."""
+    try:
+        process = psutil.Process(pid)
+        return {"program": process.name(), "owner": process.username()}
+    except psutil.Error:
+        return {"program": None, "owner": None}
+
+
+def gpus_view(core: Core) -> View:
+    readings = core.readings
+    return {
+        "gpus": [gpu_view(gpu) for gpu in core.gpu_states()],
+        "driver": str(readings.driver) if readings else None,
+        "version": readings.version if readings else None,
+        "fault": core.gpu_fault(),
+        "note": gpus_note(core),
+    }
+
+
+def gpus_note(core: Core) -> str | None:
+    """One line for people on what the GPUs of this host are, where it is not plain."""
+    fault = core.gpu_fault()
+    if fault is not None:
+        return f"{fault}: --gpus 0 is the default" if core.readings and not core.readings.gpus else fault
+    if not core.gpu_states():
+        return "the driver lists no GPU: --gpus 0 is the default"
+    if not all(gpu.told for gpu in core.gpu_states()):
+        return "the driver does not tell which process uses how much: claims stand in for it"
+    return None
+
+
+def explanation(core: Core, job: Job) -> View:
+    """Why a job is where it is, with the numbers behind it."""
+    verdict = core.reason(job)
+    view: View = {
+        "job": job.id,
+        "name": job.name,
+        "state": str(job.state),
+        "reason": str(verdict.reason) if verdict else None,
+        "text": verdict.text if verdict else _told(core, job),
+        "lines": [],
+        "position": None,
+        "gpus": [],
+    }
+    if verdict is None or job.state not in WAITING:
+        return view
+    if verdict.reason is Reason.DEPENDENCY:
+        view["lines"] = [
+            f"{dependency}: job {dependency.job_id} is {core.store.state_of(dependency.job_id)}"
+            for dependency in core.store.open_dependencies(job.id)
+        ]
+    key = core.waiting.key(job.id)
+    if key is None:
+        return view
+    view["position"] = core.waiting.position(job.id)
+    view["lines"] = _resources(core, job)
+    if job.request.gpus:
+        view["gpus"] = [{**_numbers(gpu), "verdict": gpu_verdict(job.request, gpu)} for gpu in core.gpu_states()]
+    return view
+
+
+def _numbers(gpu: GpuState) -> View:
+    view = gpu_view(gpu)
+    wanted = (
+        "index",
+        "uuid",
+        "name",
+        "total_bytes",
+        "margin_bytes",
+        "foreign_bytes",
+        "claimed_bytes",
+        "headroom_bytes",
+    )
+    return {name: view[name] for name in (*wanted, "jobs", "available", "processes")}
+
+
+def _resources(core: Core, job: Job) -> list[str]:
+    snapshot = core.snapshot()
+    lines = [f"asks for {asked(job.request)}, priority {job.priority}"]
+    if job.request.cpus:
+        lines.append(f"CPUs: asks for {job.request.cpus}, {snapshot.cpus_used} of {core.host.cpus} in use by jobs")
+    return lines
+
+
+def _told(core: Core, job: Job) -> str:
+    """What there is to say of a job that does not wait."""
+    where = ", ".join(f"GPU {core.gpu_index(uuid)}" for uuid in job.gpus) or "no GPU"
+    if job.id in core.running:
+        return f"runs on {where} since {moment(job.started_at)}"
+    said = f"ended {moment(job.ended_at)}: {job.failure or job.state}"
+    return f"{said} ({job.note})" if job.note else said
+
+
+def frame(core: Core, waiting: Sequence[Job], waiting_total: int) -> View:
+    """One picture of everything, for `top`."""
+    return {
+        **gpus_view(core),
+        "running": [job_view(core, running.job) for running in core.running.values()],
+        "waiting": [job_view(core, job) for job in waiting],
+        "waiting_total": waiting_total,
+        "counts": core.store.counts(),
+    }
