@@ -1,0 +1,112 @@
+"""What the verbs share: options that several take, selections, messages, JSON."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from gpuq.errors import UsageError
+from gpuq.model import State
+from gpuq.protocol import Selection, parse_ids
+from gpuq.units import printable
+
+Ids = Annotated[
+    list[str] | None, typer.Argument(metavar="[ID]...", help="Job ids: 12, 12-20 or @last.", show_default=False)
+]
+States = Annotated[str | None, typer.Option("--state", metavar="STATE,...", help="Only jobs in these states.")]
+Tags = Annotated[
+    list[str] | None,
+    typer.Option("--tag", metavar="TAG", help="Only jobs with this tag; repeat for several.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, with a `schema`.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only, one per line.")]
+
+
+def new_app() -> typer.Typer:
+    """A Typer application with our settings, for the commands of one module."""
+    return typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+
+
+def examples(*lines: str) -> str:
+    """The end of a verb's help. `\\b` keeps the lines as they are."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def select(ids: list[str] | None, states: str | None = None, tags: list[str] | None = None) -> Selection:
+    """The jobs named on the command line. Raises UsageError."""
+    selection = parse_ids(ids or [], states, tags)
+    for state in selection.states:
+        if state not in {s.value for s in State}:
+            raise UsageError(f"there is no state {state!r}: write {', '.join(s.value for s in State)}")
+    return selection
+
+
+def select_some(ids: list[str] | None, states: str | None = None, tags: list[str] | None = None) -> Selection:
+    """As `select`, where doing it to every job cannot be what was meant. Raises UsageError."""
+    selection = select(ids, states, tags)
+    if selection.empty:
+        raise UsageError("which jobs? name ids (12, 12-20, @last), or choose with --state or --tag")
+    return selection
+
+
+def on_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def tell(text: str) -> None:
+    """A message for the person: on stderr, one line or more, escaped."""
+    print(f"gpuq: {printable(text, newline=True)}", file=sys.stderr)
+
+
+def print_json(schema: str, **fields: Any) -> None:
+    """One object on stdout: on a terminal indented, elsewhere on one line."""
+    indent = 2 if on_terminal() else None
+    print(json.dumps({"schema": schema, **fields}, indent=indent))
+
+
+def print_done(done: Iterable[int], sentence: str, *, quiet: bool) -> None:
+    """Ids on which something was done: bare, one per line, for programs, and a sentence for a person."""
+    if quiet or not on_terminal():
+        sys.stdout.writelines(f"{job}\n" for job in done)
+    else:
+        print(sentence)
+
+
+def tell_refused(refused: Iterable[Mapping[str, Any]]) -> int:
+    """Report jobs on which the operation was not possible; how many they were."""
+    count = 0
+    for item in refused:
+        message = str(item["message"])
+        tell(message if str(item["id"]) in message else f"job {item['id']}: {message}")
+        count += 1
+    return count
+
+
+def count_jobs(count: int) -> str:
+    return "1 job" if count == 1 else f"{count:,} jobs"
+
+
+def spans(ids: Iterable[int]) -> list[list[int]]:
+    """Inclusive ranges, as a Selection holds them."""
+    found: list[list[int]] = []
+    for job in sorted(ids):
+        if found and job == found[-1][1] + 1:
+            found[-1][1] = job
+        else:
+            found.append([job, job])
+    return found
+
+
+def ranges(ids: Iterable[int]) -> str:
+    """`3, 5-9` from 3 5 6 7 8 9."""
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans(ids))
+
+
+def write_raw(data: bytes) -> None:
+    """Bytes to stdout past Python's buffer, all of them. Raises BrokenPipeError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1, view) :]

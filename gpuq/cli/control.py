@@ -1,0 +1,105 @@
+"""`cancel`, `hold`, `release` and `retry`: the same request under four names."""
+
+from collections.abc import Iterable
+
+from gpuq.cli.common import (
+    Ids,
+    Json,
+    Quiet,
+    States,
+    Tags,
+    count_jobs,
+    examples,
+    new_app,
+    print_done,
+    print_json,
+    ranges,
+    select_some,
+    spans,
+    tell_refused,
+)
+
+app = new_app()
+
+
+@app.command(
+    "cancel",
+    epilog=examples(
+        "gpuq cancel 12 15-20",
+        "gpuq cancel @last",
+        "gpuq cancel --state queued --tag sweep",
+    ),
+)
+def cancel(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json = False, quiet: Quiet = False) -> int:
+    """Cancel waiting or running jobs.
+
+    A running job gets TERM, and KILL after the grace period of the settings. Prints the ids of the jobs that it
+    reached; exit code 1 if one could not be cancelled.
+    """
+    return _control("cancel", "cancelled", ids, state, tag, as_json=as_json, quiet=quiet)
+
+
+@app.command(
+    "hold",
+    epilog=examples("gpuq hold 12", "gpuq hold --state queued --tag big     and later: gpuq release --tag big"),
+)
+def hold(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json = False, quiet: Quiet = False) -> int:
+    """Keep waiting jobs from starting, until `gpuq release`."""
+    return _control("hold", "held", ids, state, tag, as_json=as_json, quiet=quiet)
+
+
+@app.command("release", epilog=examples("gpuq release 12", "gpuq release --state held"))
+def release(
+    ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json = False, quiet: Quiet = False
+) -> int:
+    """Let held jobs start."""
+    return _control("release", "released", ids, state, tag, as_json=as_json, quiet=quiet)
+
+
+@app.command(
+    "retry",
+    epilog=examples("gpuq retry 12", "gpuq retry --state failed --tag sweep"),
+)
+def retry(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json = False, quiet: Quiet = False) -> int:
+    """Queue ended jobs again, under the same id, as a new attempt.
+
+    Jobs that were skipped because they depended on it are not revived: name them too.
+    """
+    return _control("retry", "queued again", ids, state, tag, as_json=as_json, quiet=quiet)
+
+
+def _control(
+    op: str,
+    done_word: str,
+    ids: list[str] | None,
+    state: str | None,
+    tag: list[str] | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    from gpuq.client import request
+
+    selection = select_some(ids, state, tag)
+    reply = request(op, sel=selection.to_json())
+    done: list[int] = reply["done"]
+    if as_json:
+        print_json("gpuq.jobs/1", jobs=_objects(done))
+    else:
+        sentence = f"{done_word}: {_which(done)}" if done else f"nothing was {done_word}"
+        print_done(done, sentence, quiet=quiet)
+    return 1 if tell_refused(reply["refused"]) else 0
+
+
+def _which(done: Iterable[int]) -> str:
+    jobs = list(done)
+    return f"job {jobs[0]}" if len(jobs) == 1 else f"{count_jobs(len(jobs))} ({ranges(jobs)})"
+
+
+def _objects(done: list[int]) -> list[object]:
+    """What became of the jobs."""
+    from gpuq.client import request
+
+    if not done:
+        return []
+    return list(request("list", sel={"ranges": spans(done)}, all=True, limit=None, newest=False)["jobs"])

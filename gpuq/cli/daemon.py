@@ -1,0 +1,127 @@
+"""`daemon start|stop|restart|status|logs`."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from gpuq import __version__, config
+from gpuq.cli import plain
+from gpuq.cli.common import Json, count_jobs, examples, new_app, print_json, tell
+from gpuq.client import Client
+from gpuq.errors import ConnectionLost, DaemonUnreachable, GpuqError, UsageError
+from gpuq.units import printable
+
+app = new_app()
+app.info.epilog = examples("gpuq daemon status", "gpuq daemon restart     after an upgrade; jobs run on")
+
+
+@app.callback()
+def daemon() -> None:
+    """Start, stop and look at the daemon. Verbs that need it start it by themselves."""
+
+
+@app.command("start", epilog=examples("gpuq daemon start", "GPUQ_GPUS=sim:2x24GiB gpuq daemon start"))
+def start() -> None:
+    """Start the daemon if it does not run."""
+    with Client.connect() as client:
+        status = client.request("status")
+    tell(f"the daemon runs: pid {status['pid']}, state in {status['state_dir']}")
+    if status.get("gpus_note"):
+        tell(str(status["gpus_note"]))
+
+
+@app.command("stop", epilog=examples("gpuq daemon stop", "gpuq daemon stop --jobs"))
+def stop(
+    jobs: Annotated[bool, typer.Option("--jobs", help="Cancel the running jobs first.")] = False,
+) -> None:
+    """Stop the daemon. Running jobs run on, and the next daemon takes them back."""
+    reply = _stop(jobs=jobs, restart=False)
+    cancelled, running = _count(reply.get("cancelled")), _count(reply.get("running"))
+    parts = [f"{count_jobs(cancelled)} cancelled"] if jobs else []
+    if running or not jobs:
+        parts.append(
+            f"{count_jobs(running)} {'runs' if running == 1 else 'run'} on" if running else "no job was running"
+        )
+    tell("the daemon stopped; " + ", ".join(parts))
+
+
+@app.command("restart", epilog=examples("gpuq daemon restart     the new program takes the running jobs over"))
+def restart() -> None:
+    """Replace the daemon, as after an upgrade or a change of settings. Running jobs run on."""
+    try:
+        reply = _stop(jobs=False, restart=True)
+        running = _count(reply.get("running"))
+    except DaemonUnreachable:
+        running = 0
+    with Client.connect() as client:
+        status = client.request("status")
+    tell(f"the daemon runs: pid {status['pid']}, version {status['version']}; {count_jobs(running)} ran on")
+
+
+@app.command("status", epilog=examples("gpuq daemon status", "gpuq daemon status --json | jq .pid"))
+def status(as_json: Json = False) -> None:
+    """Say whether the daemon runs, and with what. Starts none; exit code 5 where none runs."""
+    with Client.connect(start=False) as client:
+        reply = client.request("status")
+    told = {key: value for key, value in reply.items() if key not in ("ok", "end")}
+    if as_json:
+        print_json("gpuq.daemon/1", **told)
+        return
+    sys.stdout.write(plain.pairs(_rows(told)))
+    if told["version"] != __version__:
+        tell(f"this gpuq is {__version__}; `gpuq daemon restart` replaces the daemon, and running jobs run on")
+
+
+def _rows(told: dict[str, Any]) -> list[tuple[str, str]]:
+    from gpuq.cli.fields import local_time
+
+    counts = told.get("jobs") or {}
+    return [
+        ("pid", str(told["pid"])),
+        ("version", printable(str(told["version"]))),
+        ("state folder", printable(str(told["state_dir"]))),
+        ("socket", printable(str(told["socket"]))),
+        ("started", local_time(told["started_at"])),
+        ("jobs", ", ".join(f"{n:,} {state}" for state, n in counts.items() if n) or "none"),
+        ("GPUs", printable(str(told.get("gpus_note") or ""))),
+    ]
+
+
+@app.command("logs", epilog=examples("gpuq daemon logs -n 50", "gpuq daemon logs -f"))
+def logs(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows, until Ctrl-C.")] = False,
+    number: Annotated[int | None, typer.Option("-n", metavar="LINES", help="Only the last lines.")] = None,
+) -> None:
+    """Print the daemon's own log."""
+    from gpuq.cli.logs import print_file
+
+    if number is not None and not 0 <= number < 2**31:
+        raise UsageError(f"-n {number} is not a number of lines")
+    folder = config.state_dir()
+    path = folder / "daemon.log"
+    if not path.exists():
+        raise GpuqError(f"there is no {path}: no daemon has run here yet")
+    if follow:
+        from gpuq.cli.follow import follow_file
+
+        follow_file(str(path), number)
+    else:
+        print_file(str(path), number)
+
+
+def _stop(*, jobs: bool, restart: bool) -> dict[str, Any]:
+    """Ask the daemon to stop, and wait until it has: its socket's end is the last that it closes."""
+    with Client.connect(start=False) as client:
+        client.socket.settimeout(None)  # cancelling jobs takes their grace period
+        reply = client.request("stop", jobs=jobs, restart=restart)
+        try:
+            while True:
+                client.receive()
+        except ConnectionLost:
+            return reply
+
+
+def _count(value: object) -> int:
+    """The daemon tells ids or their number."""
+    return len(value) if isinstance(value, list) else int(str(value or 0))

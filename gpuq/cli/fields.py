@@ -1,0 +1,124 @@
+"""A job or GPU of the daemon as the cells of a table: short, escaped, the same on a terminal and off it."""
+
+import shlex
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from gpuq.units import format_duration, format_short_duration, format_size, printable
+
+Object = Mapping[str, Any]
+
+JOB_HEADER = ("id", "name", "state", "gpus", "vram", "time", "reason", "command")
+GPU_HEADER = ("gpu", "name", "total", "used", "foreign", "claimed", "headroom", "jobs", "status")
+
+
+def job_row(job: Object, now: float | None = None) -> tuple[str, ...]:
+    """The cells of JOB_HEADER."""
+    return (
+        str(job["id"]),
+        printable(job["name"] or ""),
+        job["state"],
+        gpus_cell(job),
+        vram_cell(job),
+        time_cell(job, now if now is not None else time.time()),
+        reason_cell(job),
+        command_cell(job["command"]),
+    )
+
+
+def gpus_cell(job: Object) -> str:
+    """How many are asked for, and once placed, which: `gpu0,2`."""
+    indexes = job.get("gpu_indexes") or []
+    if indexes:
+        return "gpu" + ",".join(map(str, indexes))
+    return str(job["gpu_count"]) if job["gpu_count"] else ""
+
+
+def vram_cell(job: Object) -> str:
+    """Use and claim per GPU: `8.1GiB/10GiB`, `!` when the claim was exceeded, `whole` for whole GPUs."""
+    if not job["gpu_count"]:
+        return ""
+    claim = format_size(job["vram_bytes"]) if job["vram_bytes"] is not None else "whole"
+    running = job["state"] == "running"
+    used = job.get("used_vram_bytes") if running else job.get("peak_vram_bytes")
+    if used is None or job["started_at"] is None:
+        return claim
+    return f"{format_size(used)}/{claim}{'!' if job.get('over_claim') else ''}"
+
+
+def time_cell(job: Object, now: float) -> str:
+    """Running or ran for; a waiting job's time since it was submitted."""
+    started, ended = job["started_at"], job["ended_at"]
+    if job["state"] in ("held", "queued"):
+        return format_duration(now - epoch(job["submitted_at"]))
+    if started is None:
+        return ""
+    if ended is None:
+        return format_duration(now - epoch(started))
+    return format_short_duration(epoch(ended) - epoch(started))
+
+
+def reason_cell(job: Object) -> str:
+    """Why it waits, or how it failed."""
+    if job["state"] == "running":
+        return "over claim" if job.get("over_claim") else ""
+    if job["state"] == "failed":
+        return failure_cell(job)
+    return str(job.get("reason") or "")
+
+
+def failure_cell(job: Object) -> str:
+    """`exit 3`, `signal 9 (KILL)`, `vram-oom`."""
+    failure = job.get("failure")
+    if failure == "exit":
+        return f"exit {job['exit_code']}"
+    if failure == "signal":
+        return f"signal {signal_name(job['signal'])}"
+    return str(failure or "")
+
+
+def signal_name(number: int) -> str:
+    import signal
+
+    try:
+        return f"{number} ({signal.Signals(number).name.removeprefix('SIG')})"
+    except ValueError:  # a real-time signal
+        return str(number)
+
+
+def command_cell(command: Iterable[str]) -> str:
+    """As one would type it; a line of `submit --from` without its shell."""
+    words = list(command)
+    if len(words) == 3 and words[:2] == ["/bin/sh", "-c"]:
+        return printable(words[2])
+    return printable(shlex.join(words))
+
+
+def gpu_row(gpu: Object) -> tuple[str, ...]:
+    """The cells of GPU_HEADER."""
+    sizes = ("total_bytes", "used_bytes", "foreign_bytes", "claimed_bytes", "headroom_bytes")
+    return (
+        str(gpu["index"]),
+        printable(gpu["name"]),
+        *(size_cell(gpu.get(key)) for key in sizes),
+        ",".join(map(str, gpu["jobs"])),
+        "ok" if gpu["available"] else printable(gpu.get("fault") or "unavailable"),
+    )
+
+
+def size_cell(size: int | None) -> str:
+    return format_size(size) if size is not None else ""
+
+
+def epoch(text: str) -> float:
+    """Seconds since the epoch from the ISO 8601 text of a job."""
+    return datetime.fromisoformat(text).timestamp()
+
+
+def local_time(text: str | None) -> str:
+    """ISO 8601 UTC as local time to the second; empty for None."""
+    if text is None:
+        return ""
+    return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")

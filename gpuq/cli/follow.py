@@ -1,0 +1,325 @@
+"""Prints a job's log while it grows, until the job has ended: the same for `logs -f` and `run`.
+
+Nothing is polled: inotify tells that the log grew, the daemon's stream that the job changed, and signals arrive
+through a descriptor, so that one select waits for all three.
+"""
+
+import ctypes
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from gpuq.cli.common import tell, write_raw
+from gpuq.cli.link import Retries
+from gpuq.client import Client
+from gpuq.errors import ConnectionLost, GpuqError
+from gpuq.model import ENDED, WAITING
+
+#: inotify(7), <sys/inotify.h>
+IN_MODIFY = 0x2
+IN_MOVED_TO = 0x80
+IN_CREATE = 0x100
+IN_CLOEXEC = os.O_CLOEXEC
+IN_NONBLOCK = os.O_NONBLOCK
+
+BLOCK = 1 << 16
+#: A pipe that select calls writable takes this much without blocking (PIPE_BUF, pipe(7)).
+ATOMIC = select.PIPE_BUF
+
+Job = dict[str, Any]
+
+
+class Detached(Exception):
+    """The person wants to go on without waiting; the argument is the exit code."""
+
+
+class Signals:
+    """Turns signals into numbers on a descriptor that select can wait for, while the block runs.
+
+    Where nobody takes them, because a request hangs, the third raises KeyboardInterrupt.
+    """
+
+    def __init__(self, *numbers: signal.Signals) -> None:
+        self._numbers = numbers
+        self._former: dict[signal.Signals, Any] = {}
+        self._former_fd = -1
+        self._unheard = 0
+        self.fd, self._write = -1, -1
+
+    def __enter__(self) -> "Signals":
+        self.fd, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._former_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for number in self._numbers:
+            self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, former in self._former.items():
+            signal.signal(number, former)
+        signal.set_wakeup_fd(self._former_fd)
+        os.close(self.fd)
+        os.close(self._write)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 (as signal(2) calls it)
+        """Python has written the number to the wakeup descriptor already."""
+        self._unheard += 1
+        if self._unheard > 2:
+            raise KeyboardInterrupt
+
+    def take(self) -> list[int]:
+        """The signals that came since the last call."""
+        self._unheard = 0
+        try:
+            return list(os.read(self.fd, 64))
+        except BlockingIOError:
+            return []
+
+
+class Watch:
+    """Readable whenever the watched file was written to, or, while there is none, when it may have been made."""
+
+    def __init__(self) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._add = libc.inotify_add_watch
+        self._remove = libc.inotify_rm_watch
+        self._current = -1
+        self.fd: int = libc.inotify_init1(IN_CLOEXEC | IN_NONBLOCK)
+        if self.fd < 0:
+            raise GpuqError(f"the log cannot be watched: {os.strerror(ctypes.get_errno())} (inotify)")
+
+    def file(self, fd: int) -> None:
+        """Watch the open file, and nothing else."""
+        self._replace(f"/proc/self/fd/{fd}", IN_MODIFY)
+
+    def coming(self, path: str) -> None:
+        """Watch the nearest folder above the path that exists for what is made in it."""
+        folder = next(parent for parent in Path(path).absolute().parents if parent.is_dir())
+        self._replace(str(folder), IN_CREATE | IN_MOVED_TO)
+
+    def _replace(self, path: str, mask: int) -> None:
+        if self._current >= 0:
+            self._remove(self.fd, self._current)
+        self._current = self._add(self.fd, os.fsencode(path), mask)
+        if self._current < 0:
+            raise GpuqError(f"the log cannot be watched: {os.strerror(ctypes.get_errno())} (inotify)")
+
+    def drain(self) -> None:
+        """Forget what was told so far."""
+        try:
+            while os.read(self.fd, 4096):
+                pass
+        except BlockingIOError:
+            return
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Log:
+    """The log of one attempt, read from where the last read ended."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fd = open_log(path)
+        self._position = 0
+
+    def skip_to_last(self, lines: int) -> None:
+        """Start at the last so many lines of what is there."""
+        self._position = tail_position(self.fd, lines)
+
+    def read(self) -> bytes:
+        """What was appended since, at most a block; from the start again if the file was cut."""
+        if os.fstat(self.fd).st_size < self._position:
+            self._position = 0
+        data = os.pread(self.fd, BLOCK, self._position)
+        self._position += len(data)
+        return data
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def open_log(path: str) -> int:
+    """A descriptor. Raises FileNotFoundError, and for all else GpuqError naming the file."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang us
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise GpuqError(f"the log {path} cannot be read: {error.strerror}") from None
+
+
+def tail_position(fd: int, lines: int) -> int:
+    """Where the last `lines` lines of the file begin, read from its end."""
+    end = os.fstat(fd).st_size
+    position = end
+    if lines <= 0:
+        return end
+    found = 0
+    while position > 0:
+        start = max(0, position - BLOCK)
+        block = os.pread(fd, position - start, start)
+        at = len(block)
+        while (at := block.rfind(b"\n", 0, at)) >= 0:
+            if start + at == end - 1:
+                continue  # the newline that ends the last line
+            found += 1
+            if found == lines:
+                return start + at + 1
+        position = start
+    return 0
+
+
+class Waiting:
+    """Says on a terminal, when the reason changes, why nothing is printed yet."""
+
+    def __init__(self) -> None:
+        self._reason = ""
+
+    def tell(self, job: Job) -> None:
+        reason = str(job.get("reason") or job["state"])
+        if sys.stderr.isatty() and reason != self._reason:
+            self._reason = reason
+            tell(f"job {job['id']} waits: {job.get('reason_text') or reason}")
+
+
+class Follower:
+    """Follows one job. `on_signal` is called with each signal; it may raise Detached."""
+
+    def __init__(
+        self,
+        job_id: int,
+        *,
+        lines: int | None = None,
+        signals: Signals | None = None,
+        on_signal: Callable[[int], None] | None = None,
+        on_wait: Callable[[Job], None] | None = None,
+    ) -> None:
+        self._id = job_id
+        self._lines = lines
+        self._signals = signals
+        self._on_signal = on_signal
+        self._on_wait = on_wait
+        self._watch = Watch()
+        self._log: Log | None = None
+        self._attempt = 0
+        self._path = ""
+
+    def run(self) -> Job:
+        """Print until the job has ended; the ended job. Raises GpuqError, Detached, BrokenPipeError."""
+        retries = Retries()
+        try:
+            while True:
+                try:
+                    with retries.connect() as client:
+                        return self._follow(client)
+                except ConnectionLost as error:
+                    retries.lost(error)
+        finally:
+            self._watch.close()
+            if self._log is not None:
+                self._log.close()
+
+    def _follow(self, client: Client) -> Job:
+        client.send("follow", id=self._id)
+        while True:
+            job = self._next(client)
+            if job is None:
+                self._look()
+            elif job["state"] in WAITING:
+                if self._on_wait is not None:
+                    self._on_wait(job)
+            elif job["attempt"] != self._attempt and job["log_path"]:
+                self._begin(job["attempt"], job["log_path"])
+            else:
+                self._look()
+            if job is not None and job["state"] in ENDED:
+                return job
+
+    def _next(self, client: Client) -> Job | None:
+        """The job once it changed, None when its log did."""
+        while not client.buffered():
+            ready = self._wait([self._watch.fd, client.socket.fileno()])
+            if self._watch.fd in ready:
+                self._watch.drain()
+                return None
+            if ready:
+                break
+        return client.receive().get("job")
+
+    def _begin(self, attempt: int, path: str) -> None:
+        """An attempt is new: print its log from now on."""
+        self._look()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        self._attempt, self._path = attempt, path
+        self._look()
+
+    def _look(self) -> None:
+        """Print what is new; open the log if it was not there before."""
+        if self._log is None and self._path and not self._open():
+            self._watch.coming(self._path)
+            self._open()  # it may have been made in between
+        self._print_new()
+
+    def _open(self) -> bool:
+        try:
+            self._log = Log(self._path)
+        except FileNotFoundError:
+            return False
+        if self._lines is not None:
+            self._log.skip_to_last(self._lines)
+            self._lines = None
+        self._watch.file(self._log.fd)
+        return True
+
+    def _print_new(self) -> None:
+        while self._log is not None and (data := self._log.read()):
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        """To stdout, so that a signal is heard although nobody reads what we print."""
+        view = memoryview(data)
+        while view:
+            _, writable, _ = select.select(self._signal_fds(), [1], [])
+            self._handle_signals()
+            if writable:
+                view = view[os.write(1, view[:ATOMIC]) :]
+
+    def _wait(self, fds: list[int]) -> list[int]:
+        ready, _, _ = select.select([*fds, *self._signal_fds()], [], [])
+        self._handle_signals()
+        return ready
+
+    def _signal_fds(self) -> list[int]:
+        return [self._signals.fd] if self._signals is not None else []
+
+    def _handle_signals(self) -> None:
+        if self._signals is not None and self._on_signal is not None:
+            for number in self._signals.take():
+                self._on_signal(number)
+
+
+def follow_file(path: str, lines: int | None) -> None:
+    """Print a file and what is appended to it, until a signal ends us. Raises GpuqError."""
+    log, watch = Log(path), Watch()
+    try:
+        watch.file(log.fd)
+        if lines is not None:
+            log.skip_to_last(lines)
+        while True:
+            while data := log.read():
+                write_raw(data)
+            select.select([watch.fd], [], [])
+            watch.drain()
+    finally:
+        watch.close()
+        log.close()

@@ -1,0 +1,58 @@
+"""`gpus`: each GPU, what is claimed and used on it, and by whom."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gpuq.cli import fields, plain
+from gpuq.cli.common import Json, examples, new_app, on_terminal, print_json, tell
+from gpuq.units import printable
+
+app = new_app()
+
+
+@app.command(
+    "gpus",
+    epilog=examples("gpuq gpus", "gpuq gpus --json | jq '.gpus[] | {index, headroom_bytes}'"),
+)
+def gpus(as_json: Json = False) -> None:
+    """Show the GPUs: memory used, foreign use, claims of jobs, and the headroom left for a start.
+
+    Foreign use is by processes that gpuq did not start; the largest of them are named.
+    """
+    from gpuq.client import request
+
+    reply = request("gpus")
+    if as_json:
+        print_json("gpuq.gpus/1", **{key: reply.get(key) for key in ("gpus", "driver", "version", "fault", "note")})
+        return
+    found: list[dict[str, Any]] = reply["gpus"]
+    if reply.get("fault"):
+        tell(f"the NVIDIA driver does not work: {reply['fault']}")
+    if reply.get("note"):
+        tell(reply["note"])
+    if not found:
+        if not reply.get("fault") and not reply.get("note"):
+            tell("no GPU was found: jobs run on the CPU")
+        return
+    if on_terminal():
+        from gpuq.cli import render
+
+        render.print_gpus(found, list(foreign_lines(found)))
+    else:
+        sys.stdout.write(plain.columns((*fields.GPU_HEADER, "uuid"), map(_row, found)))
+
+
+def _row(gpu: Mapping[str, Any]) -> tuple[str, ...]:
+    return (*fields.gpu_row(gpu), printable(gpu["uuid"]))
+
+
+def foreign_lines(found: list[dict[str, Any]]) -> Iterator[str]:
+    """A line per foreign process: whom to ask."""
+    for gpu in found:
+        for process in gpu.get("processes") or []:
+            if process.get("job") is None:
+                used = fields.size_cell(process.get("used_bytes")) or "an unknown amount"
+                program = printable(str(process.get("program") or "a process that cannot be seen from here"))
+                owner = f" of {printable(str(process['owner']))}" if process.get("owner") is not None else ""
+                yield f"gpu{gpu['index']}: {program}{owner}, pid {process['pid']}, uses {used}"

@@ -1,0 +1,49 @@
+"""Requests that wait for long: they outlive a daemon that crashes or restarts."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from gpuq.client import Client
+from gpuq.errors import ConnectionLost
+from gpuq.protocol import Message
+
+#: A daemon that goes away again within this many seconds, this many times in a row, is given up on.
+SHORT = 5.0
+TRIES = 5
+
+
+class Retries:
+    """Counts connections that broke soon after they were made."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._began = 0.0
+
+    def connect(self) -> Client:
+        """A connection, starting the daemon if there is none; it waits without a time limit."""
+        self._began = time.monotonic()
+        client = Client.connect()
+        client.socket.settimeout(None)
+        return client
+
+    def lost(self, error: ConnectionLost) -> None:
+        """Note that the connection broke. Raises it again once that has happened too often."""
+        self._failures = self._failures + 1 if time.monotonic() - self._began < SHORT else 1
+        if self._failures >= TRIES:
+            raise error
+
+
+def stream(op: str, fields: dict[str, Any]) -> Iterator[Message]:
+    """The objects of a streaming operation, over as many connections as it takes.
+
+    The caller may change `fields` as it goes, so that a new connection goes on where the old one broke.
+    """
+    retries = Retries()
+    while True:
+        try:
+            with retries.connect() as client:
+                yield from client.stream(op, **fields)
+                return
+        except ConnectionLost as error:
+            retries.lost(error)

@@ -1,0 +1,98 @@
+"""`list`: the queue as a table."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from gpuq.cli.common import (
+    Ids,
+    Json,
+    Quiet,
+    States,
+    Tags,
+    examples,
+    new_app,
+    on_terminal,
+    print_json,
+    select,
+    tell,
+)
+from gpuq.errors import NoSuchJob, UsageError
+from gpuq.model import ENDED
+from gpuq.protocol import Selection
+
+app = new_app()
+
+
+@app.command(
+    "list",
+    epilog=examples(
+        "gpuq list                          what runs and what waits",
+        "gpuq list --all -n 20              the last jobs as well",
+        "gpuq list --state failed --tag lr  what failed of a series",
+        "gpuq list -q --state queued | xargs gpuq hold",
+    ),
+)
+def list_(
+    ids: Ids = None,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Ended jobs too, newest first.")] = False,
+    state: States = None,
+    tag: Tags = None,
+    number: Annotated[
+        int | None,
+        typer.Option("-n", metavar="N", help="At most this many rows, 0 for all; on a terminal 50 if not given."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show jobs: running first, then those that wait by priority and age.
+
+    Without ids, states or --all those that have not ended. VRAM is used/claimed on each GPU, with `!` where more is
+    used than was claimed; TIME is how long a job runs or has waited.
+    """
+    selection = select(ids, state, tag)
+    if number is not None and not 0 <= number < 2**31:
+        raise UsageError(f"-n {number} is not a number of rows: 0 for all, or more")
+    limit = number if number is not None else _default_limit(bare=as_json or quiet)
+    reply = _ask(selection, everything, limit or None)
+    jobs: list[dict[str, Any]] = reply["jobs"]
+    if not jobs and ids:
+        raise NoSuchJob(f"no job {', '.join(ids)}" + (" in that state, with that tag" if state or tag else ""))
+    if as_json:
+        print_json("gpuq.jobs/1", jobs=jobs)
+    elif quiet:
+        sys.stdout.writelines(f"{job['id']}\n" for job in jobs)
+    elif not jobs:
+        tell("no job was chosen" if state or tag or everything else "no jobs are waiting or running")
+    else:
+        _print(jobs, reply["total"])
+
+
+def _ask(selection: Selection, everything: bool, limit: int | None) -> dict[str, Any]:
+    from gpuq.client import request
+
+    ended = everything or bool(selection.ranges or selection.last) or bool(ENDED & set(selection.states))
+    return request("list", sel=selection.to_json(), all=ended, limit=limit, newest=everything)
+
+
+def _default_limit(*, bare: bool) -> int:
+    if bare or not on_terminal():
+        return 0
+    from gpuq.config import load_settings
+
+    return load_settings().list_rows
+
+
+def _print(jobs: list[dict[str, Any]], total: int) -> None:
+    if on_terminal():
+        from gpuq.cli import render
+
+        render.print_jobs(jobs)
+    else:
+        from gpuq.cli import fields, plain
+
+        sys.stdout.write(plain.columns(fields.JOB_HEADER, map(fields.job_row, jobs)))
+    if total > len(jobs):
+        more = f"… and {total - len(jobs):,} more (gpuq list -n 0 shows all)"
+        print(more, file=sys.stdout if on_terminal() else sys.stderr)

@@ -1,0 +1,92 @@
+"""`logs`: a job's output, read from its file."""
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from gpuq.cli.common import examples, new_app, select, tell, write_raw
+from gpuq.errors import GpuqError, UsageError
+
+app = new_app()
+
+
+@app.command(
+    "logs",
+    epilog=examples(
+        "gpuq logs 12",
+        "gpuq logs -f @last         follow until it has ended",
+        "gpuq logs 12 -n 20         the last 20 lines",
+        "gpuq logs 12 --attempt 1   of a former attempt",
+    ),
+)
+def logs(
+    job: Annotated[str, typer.Argument(metavar="ID", help="A job id, or @last.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows, until the job has ended.")] = False,
+    number: Annotated[int | None, typer.Option("-n", metavar="LINES", help="Only the last lines.")] = None,
+    attempt: Annotated[
+        int | None, typer.Option("--attempt", metavar="N", help="Of this attempt; the newest if not given.")
+    ] = None,
+) -> None:
+    """Print what a job wrote to its standard output and error, as it wrote it.
+
+    With -f a job that has not started is waited for.
+    """
+    if number is not None and not 0 <= number < 2**31:
+        raise UsageError(f"-n {number} is not a number of lines")
+    if follow and attempt is not None:
+        raise UsageError("--follow and --attempt exclude each other: a former attempt does not grow")
+    found = _show(job)
+    if follow:
+        from gpuq.cli.follow import Follower, Waiting
+
+        Follower(found["id"], lines=number, on_wait=Waiting().tell).run()
+        return
+    path = _path(found, attempt)
+    if path is not None:
+        print_file(path, number)
+
+
+def _show(word: str) -> dict[str, Any]:
+    from gpuq.client import request
+
+    selection = select([word])
+    if any(low != high for low, high in selection.ranges):
+        raise UsageError(f"{word!r} is a range: the log of one job is printed at a time")
+    jobs: list[dict[str, Any]] = request("show", sel=selection.to_json())["jobs"]
+    return jobs[0]
+
+
+def _path(job: dict[str, Any], attempt: int | None) -> str | None:
+    """The log's path; None for a job that has none yet, which is said."""
+    if attempt is None:
+        if job["log_path"]:
+            return str(job["log_path"])
+        tell(f"job {job['id']} is {job['state']} and has written nothing yet; `gpuq logs -f {job['id']}` waits for it")
+        return None
+    numbers = {int(a["number"]): a["log_path"] for a in job.get("attempts") or []}
+    if attempt not in numbers:
+        had = f"its attempts are {', '.join(map(str, sorted(numbers)))}" if numbers else "it had none yet"
+        raise UsageError(f"job {job['id']} has no attempt {attempt}; {had}")
+    return str(numbers[attempt])
+
+
+def print_file(path: str, lines: int | None) -> None:
+    """A file's bytes to stdout, or its last lines. Raises GpuqError."""
+    from gpuq.cli.follow import BLOCK, open_log, tail_position
+
+    try:
+        fd = open_log(path)
+    except FileNotFoundError:
+        raise GpuqError(f"the log {path} does not exist: nothing was written, or it was removed") from None
+    try:
+        position = 0 if lines is None else tail_position(fd, lines)
+        while data := os.pread(fd, BLOCK, position):
+            write_raw(data)
+            position += len(data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise GpuqError(f"the log {path} cannot be read: {error.strerror}") from None
+    finally:
+        os.close(fd)

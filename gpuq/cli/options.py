@@ -1,0 +1,231 @@
+"""The options that `submit` and `run` share, and the part of a request that they make."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gpuq import config, units
+from gpuq.cli import parse
+from gpuq.cli.common import tell
+from gpuq.errors import NoSuchJob, UsageError
+from gpuq.protocol import MAX_COMMAND, MAX_ENVIRONMENT, MAX_NAME, MAX_TAGS, MAX_TEXT
+
+#: Slurm's --priority without its extremes; larger runs first.
+MAX_PRIORITY = 1000
+
+Command = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[--] COMMAND [ARG]...", help="The program and its arguments.", show_default=False),
+]
+Name = Annotated[str | None, typer.Option("--name", "-J", help="Name; the program's own if not given.", metavar="NAME")]
+Gpus = Annotated[
+    int | None,
+    typer.Option("--gpus", "-g", metavar="N", help="GPUs; 0 for a CPU job, 1 if not given and there are GPUs."),
+]
+Vram = Annotated[
+    str | None,
+    typer.Option(
+        "--vram", metavar="SIZE", help="GPU memory to claim on each GPU (10GiB), or 'whole'; whole GPUs if not given."
+    ),
+]
+Cpus = Annotated[
+    int | None,
+    typer.Option("--cpus", "-c", metavar="N", help="CPUs; 1 for a CPU job and 0, not counted, for a GPU job."),
+]
+Ram = Annotated[str | None, typer.Option("--ram", metavar="SIZE", help="Host memory to reserve (16GiB).")]
+Time = Annotated[
+    str | None, typer.Option("--time", "-t", metavar="TIME", help="Time limit: 90s, 30m, 2h, 1d or H:MM:SS.")
+]
+Priority = Annotated[
+    int,
+    typer.Option("--priority", "-p", metavar="N", help=f"Larger starts first: -{MAX_PRIORITY} to {MAX_PRIORITY}."),
+]
+After = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--after",
+        "-d",
+        metavar="[ok|any|failed:]ID",
+        help="Start after that job ended; ok if not said. Repeat, or separate by commas.",
+        show_default=False,
+    ),
+]
+Begin = Annotated[
+    str | None,
+    typer.Option("--begin", "-b", metavar="WHEN", help="Not before: now+1h, 2h, 16:00 or 2026-11-23T08:00."),
+]
+Hold = Annotated[bool, typer.Option("--hold", "-H", help="Wait for `gpuq release`.")]
+Tag = Annotated[
+    list[str] | None,
+    typer.Option("--tag", metavar="TAG", help="A label to choose jobs by; repeat for several.", show_default=False),
+]
+Cwd = Annotated[str | None, typer.Option("--cwd", "-D", metavar="DIR", help="Folder to run in; this one if not given.")]
+Env = Annotated[
+    list[str] | None,
+    typer.Option("--env", metavar="NAME=VALUE", help="Set a variable; repeat for several.", show_default=False),
+]
+Export = Annotated[
+    str | None,
+    typer.Option(
+        "--export", metavar="ALL|NONE|NAME,...", help="Which of your variables the job gets; all if not given."
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="Log file; %j is the id, %A the array's, %a the index, %x the name."
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """The values of the options, as they were typed."""
+
+    name: str | None = None
+    gpus: int | None = None
+    vram: str | None = None
+    cpus: int | None = None
+    ram: str | None = None
+    time: str | None = None
+    priority: int = 0
+    after: list[str] = field(default_factory=list)
+    begin: str | None = None
+    hold: bool = False
+    tags: list[str] = field(default_factory=list)
+    cwd: str | None = None
+    output: str | None = None
+
+
+def make_template(options: Resources, now: float) -> dict[str, Any]:
+    """What all jobs of a submission have in common, in bytes and seconds. Raises UsageError, NoSuchJob."""
+    settings = config.load_settings()
+    gpus = options.gpus if options.gpus is not None else settings.default_gpus
+    for what, number in (("gpus", gpus), ("cpus", options.cpus)):
+        if number is not None and not 0 <= number <= 1_000_000:
+            raise UsageError(f"--{what} {number} is not a number of {what}")
+    if not -MAX_PRIORITY <= options.priority <= MAX_PRIORITY:
+        raise UsageError(f"--priority {options.priority} is not from -{MAX_PRIORITY} to {MAX_PRIORITY}")
+    time_limit = units.parse_duration(options.time, "--time") if options.time is not None else settings.default_time
+    return {
+        "name": _short(options.name, "--name", MAX_NAME),
+        "gpus": gpus,
+        "vram": _vram(options, gpus, settings.default_vram),
+        "cpus": options.cpus,
+        "ram": units.parse_size(options.ram, "--ram") if options.ram is not None else None,
+        "time_limit": time_limit,
+        "priority": options.priority,
+        "begin_at": parse.parse_begin(options.begin, now) if options.begin is not None else None,
+        "hold": options.hold,
+        "tags": _tags(options.tags),
+        "after": _resolve_last(parse.parse_after(options.after)),
+        "cwd": _folder(options.cwd),
+        "output": _short(options.output, "--output", MAX_TEXT),
+        "umask": _umask(),
+        "limits": _limits(),
+    }
+
+
+def check_command(command: list[str]) -> None:
+    """Raises UsageError for what no kernel would run."""
+    if not command:
+        raise UsageError("there is no command: write it after `--`, as in `gpuq submit -- python train.py`")
+    if not command[0].strip():
+        raise UsageError(f"the command {command[0]!r} is empty")
+    size = sum(len(os.fsencode(word)) + 1 for word in command)
+    if size > MAX_COMMAND:
+        raise UsageError(
+            f"the command is {size:,} bytes long, and at most {MAX_COMMAND:,} are taken; put it into a script"
+        )
+
+
+def make_environment(export: str | None, env: list[str]) -> dict[str, str]:
+    """The job's environment. Warns of what will not have the effect that it looks like. Raises UsageError."""
+    given = parse.parse_env(env)
+    environment, missing = parse.choose_environment(os.environ, export, given)
+    if missing:
+        tell(f"--export: not set here, and so not passed on: {', '.join(missing)}")
+    chosen_by_us = "GPUQ_JOB_ID" in os.environ  # inside a job the variable is what gpuq set
+    if "CUDA_VISIBLE_DEVICES" in given or ("CUDA_VISIBLE_DEVICES" in environment and not chosen_by_us):
+        tell("CUDA_VISIBLE_DEVICES is set here; gpuq replaces it by the GPUs that it gives the job")
+    size = sum(len(os.fsencode(k)) + len(os.fsencode(v)) + 2 for k, v in environment.items())
+    if size > MAX_ENVIRONMENT:
+        raise UsageError(
+            f"the environment is {size:,} bytes, and at most {MAX_ENVIRONMENT:,} are taken; choose with --export"
+        )
+    return environment
+
+
+def _vram(options: Resources, gpus: int | None, default: int | None) -> int | None:
+    """Bytes; None for whole GPUs."""
+    if options.vram is None:
+        return default if gpus != 0 else None
+    if options.vram == "whole":
+        return None
+    if gpus == 0:
+        raise UsageError("--vram asks for GPU memory, and --gpus 0 is a job without GPUs: leave one of them out")
+    return units.parse_size(options.vram, "--vram")
+
+
+def _short(text: str | None, what: str, limit: int) -> str | None:
+    if text is None:
+        return None
+    if not text:
+        raise UsageError(f"{what} is empty")
+    if len(text) > limit:
+        raise UsageError(f"{what} is {len(text):,} characters long, and at most {limit} are taken")
+    return text
+
+
+def _tags(tags: list[str]) -> list[str]:
+    if len(tags) > MAX_TAGS:
+        raise UsageError(f"{len(tags)} tags, and at most {MAX_TAGS} are taken")
+    for tag in tags:
+        _short(tag, "--tag", MAX_NAME)
+    return list(dict.fromkeys(tags))
+
+
+def _folder(cwd: str | None) -> str:
+    """An absolute path. Raises UsageError unless it is a folder."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        if cwd is None or not cwd.startswith("/"):
+            raise UsageError("this folder has been removed; cd to another, or give --cwd") from None
+        here = Path("/")
+    if cwd is None:
+        return str(here)
+    path = here / cwd
+    if not path.is_dir():
+        problem = "is not a folder" if os.path.lexists(path) else "does not exist"
+        raise UsageError(f"--cwd {cwd!r} {problem}")
+    return str(path.resolve())
+
+
+def _resolve_last(after: list[str]) -> list[str]:
+    """Ask which job `@last` is; only when it is used."""
+    if not any(word.endswith(":@last") for word in after):
+        return after
+    from gpuq.client import request
+
+    jobs = request("list", sel={"last": True}, all=True, limit=1, newest=True)["jobs"]
+    if not jobs:
+        raise NoSuchJob("--after @last: there is no job yet")
+    return [word.replace("@last", str(jobs[0]["id"])) for word in after]
+
+
+def _umask() -> int:
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+def _limits() -> list[list[int]]:
+    """Soft limits by RLIMIT number, -1 for none (getrlimit(2)): what `ulimit` set here holds for the job."""
+    import resource
+
+    numbers = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
+    return [[number, resource.getrlimit(number)[0]] for number in numbers]

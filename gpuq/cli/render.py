@@ -1,0 +1,284 @@
+"""Tables and pictures on a terminal. The only importer of rich, and imported only when stdout is a terminal."""
+
+import io
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.terminal_theme import MONOKAI
+from rich.text import Text
+
+from gpuq.cli import fields
+from gpuq.units import format_duration, format_size, printable
+
+Object = Mapping[str, Any]
+
+STATE_STYLE = {
+    "running": "green",
+    "queued": "yellow",
+    "held": "yellow",
+    "succeeded": "dim",
+    "failed": "red",
+    "cancelled": "dim",
+    "skipped": "dim",
+}
+#: A segment of a GPU's bar: what it means, its character (readable without colours), its style.
+OURS = ("used by jobs", "█", "green")
+CLAIMED = ("claimed, not used yet", "▒", "green")
+FOREIGN = ("foreign", "#", "red")
+FREE = ("free", "·", "dim")
+MARGIN = ("margin", "-", "dim")
+
+
+def make_console(**options: Any) -> Console:
+    """Rich's console without its guessing: no emoji codes, no markup, no highlighting of numbers."""
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False, **options)
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def print_jobs(jobs: Iterable[Object]) -> None:
+    make_console().print(jobs_table(jobs))
+
+
+def jobs_table(jobs: Iterable[Object]) -> Table:
+    """The table of `list`; command and name give way where the terminal is narrow."""
+    table = _table()
+    now = time.time()
+    for name in fields.JOB_HEADER:
+        if name == "command":
+            table.add_column("COMMAND", no_wrap=True, overflow="ellipsis", ratio=1, min_width=8)
+        elif name == "name":
+            table.add_column("NAME", no_wrap=True, overflow="ellipsis", max_width=14)
+        else:
+            table.add_column(name.upper(), no_wrap=True, justify="right" if name == "id" else "left")
+    for job in jobs:
+        row = fields.job_row(job, now)
+        bad = "red" if job.get("over_claim") or job["state"] == "failed" else ""
+        styles = {2: STATE_STYLE.get(job["state"], ""), 4: "red" if job.get("over_claim") else "", 6: bad}
+        table.add_row(*(Text(cell, styles.get(i, "")) for i, cell in enumerate(row)))
+    return table
+
+
+def print_gpus(gpus: Iterable[Object], notes: Sequence[str]) -> None:
+    table = _table()
+    for name in fields.GPU_HEADER:
+        wide = name in ("name", "jobs", "status")
+        table.add_column(
+            name.upper(),
+            no_wrap=True,
+            overflow="ellipsis",
+            justify="left" if wide else "right",
+            ratio=1 if wide else None,
+        )
+    for gpu in gpus:
+        cells = fields.gpu_row(gpu)
+        table.add_row(*map(Text, cells[:-1]), Text(cells[-1], "green" if gpu["available"] else "red"))
+    console = make_console()
+    console.print(table)
+    for note in notes:
+        console.print(Text(note))
+
+
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", expand=True)
+
+
+# --- top ------------------------------------------------------------------------------------------
+
+
+def frame(data: Object, width: int, height: int | None = None) -> Group:
+    """One picture of the host: a bar per GPU, running jobs, the head of the queue."""
+    parts: list[RenderableType] = [_counts(data)]
+    if data.get("note"):
+        parts.append(Text(printable(str(data["note"])), "yellow"))
+    gpus: list[Object] = data["gpus"]
+    parts += [_gpu_line(gpu, width) for gpu in gpus]
+    if gpus:
+        parts.append(_legend())
+    rows = None if height is None else max(2, height - len(parts) - 6)
+    running, waiting = _shares(len(data["running"]), len(data["waiting"]), rows)
+    parts += _running(data["running"], running, width)
+    parts += _waiting(data["waiting"], waiting, data.get("waiting_total", len(data["waiting"])))
+    return Group(*parts)
+
+
+def _counts(data: Object) -> Text:
+    counts = data["counts"]
+    text = Text("gpuq", "bold")
+    for state in ("running", "queued", "held", "succeeded", "failed", "cancelled", "skipped"):
+        if counts.get(state):
+            text.append(f"  {counts[state]:,} {state}", STATE_STYLE[state])
+    if not any(counts.values()):
+        text.append("  no jobs yet", "dim")
+    return text
+
+
+def _shares(running: int, waiting: int, rows: int | None) -> tuple[int, int]:
+    """How many rows each table gets: half each where both want more."""
+    if rows is None:
+        return running, waiting
+    first = min(running, max(rows - waiting, rows // 2))
+    return first, min(waiting, rows - first)
+
+
+def _gpu_line(gpu: Object, width: int) -> Text:
+    head = f"GPU {gpu['index']} "
+    total = gpu.get("total_bytes")
+    if not gpu["available"] or not total:
+        return Text(
+            head + printable(f"{gpu['name']}: {gpu.get('fault') or 'unavailable'}"),
+            "red",
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+    used, foreign = gpu.get("used_bytes") or 0, gpu.get("foreign_bytes") or 0
+    tail = f" {format_size(used)} used, {format_size(gpu.get('headroom_bytes') or 0)} headroom of {format_size(total)}"
+    ours = max(0, used - foreign)
+    claimed = max(0, min(gpu.get("claimed_bytes") or 0, total) - ours)
+    cells = max(10, width - len(head) - max(len(tail), 44))
+    text = Text(head, no_wrap=True, overflow="ellipsis")
+    sizes = (ours, claimed, foreign, None, min(gpu.get("margin_bytes") or 0, total))
+    for (_, char, style), count in zip(
+        (OURS, CLAIMED, FOREIGN, FREE, MARGIN), _cells(sizes, total, cells), strict=True
+    ):
+        text.append(char * count, style)
+    return text.append(tail)
+
+
+def _cells(sizes: Sequence[int | None], total: int, cells: int) -> list[int]:
+    """Cells per segment, together exactly `cells`; what there is at all gets one; None takes what is left."""
+    counts: list[int | None] = []
+    left = cells
+    for size in sizes:
+        if size is None:
+            counts.append(None)
+            continue
+        count = min(left, max(1, round(size / total * cells)) if size else 0)
+        counts.append(count)
+        left -= count
+    return [left if count is None else count for count in counts]
+
+
+def _legend() -> Text:
+    text = Text("      ")
+    for label, char, style in (OURS, CLAIMED, FOREIGN, FREE, MARGIN):
+        text.append(char, style)
+        text.append(f" {label}  ", "dim")
+    return text
+
+
+def _running(jobs: Sequence[Object], rows: int, width: int) -> list[RenderableType]:
+    if not jobs:
+        return []
+    table = _table()
+    for name in ("ID", "NAME", "GPUS", "VRAM", "TIME", "LIMIT"):
+        table.add_column(
+            name, no_wrap=True, overflow="ellipsis", max_width=16, justify="right" if name == "ID" else "left"
+        )
+    table.add_column("COMMAND", no_wrap=True, overflow="ellipsis", ratio=1, min_width=6)
+    now = time.time()
+    for job in jobs[:rows]:
+        vram = Text(fields.vram_cell(job), "red" if job.get("over_claim") else "")
+        cells = [Text(str(job["id"])), Text(printable(job["name"] or "")), Text(fields.gpus_cell(job) or "-"), vram]
+        cells += [Text(fields.time_cell(job, now)), _progress(job, now, 8 if width < 100 else 16)]
+        table.add_row(*cells, Text(fields.command_cell(job["command"])))
+    return [Text("\nRunning", "bold"), table, *_more(len(jobs) - rows)]
+
+
+def _progress(job: Object, now: float, cells: int) -> Text:
+    """How much of the time limit has passed."""
+    limit = job.get("time_limit_seconds")
+    if not limit or job["started_at"] is None:
+        return Text("none", "dim")
+    part = min(1.0, max(0.0, now - fields.epoch(job["started_at"])) / limit)
+    full = round(part * cells)
+    style = "red" if part > 0.9 else "cyan"
+    return Text("━" * full, style).append("─" * (cells - full), "dim").append(f" {format_duration(limit)}")
+
+
+def _waiting(jobs: Sequence[Object], rows: int, total: int) -> list[RenderableType]:
+    if not jobs:
+        return []
+    table = _table()
+    for name in ("ID", "NAME", "GPUS", "VRAM", "WAITED"):
+        table.add_column(
+            name, no_wrap=True, overflow="ellipsis", max_width=16, justify="right" if name == "ID" else "left"
+        )
+    table.add_column("REASON", no_wrap=True, overflow="ellipsis", ratio=1, min_width=10)
+    now = time.time()
+    for job in jobs[:rows]:
+        reason = str(job.get("reason") or "")
+        text = str(job.get("reason_text") or "")
+        why = f"{reason}: {text}" if text and not text.startswith(reason) else text or reason
+        cells = (str(job["id"]), job["name"] or "", fields.gpus_cell(job), fields.vram_cell(job))
+        table.add_row(*(Text(printable(c) or "-") for c in (*cells, fields.time_cell(job, now), why)))
+    return [Text("\nWaiting", "bold"), table, *_more(total - min(rows, len(jobs)))]
+
+
+def _more(count: int) -> list[RenderableType]:
+    return [Text(f"… and {count:,} more", "dim")] if count > 0 else []
+
+
+def print_frame(data: Object) -> None:
+    console = make_console()
+    console.print(frame(data, console.width))
+
+
+def plain_frame(data: Object) -> str:
+    """The frame as text, without colours, 100 columns wide."""
+    console = make_console(file=io.StringIO(), width=100, no_color=True, force_terminal=False)
+    with console.capture() as capture:
+        console.print(frame(data, 100))
+    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+
+
+def svg_frame(data: Object) -> str:
+    """The frame as an SVG picture that fetches nothing: rich's template names fonts on the web."""
+    from rich._export_format import CONSOLE_SVG_FORMAT
+
+    console = make_console(record=True, file=io.StringIO(), width=100, force_terminal=True, color_system="truecolor")
+    console.print(frame(data, 100))
+    template = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    return console.export_svg(title="gpuq top", theme=MONOKAI, code_format=template)
+
+
+class Screen:
+    """The live view: takes over the terminal while the block runs, and gives it back however it ends."""
+
+    def __init__(self) -> None:
+        self._console = make_console()
+        self._live = Live(console=self._console, screen=True, auto_refresh=False, transient=True)
+        self._former: list[Any] | None = None
+
+    def __enter__(self) -> "Screen":
+        if sys.stdin.isatty():
+            import termios
+            import tty
+
+            self._former = termios.tcgetattr(0)
+            tty.setcbreak(0)
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+        if self._former is not None:
+            import termios
+
+            termios.tcsetattr(0, termios.TCSADRAIN, self._former)
+
+    def show(self, data: Object) -> None:
+        size = os.get_terminal_size(1)
+        hint = Text("q leaves", "dim")
+        self._live.update(Group(frame(data, size.columns, size.lines - 2), Text(), hint), refresh=True)

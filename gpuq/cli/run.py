@@ -1,0 +1,89 @@
+"""`run`: submit, print the log, exit with the job's code."""
+
+import signal
+import time as clock
+from contextlib import suppress
+
+from gpuq.cli import options as opt
+from gpuq.cli.common import examples, new_app, tell
+from gpuq.cli.follow import Detached, Follower, Signals, Waiting
+from gpuq.cli.outcome import exit_code, sentence
+from gpuq.cli.submit import send
+from gpuq.client import request
+
+app = new_app()
+
+
+@app.command(
+    "run",
+    context_settings={"allow_interspersed_args": False},
+    epilog=examples(
+        "gpuq run --vram 10GiB -- python train.py",
+        "gpuq run --gpus 0 -- make test && echo passed",
+        "gpuq run --time 10m -- ./bench > result.txt",
+    ),
+)
+def run(
+    command: opt.Command = None,
+    name: opt.Name = None,
+    gpus: opt.Gpus = None,
+    vram: opt.Vram = None,
+    cpus: opt.Cpus = None,
+    ram: opt.Ram = None,
+    time: opt.Time = None,
+    priority: opt.Priority = 0,
+    after: opt.After = None,
+    begin: opt.Begin = None,
+    hold: opt.Hold = False,
+    tag: opt.Tag = None,
+    cwd: opt.Cwd = None,
+    env: opt.Env = None,
+    export: opt.Export = None,
+    output: opt.Output = None,
+) -> int:
+    """Submit a command, print its log, and exit with its code.
+
+    Ctrl-C cancels the job and waits for its end; a second Ctrl-C stops waiting. Ctrl-\\ or closing the terminal
+    leaves the job running, as does TERM. The exit code is the job's own, 128+n for a signal or its time limit.
+    """
+    opt.check_command(command or [])
+    resources = opt.Resources(
+        name, gpus, vram, cpus, ram, time, priority, after or [], begin, hold, tag or [], cwd, output
+    )
+    template = opt.make_template(resources, clock.time())
+    environment = opt.make_environment(export, env or [])
+    with Signals(signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM) as signals:
+        job_id, _ = send(template, environment, [command or []])
+        attended = Attended(job_id)
+        try:
+            job = Follower(job_id, signals=signals, on_signal=attended.heard, on_wait=Waiting().tell).run()
+        except Detached as detached:
+            return int(detached.args[0])
+        except BrokenPipeError:
+            tell(f"nobody reads the output any more; job {job_id} goes on, see `gpuq logs {job_id}`")
+            raise
+    if job["state"] != "succeeded":
+        tell(sentence(job))
+    return exit_code(job)
+
+
+class Attended:
+    """A job that a person waits for at the terminal."""
+
+    def __init__(self, job_id: int) -> None:
+        self._id = job_id
+        self._cancelled = False
+
+    def heard(self, number: int) -> None:
+        """A signal came. Raises Detached where it means not to wait any longer."""
+        if number == signal.SIGINT and not self._cancelled:
+            self._cancelled = True
+            tell(f"cancelling job {self._id}; Ctrl-C again stops waiting for its end")
+            request("cancel", sel={"ranges": [[self._id, self._id]]})
+            return
+        with suppress(OSError):  # after SIGHUP there is no terminal to say it on
+            if number == signal.SIGINT:
+                tell(f"no longer waiting; job {self._id} is being cancelled")
+            else:
+                tell(f"detached; job {self._id} goes on, `gpuq logs -f {self._id}` follows it")
+        raise Detached(128 + number)

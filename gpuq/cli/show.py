@@ -1,0 +1,134 @@
+"""`show`: everything about a job."""
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gpuq.cli import fields, plain
+from gpuq.cli.common import Ids, Json, States, Tags, examples, new_app, print_json, select_some
+from gpuq.units import format_duration, format_short_duration, format_size, printable
+
+app = new_app()
+
+
+@app.command(
+    "show",
+    epilog=examples("gpuq show 12", "gpuq show @last --json | jq '.jobs[0].exit_code'"),
+)
+def show(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json = False) -> None:
+    """Show everything about jobs: outcome, times, GPUs with declared and used memory, attempts, events."""
+    from gpuq.client import request
+
+    jobs = request("show", sel=select_some(ids, state, tag).to_json())["jobs"]
+    if as_json:
+        print_json("gpuq.jobs/1", jobs=jobs)
+        return
+    sys.stdout.write("\n".join(describe(job) for job in jobs))
+
+
+def describe(job: Mapping[str, Any]) -> str:
+    """A job as text of several lines."""
+    attempts = job.get("attempts") or []
+    text = plain.pairs([("job", str(job["id"])), *_about(job)])
+    for attempt in attempts:
+        text += f"attempt {attempt['number']}\n" + plain.pairs(_attempt(attempt), indent="  ")
+    events = job.get("events") or []
+    if events:
+        text += "events\n" + "".join(f"  {event_line(event, named=False)}\n" for event in events)
+    return text
+
+
+def _about(job: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "name", printable(job["name"] or "")
+    yield "state", job["state"] + (f", to be ended ({job['ending']})" if job.get("ending") else "")
+    yield "reason", _because(job)
+    yield "failure", fields.failure_cell(job)
+    yield "note", printable(job.get("note") or "")
+    yield "exit code", "" if job["exit_code"] is None else str(job["exit_code"])
+    yield "signal", "" if job["signal"] is None else fields.signal_name(job["signal"])
+    yield "command", printable(shlex.join(job["command"]))
+    yield "folder", printable(job["cwd"])
+    yield "owner", printable(str(job["owner"]))
+    yield "GPUs", _gpus(job)
+    yield "CPUs", str(job["cpus"]) if job.get("cpus") else ""
+    yield "host memory", _size(job.get("ram_bytes") or None)
+    yield "peak GPU memory", _peak(job)
+    yield "peak host memory", _size(job.get("peak_ram_bytes"))
+    yield "priority", str(job["priority"]) if job["priority"] else ""
+    yield "tags", printable(", ".join(job["tags"]))
+    yield "after", ", ".join(job["after"])
+    yield "array", _array(job.get("array"))
+    yield "time limit", format_duration(limit) if (limit := job.get("time_limit_seconds")) else ""
+    yield "not before", fields.local_time(job.get("begin_at"))
+    yield "submitted", fields.local_time(job["submitted_at"])
+    yield "started", fields.local_time(job["started_at"])
+    yield "ended", fields.local_time(job["ended_at"])
+    yield "log", printable(job.get("log_path") or "")
+
+
+def _because(job: Mapping[str, Any]) -> str:
+    reason, text = job.get("reason") or "", printable(job.get("reason_text") or "")
+    return f"{reason}: {text}" if reason and text and not text.startswith(reason) else text or reason
+
+
+def _gpus(job: Mapping[str, Any]) -> str:
+    count = job["gpu_count"]
+    if not count:
+        return "none"
+    claim = "whole" if job["vram_bytes"] is None else f"with {format_size(job['vram_bytes'])} claimed on each"
+    return f"{count} {claim}"
+
+
+def _peak(job: Mapping[str, Any]) -> str:
+    peak = _size(job.get("peak_vram_bytes"))
+    return f"{peak}, more than was claimed" if peak and job.get("over_claim") else peak
+
+
+def _array(array: Mapping[str, Any] | None) -> str:
+    if array is None:
+        return ""
+    most = f", at most {array['limit']} at a time" if array["limit"] else ""
+    return f"index {array['index']} of array {array['id']}{most}"
+
+
+def _attempt(attempt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    started, ended = attempt.get("started_at"), attempt.get("ended_at")
+    yield "started", fields.local_time(started)
+    yield "ended", fields.local_time(ended)
+    if started and ended:
+        yield "took", format_short_duration(fields.epoch(ended) - fields.epoch(started))
+    for claim in attempt.get("claims") or []:
+        index = claim.get("index")
+        label = f"GPU {index}" if index is not None else "GPU"
+        declared = _size(claim.get("bytes")) or "the whole GPU"
+        used = _size(claim.get("peak")) or "nothing seen"
+        yield label, f"claimed {declared}, used at most {used}  {printable(str(claim.get('uuid') or ''))}"
+    yield "exit code", "" if attempt.get("exit_code") is None else str(attempt["exit_code"])
+    yield "signal", "" if attempt.get("signal") is None else fields.signal_name(attempt["signal"])
+    yield "failure", str(attempt.get("failure") or "")
+    yield "note", printable(attempt.get("note") or "")
+    user, system = attempt.get("user_seconds"), attempt.get("system_seconds")
+    if user is not None and system is not None:
+        yield "CPU time", f"{user:.1f}s user, {system:.1f}s system"
+    yield "peak host memory", _size(attempt.get("peak_ram_bytes") or attempt.get("peak_ram"))
+    yield "log", printable(attempt.get("log_path") or "")
+
+
+def _size(size: int | None) -> str:
+    return format_size(size) if size is not None else ""
+
+
+def event_line(event: Mapping[str, Any], *, named: bool = True) -> str:
+    """Time, job, kind and what belongs to it, in columns; escaped."""
+    job = f"{event['job'] if event.get('job') is not None else '-':>6}  " if named else ""
+    data = "  ".join(f"{printable(str(k))}={_value(v)}" for k, v in (event.get("data") or {}).items())
+    return f"{fields.local_time(event['at'])}  {job}{event['kind']:<14}  {data}".rstrip()
+
+
+def _value(value: object) -> str:
+    if isinstance(value, str):
+        return printable(value)
+    import json
+
+    return json.dumps(value)

@@ -1,0 +1,197 @@
+"""`submit`: one command, an array of it, or a file of commands. Prints the ids."""
+
+import os
+import sys
+import time as clock
+from collections.abc import Iterator
+from typing import Annotated, Any, BinaryIO
+
+import typer
+
+from gpuq.cli import options as opt
+from gpuq.cli import parse
+from gpuq.cli.common import Json, Quiet, count_jobs, examples, new_app, on_terminal, print_json, tell
+from gpuq.client import Client
+from gpuq.errors import ConnectionLost, UsageError
+from gpuq.protocol import MAX_JOBS, MAX_LINE, Message, encode
+
+#: A part of a submission, in commands and in bytes of them.
+PART_COMMANDS = 2000
+PART_BYTES = 1024 * 1024
+#: MAX_ARG_STRLEN of Linux: 32 pages for one argument with its NUL (execve(2)).
+MAX_SHELL_LINE = 128 * 1024 - 1
+#: How often a submission is sent again where the daemon went away in the middle.
+RESENDS = 2
+
+app = new_app()
+
+
+@app.command(
+    "submit",
+    context_settings={"allow_interspersed_args": False},
+    epilog=examples(
+        "gpuq submit --vram 10GiB -- python train.py --lr 1e-4",
+        "gpuq submit --gpus 2 --time 8h --name big -- ./train.sh",
+        "gpuq submit --array 0-99%4 --vram 4GiB -- ./eval.sh     sees GPUQ_ARRAY_INDEX",
+        "gpuq submit --after ok:12 -- python report.py",
+        "gpuq submit --gpus 0 --from commands.txt                a shell command per line",
+    ),
+)
+def submit(
+    command: opt.Command = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="FILE", help="A shell command per line, `-` for stdin; all are queued or none."),
+    ] = None,
+    array: Annotated[
+        str | None,
+        typer.Option(
+            "--array", "-a", metavar="INDEXES", help="One job per index: 0-99, 1,3,5-9, 0-10:2; %4 runs 4 at a time."
+        ),
+    ] = None,
+    name: opt.Name = None,
+    gpus: opt.Gpus = None,
+    vram: opt.Vram = None,
+    cpus: opt.Cpus = None,
+    ram: opt.Ram = None,
+    time: opt.Time = None,
+    priority: opt.Priority = 0,
+    after: opt.After = None,
+    begin: opt.Begin = None,
+    hold: opt.Hold = False,
+    tag: opt.Tag = None,
+    cwd: opt.Cwd = None,
+    env: opt.Env = None,
+    export: opt.Export = None,
+    output: opt.Output = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Queue a command, an array of it, or a file of commands.
+
+    Prints the id: on a terminal in a sentence, elsewhere and with -q alone, one per line. Options of gpuq end at
+    `--` or at the command's first word.
+    """
+    if from_ is not None and command:
+        raise UsageError(f"--from {from_} and a command exclude each other: what is after it is {command[0]!r}")
+    if from_ is not None and array is not None:
+        raise UsageError("--from and --array exclude each other: each line of a file is a job already")
+    if from_ is None:
+        opt.check_command(command or [])
+    members = parse.parse_array(array) if array is not None else None
+    resources = opt.Resources(
+        name, gpus, vram, cpus, ram, time, priority, after or [], begin, hold, tag or [], cwd, output
+    )
+    template = opt.make_template(resources, clock.time())
+    environment = opt.make_environment(export, env or [])
+    commands = [command or []] if from_ is None else read_commands(from_)
+    first, last = send(template, environment, commands, members)
+    _report(first, last, as_json=as_json, quiet=quiet)
+
+
+def send(
+    template: Message,
+    environment: dict[str, str],
+    commands: list[list[str]],
+    array: tuple[list[int], int] | None = None,
+) -> tuple[int, int]:
+    """Submit; the first and last id. The key makes it safe to send again when the connection breaks."""
+    head: Message = {"key": os.urandom(16).hex(), "template": template, "env": environment}
+    if array is not None:
+        head["array"] = {"indexes": array[0], "limit": array[1]}
+    for left in reversed(range(RESENDS + 1)):
+        try:
+            with Client.connect() as client:
+                reply = _send_parts(client, head, commands)
+            break
+        except ConnectionLost:
+            if not left:
+                raise
+    for note in reply.get("notes", []):
+        tell(str(note))
+    first, last = reply["ids"]
+    return int(first), int(last)
+
+
+def _send_parts(client: Client, head: Message, commands: list[list[str]]) -> Message:
+    """Send every part and read its reply: a refusal is heard at once, and ends the sending."""
+    sent, began, shown = 0, clock.monotonic(), False
+    reply: Message = {}
+    for part in _parts(commands):
+        sent += len(part)
+        fields = {**head, "commands": part, "last": sent == len(commands)}
+        if len(encode(fields)) + 1024 > MAX_LINE:
+            raise UsageError("command and environment together are too large to send; choose with --export")
+        reply = client.request("submit", **fields)
+        head = {"key": head["key"]}
+        if clock.monotonic() - began > 1 and sys.stderr.isatty():
+            sys.stderr.write(f"\rsent {sent:,} of {len(commands):,} commands")
+            shown = True
+    if shown:
+        sys.stderr.write("\r\x1b[K")
+    return reply
+
+
+def _parts(commands: list[list[str]]) -> Iterator[list[list[str]]]:
+    part: list[list[str]] = []
+    size = 0
+    for command in commands:
+        part.append(command)
+        size += sum(map(len, command))
+        if len(part) >= PART_COMMANDS or size >= PART_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def read_commands(path: str) -> list[list[str]]:
+    """A `/bin/sh -c` command per line; blank and `#` lines are skipped. Raises UsageError, naming file and line."""
+    if path == "-":
+        return _read_lines(sys.stdin.buffer, "standard input")
+    try:
+        with open(path, "rb") as file:
+            return _read_lines(file, path)
+    except OSError as error:
+        raise UsageError(f"--from {path!r} cannot be read: {error.strerror}") from None
+
+
+def _read_lines(file: BinaryIO, where: str) -> list[list[str]]:
+    found: list[list[str]] = []
+    number = 0
+    while line := file.readline(MAX_SHELL_LINE + 3):  # room for the line's end, and one byte to see that it is too long
+        number += 1
+        text = line.removesuffix(b"\n").removesuffix(b"\r")
+        if number == 1:
+            text = text.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
+        if b"\0" in text:
+            raise UsageError(f"{where}, line {number}: holds a NUL byte; nothing was queued")
+        if len(text) > MAX_SHELL_LINE:
+            raise UsageError(
+                f"{where}, line {number}: longer than {MAX_SHELL_LINE:,} bytes, which is more than Linux "
+                "passes to a shell; nothing was queued"
+            )
+        if text.strip() and not text.lstrip().startswith(b"#"):
+            found.append(["/bin/sh", "-c", os.fsdecode(text)])
+        if len(found) > MAX_JOBS:
+            raise UsageError(f"{where}: more than {MAX_JOBS:,} commands; nothing was queued")
+    if not found:
+        raise UsageError(f"{where}: holds no command")
+    return found
+
+
+def _report(first: int, last: int, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        print_json("gpuq.jobs/1", jobs=_objects(first, last))
+    elif quiet or not on_terminal():
+        sys.stdout.writelines(f"{job}\n" for job in range(first, last + 1))
+    elif first == last:
+        print(f"submitted job {first}; `gpuq logs -f {first}` follows its output")
+    else:
+        print(f"submitted jobs {first}-{last}, {count_jobs(last - first + 1)}; `gpuq list` shows them")
+
+
+def _objects(first: int, last: int) -> list[Any]:
+    with Client.connect() as client:
+        reply = client.request("list", sel={"ranges": [[first, last]]}, all=True, limit=None, newest=False)
+    return list(reply["jobs"])

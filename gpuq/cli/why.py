@@ -1,0 +1,49 @@
+"""`why`: the typed reason for which a job waits, and the numbers behind it."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from gpuq.cli import fields, plain
+from gpuq.cli.common import Ids, Json, States, Tags, examples, new_app, print_json, select_some
+from gpuq.units import printable
+
+app = new_app()
+
+_HEADER = ("gpu", "name", "total", "margin", "foreign", "claimed", "headroom", "verdict")
+
+
+@app.command("why", epilog=examples("gpuq why 12", "gpuq why --state queued --json"))
+def why(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json = False) -> None:
+    """Say why jobs wait: the reason, what they ask for, and what each GPU has left.
+
+    Headroom is what is left of a GPU's memory after a margin, foreign use and the claims of running jobs.
+    """
+    from gpuq.client import request
+
+    explanations = request("why", sel=select_some(ids, state, tag).to_json())["explanations"]
+    if as_json:
+        print_json("gpuq.why/1", explanations=explanations)
+        return
+    sys.stdout.write("\n".join(describe(explanation) for explanation in explanations))
+
+
+def describe(explanation: Mapping[str, Any]) -> str:
+    """One explanation as text of several lines."""
+    reason, text = explanation.get("reason"), printable(explanation.get("text") or "")
+    head = f"job {explanation['job']} ({explanation['state']})"
+    what = f"{reason}: {text}" if reason and not text.startswith(reason) else text
+    lines = "".join(f"  {printable(line)}\n" for line in explanation.get("lines") or [])
+    gpus = explanation.get("gpus") or []
+    table = plain.columns(_HEADER, map(_gpu_row, gpus)) if gpus else ""
+    return f"{head}: {what}\n{lines}" + "".join(f"  {line}\n" for line in table.splitlines())
+
+
+def _gpu_row(gpu: Mapping[str, Any]) -> tuple[str, ...]:
+    sizes = ("total_bytes", "margin_bytes", "foreign_bytes", "claimed_bytes", "headroom_bytes")
+    return (
+        str(gpu["index"]),
+        printable(gpu["name"]),
+        *(fields.size_cell(gpu.get(key)) for key in sizes),
+        printable(gpu.get("verdict") or ""),
+    )
