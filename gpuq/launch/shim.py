@@ -162,8 +162,8 @@ def open_log(spec: "Spec") -> int:
 
 def spawn(spec: "Spec", log: int, null: int) -> tuple[int, int]:
     """The job's pid, and the end of the pipe on which it complains if it cannot become its program."""
-    read_end, write_end = os.pipe()  # closed on exec (PEP 446)
     try:
+        read_end, write_end = os.pipe()  # closed on exec (PEP 446)
         pid = os.fork()
     except OSError as error:
         number = error.errno or 0
@@ -172,7 +172,9 @@ def spawn(spec: "Spec", log: int, null: int) -> tuple[int, int]:
         try:
             become_job(spec, log, null)
         except StartError as error:
-            os.write(write_end, f"{error.step}\0{error.number}\0{error.text}".encode("utf-8", "surrogateescape"))
+            complain(write_end, error)
+        except BaseException as error:  # noqa: BLE001 (a second process must not go on as the supervisor)
+            complain(write_end, StartError("fork", 0, f"the job's process broke: {error!r}"))
         finally:
             os._exit(127)
     os.close(write_end)
@@ -182,6 +184,10 @@ def spawn(spec: "Spec", log: int, null: int) -> tuple[int, int]:
     except OSError:
         pass  # it has become its program already, having done it itself
     return pid, read_end
+
+
+def complain(pipe: int, error: StartError) -> None:
+    os.write(pipe, f"{error.step}\0{error.number}\0{error.text}".encode("utf-8", "surrogateescape"))
 
 
 def complaint(pipe: int) -> StartError | None:
@@ -238,11 +244,13 @@ def set_soft_limit(limit: int, soft: int) -> None:
 
 def execute(argv: list[bytes], env: dict[bytes, bytes]) -> "NoReturn":
     """As execvp(3), except that a script without `#!` is not handed to a shell. Raises StartError."""
-    name = argv[0]
-    folders = [b""] if b"/" in name or not name else env.get(b"PATH", DEFAULT_PATH).split(b":")
+    name = argv[0] if argv else b""
+    if not name:
+        raise StartError("exec", errno.ENOENT, "the command is empty")
+    folders = env.get(b"PATH", DEFAULT_PATH).split(b":")
+    paths = [name] if b"/" in name else [(folder or b".") + b"/" + name for folder in folders]
     number, culprit = errno.ENOENT, name
-    for folder in folders:
-        path = name if folders == [b""] else (folder or b".") + b"/" + name
+    for path in paths:
         try:
             os.execve(path, argv, env)
         except OSError as error:

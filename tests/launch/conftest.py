@@ -1,0 +1,120 @@
+"""Attempts as a daemon would start them, with real supervisors and real jobs."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from gpuq.launch import launcher
+from gpuq.launch.launcher import Launch, Supervisor
+from gpuq.launch.outcome import Result, read_result
+
+#: Seconds after which something that should have happened counts as not happening.
+DEADLINE = 60.0
+T = TypeVar("T")
+SHELL_ENV = {"PATH": os.environ.get("PATH", "/usr/bin:/bin")}
+
+
+def until(condition: Callable[[], T | None]) -> T:
+    """The first true value of `condition`."""
+    limit = time.monotonic() + DEADLINE
+    while not (value := condition()):
+        assert time.monotonic() < limit, "waited in vain"
+        time.sleep(0.01)
+    return value
+
+
+def written(path: Path) -> str:
+    """The text of a file that a job renames into place."""
+    until(path.exists)
+    return path.read_text()
+
+
+def gone(pid: int) -> bool:
+    """Whether the process has ended; a zombie has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def python(code: str) -> tuple[str, ...]:
+    """A job that runs Python code, quickly started."""
+    return (sys.executable, "-I", "-S", "-c", code)
+
+
+def shell(script: str) -> tuple[str, ...]:
+    return ("/bin/sh", "-c", script)
+
+
+@dataclass
+class Attempts:
+    """Makes launches with defaults, waits for their ends, and leaves nothing behind."""
+
+    folder: Path
+    _count: int = 0
+    _running: list[Supervisor] = field(default_factory=list)
+
+    def launch(self, argv: Sequence[str], **changes: Any) -> Launch:
+        self._count += 1
+        run_dir = self.folder / f"run-{self._count}"
+        plain = Launch(
+            job_id=self._count,
+            attempt=1,
+            run_dir=run_dir,
+            argv=tuple(argv),
+            cwd=str(self.folder),
+            env=SHELL_ENV,
+            log_path=str(self.folder / f"log-{self._count}"),
+            private_log=True,
+            umask=0o022,
+            limits=(),
+            time_limit=None,
+            grace=0.5,
+        )
+        return replace(plain, **changes)
+
+    def start(self, launch: Launch) -> Supervisor:
+        supervisor = launcher.start(launch)
+        self._running.append(supervisor)
+        return supervisor
+
+    def wait(self, supervisor: Supervisor) -> None:
+        assert select.select([supervisor.pidfd], [], [], DEADLINE)[0], "the supervisor did not end"
+        self._running.remove(supervisor)
+        launcher.reap(supervisor)
+
+    def finish(self, launch: Launch, supervisor: Supervisor) -> Result:
+        self.wait(supervisor)
+        result = read_result(launch.run_dir)
+        assert result is not None, (launch.run_dir / "lock").read_text()
+        return result
+
+    def run(self, launch: Launch) -> Result:
+        return self.finish(launch, self.start(launch))
+
+    def output(self, argv: Sequence[str], **changes: Any) -> str:
+        """What a job printed that ended well."""
+        launch = self.launch(argv, **changes)
+        assert self.run(launch).wait_status == 0
+        return Path(launch.log_path).read_text(errors="surrogateescape")
+
+    def close(self) -> None:
+        for supervisor in list(self._running):
+            launcher.end(supervisor)
+            self.wait(supervisor)
+
+
+@pytest.fixture
+def attempts(tmp_path: Path) -> Iterator[Attempts]:
+    made = Attempts(tmp_path)
+    yield made
+    made.close()

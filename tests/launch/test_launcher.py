@@ -1,0 +1,248 @@
+"""Starting supervisors, and finding them again after a restart."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gpuq.errors import LaunchError, StoreError
+from gpuq.launch import launcher
+from gpuq.launch.identity import identity_of
+from gpuq.launch.launcher import Ended, Lost, NeverStarted, Running, Starting, adopt
+from gpuq.launch.outcome import read_result
+from tests.launch.conftest import SHELL_ENV, Attempts, gone, python, shell, until, written
+
+ROOT = str(Path(launcher.__file__).parents[2])
+
+
+# --- starting -------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_started_in_once(attempts: Attempts, tmp_path: Path) -> None:
+    launch = attempts.launch(shell("echo ran >> ran"))
+    attempts.run(launch)
+    with pytest.raises(LaunchError, match="already started"):
+        launcher.start(launch)
+    assert (tmp_path / "ran").read_text() == "ran\n"
+
+
+def test_a_run_folder_that_cannot_be_made(attempts: Attempts, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LaunchError, match="cannot be made"):
+        launcher.start(attempts.launch(["true"], run_dir=tmp_path / "file" / "run"))
+
+
+def test_text_that_no_program_can_be_given(attempts: Attempts) -> None:
+    launch = attempts.launch(["echo", "\ud800"])
+    with pytest.raises(LaunchError, match="no program can be given"):
+        launcher.start(launch)
+    attempts.run(replace(launch, argv=("true",)))  # nothing was started, so it may be
+
+
+def test_without_free_file_numbers_nothing_is_started_and_it_may_be_tried_again(tmp_path: Path) -> None:
+    code = (
+        "import os, resource, sys\n"
+        "from pathlib import Path\n"
+        "from gpuq.errors import LaunchError\n"
+        "from gpuq.launch import launcher\n"
+        "folder = Path(sys.argv[1])\n"
+        "log = str(folder / 'log')\n"
+        "launch = launcher.Launch(1, 1, folder / 'run', ('/bin/true',), '/', {}, log, True, 0o22, (), None, 1.0)\n"
+        "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(3)]\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1] + 1, hard))\n"
+        "failures = 0\n"
+        "while True:\n"
+        "    try:\n"
+        "        supervisor = launcher.start(launch)\n"
+        "        break\n"
+        "    except LaunchError as error:\n"
+        "        assert 'ulimit -n' in str(error) or 'Too many open files' in str(error), error\n"
+        "        failures += 1\n"
+        "        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]\n"
+        "        resource.setrlimit(resource.RLIMIT_NOFILE, (limit + 1, hard))\n"
+        "launcher.wait_unlocked(launch.run_dir)\n"
+        "print(failures)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": ROOT},
+    )
+    assert int(done.stdout) >= 3
+    found = read_result(tmp_path / "run")
+    assert found is not None
+    assert found.wait_status == 0
+
+
+def test_a_reaped_supervisor_leaves_no_zombie_and_no_file(attempts: Attempts) -> None:
+    before = os.listdir("/proc/self/fd")
+    launch = attempts.launch(["true"])
+    supervisor = attempts.start(launch)
+    attempts.finish(launch, supervisor)
+    assert os.listdir("/proc/self/fd") == before
+    assert identity_of(supervisor.pid) is None
+
+
+def test_ending_what_has_ended(attempts: Attempts) -> None:
+    supervisor = attempts.start(attempts.launch(["true"]))
+    until(lambda: gone(supervisor.pid))
+    launcher.end(supervisor)
+    pidfd = os.dup(supervisor.pidfd)
+    attempts.wait(supervisor)
+    launcher.end(launcher.Supervisor(supervisor.pid, pidfd))
+    launcher.reap(launcher.Supervisor(supervisor.pid, pidfd))  # somebody else's child by now
+
+
+# --- adopting -------------------------------------------------------------------------------------
+
+
+def test_adopt_running_and_then_ended(attempts: Attempts, tmp_path: Path) -> None:
+    launch = attempts.launch(shell("while [ ! -e go ]; do sleep 0.02; done; exit 5"))
+    supervisor = attempts.start(launch)
+    until((launch.run_dir / "identity").exists)
+    found = adopt(launch.run_dir)
+    assert isinstance(found, Running)
+    assert found.supervisor.pid == supervisor.pid
+    (tmp_path / "go").touch()
+    attempts.wait(supervisor)
+    launcher.reap(found.supervisor)
+    assert adopt(launch.run_dir) == Ended()
+    result = read_result(launch.run_dir)
+    assert result is not None
+    assert os.waitstatus_to_exitcode(result.wait_status or 0) == 5
+
+
+def test_an_adopted_attempt_can_be_ended(attempts: Attempts) -> None:
+    launch = attempts.launch(shell("exec sleep 1000"))
+    supervisor = attempts.start(launch)
+    until((launch.run_dir / "identity").exists)
+    found = adopt(launch.run_dir)
+    assert isinstance(found, Running)
+    launcher.end(found.supervisor)
+    assert attempts.finish(launch, supervisor).ended
+    launcher.reap(found.supervisor)
+
+
+def test_adopt_never_started(tmp_path: Path) -> None:
+    assert adopt(tmp_path / "missing") == NeverStarted()
+    assert adopt(tmp_path) == NeverStarted()
+    (tmp_path / "lock").touch()
+    assert adopt(tmp_path) == NeverStarted()
+
+
+def test_adopt_starting(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with open(run_dir / "lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert adopt(run_dir) == Starting(run_dir / "lock")
+        waiting = threading.Thread(target=launcher.wait_unlocked, args=(run_dir,))
+        waiting.start()
+        assert adopt(run_dir) == Starting(run_dir / "lock")
+        assert waiting.is_alive()
+        (run_dir / "result").touch()
+    waiting.join()
+    assert adopt(run_dir) == Ended()
+
+
+def test_a_lock_that_is_held_by_a_stranger_is_not_taken_for_the_process_of_that_number(tmp_path: Path) -> None:
+    own = identity_of(os.getpid())
+    assert own is not None
+    text = json.dumps({"pid": own.pid, "start_time": own.start_time - 1, "boot_id": own.boot_id})
+    (tmp_path / "identity").write_text(text)
+    with open(tmp_path / "lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert adopt(tmp_path) == Starting(tmp_path / "lock")
+    assert adopt(tmp_path) == Lost(replace(own, start_time=own.start_time - 1))
+
+
+def test_adopt_lost_and_end_its_leftovers(attempts: Attempts, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, time\n"
+        "signal.signal(15, signal.SIG_IGN)\n"
+        "child = os.fork()\n"
+        "if child: open('t', 'w').write(f'{os.getpid()} {child}'); os.rename('t', 'pids')\n"
+        "else: os.setpgid(0, 0)\n"
+        "time.sleep(1000)\n"
+    )
+    launch = attempts.launch(python(code))
+    supervisor = attempts.start(launch)
+    pids = [int(pid) for pid in written(tmp_path / "pids").split()]
+    os.kill(supervisor.pid, signal.SIGKILL)
+    attempts.wait(supervisor)
+    found = adopt(launch.run_dir)
+    assert isinstance(found, Lost)
+    assert found.identity.pid == supervisor.pid
+    assert not any(gone(pid) for pid in pids)
+    launcher.end_leftovers(found.identity, 0.2)
+    assert all(gone(pid) for pid in pids)
+    assert isinstance(adopt(launch.run_dir), Lost)
+
+
+def test_leftovers_that_go_when_asked_are_not_killed(attempts: Attempts, tmp_path: Path) -> None:
+    launch = attempts.launch(shell("trap ': > asked; exit' TERM; : > ready; while :; do sleep 0.02; done"))
+    supervisor = attempts.start(launch)
+    until((tmp_path / "ready").exists)
+    os.kill(supervisor.pid, signal.SIGKILL)
+    attempts.wait(supervisor)
+    found = adopt(launch.run_dir)
+    assert isinstance(found, Lost)
+    launcher.end_leftovers(found.identity, 1000.0)
+    assert (tmp_path / "asked").exists()
+
+
+def test_a_supervisor_that_breaks_says_why(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/cat")  # an interpreter that is none
+    launch = attempts.launch(["true"])
+    supervisor = attempts.start(launch)
+    attempts.wait(supervisor)
+    found = adopt(launch.run_dir)
+    assert isinstance(found, NeverStarted)
+    assert found.complaint is not None
+    assert "cat" in found.complaint
+
+
+def test_an_interpreter_that_is_gone(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    launch = attempts.launch(["true"])
+    with pytest.raises(LaunchError, match="/no/such/python, is gone"):
+        launcher.start(launch)
+    assert adopt(launch.run_dir) == NeverStarted()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "null", '{"pid": "x", "start_time": 1, "boot_id": "b"}', "\xff"])
+def test_a_damaged_identity_is_not_passed_over(tmp_path: Path, text: str) -> None:
+    (tmp_path / "identity").write_bytes(text.encode("latin-1"))
+    with pytest.raises(StoreError, match="damaged"):
+        adopt(tmp_path)
+
+
+def test_a_lock_that_is_a_link_is_not_followed(attempts: Attempts, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").touch()
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="cannot be opened"):
+        adopt(run_dir)
+    with pytest.raises(LaunchError, match="already started"):
+        launcher.start(attempts.launch(["true"], run_dir=run_dir, env=SHELL_ENV))
+
+
+def test_many_at_once(attempts: Attempts) -> None:
+    launches = [attempts.launch(shell(f"echo {n}; exit {n}")) for n in range(40)]
+    started = [(launch, attempts.start(launch)) for launch in launches]
+    codes = [os.waitstatus_to_exitcode(attempts.finish(*pair).wait_status or 0) for pair in started]
+    assert codes == list(range(40))
+    assert [int(Path(launch.log_path).read_text()) for launch in launches] == list(range(40))
