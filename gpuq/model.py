@@ -36,18 +36,6 @@ ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.SKIPPED
 WAITING = frozenset({State.HELD, State.QUEUED})
 LIVE = frozenset({State.HELD, State.QUEUED, State.RUNNING})
 
-#: The one transition table. `running → queued` is an attempt that never started (daemon died between
-#: claim and launch); `ended → queued` is `retry`.
-TRANSITIONS: Mapping[State, frozenset[State]] = {
-    State.HELD: frozenset({State.QUEUED, State.CANCELLED, State.SKIPPED}),
-    State.QUEUED: frozenset({State.HELD, State.RUNNING, State.CANCELLED, State.SKIPPED}),
-    State.RUNNING: frozenset({State.QUEUED, State.SUCCEEDED, State.FAILED, State.CANCELLED}),
-    State.SUCCEEDED: frozenset({State.QUEUED}),
-    State.FAILED: frozenset({State.QUEUED}),
-    State.CANCELLED: frozenset({State.QUEUED}),
-    State.SKIPPED: frozenset({State.QUEUED}),
-}
-
 
 class Reason(StrEnum):
     """Why a job waits."""

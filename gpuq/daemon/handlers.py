@@ -21,7 +21,7 @@ from gpuq.errors import BadRequest, CannotFit, NoSuchJob, NotAllowed, UsageError
 from gpuq.events import Event, Kind
 from gpuq.model import ENDED, WAITING, Dependency, Driver, Ending, Job, State
 from gpuq.policy.explain import impossible
-from gpuq.policy.lifecycle import Cancelled, Fact, Held, Released, Retried, dependency
+from gpuq.policy.lifecycle import POSSIBLE, Cancelled, Fact, Held, Released, Retried, dependency, ended_words
 from gpuq.protocol import Message, Selection
 
 #: A submit waits at most this long for the first word on the GPUs, in seconds.
@@ -129,14 +129,10 @@ def _dependencies(core: Core, after: Iterable[Dependency]) -> set[Dependency] | 
             raise NoSuchJob(f"--after {wanted}: there is no job {wanted.job_id}")
         holds = dependency(wanted.condition, state)
         if holds is False:
-            raise UsageError(f"--after {wanted}: job {wanted.job_id} has already {_ended_words(state)}")
+            raise UsageError(f"--after {wanted} can never hold: job {wanted.job_id} {ended_words(state)}")
         if holds is None:
             unmet.add(wanted)
     return unmet if after else None
-
-
-def _ended_words(state: State) -> str:
-    return {State.CANCELLED: "been cancelled", State.SKIPPED: "been skipped"}.get(state, str(state))
 
 
 # --- looking --------------------------------------------------------------------------------------
@@ -232,15 +228,6 @@ async def retry(daemon: Daemon, session: Session, message: Message) -> Message:
     return _change(daemon, session, message, Retried())
 
 
-#: States from which each fact is possible: what a range or a tag is narrowed to.
-_FROM: dict[type[Fact], frozenset[State]] = {
-    Cancelled: WAITING | {State.RUNNING},
-    Held: frozenset({State.QUEUED}),
-    Released: frozenset({State.HELD}),
-    Retried: ENDED,
-}
-
-
 def _change(daemon: Daemon, session: Session, message: Message, fact: Fact) -> Message:
     """Apply a fact to each selected job that allows it. Jobs named one by one that do not are told of; others are
     left out in silence, because a range or a tag means `those that it can be done to`.
@@ -277,18 +264,15 @@ def _problem(core: Core, session: Session, job: Job, fact: Fact) -> str | None:
     """Why the fact cannot happen to the job."""
     if job.owner != session.uid:
         return f"job {job.id} belongs to {views.owner_name(job.owner)}"
-    if job.state not in _FROM[type(fact)]:
+    states, verb = POSSIBLE[type(fact)]
+    running = isinstance(fact, Cancelled) and job.state is State.RUNNING
+    if job.state not in states and not running:
         if job.ended:
-            return f"job {job.id} already ended: it {_ended_sentence(job.state)}"
-        wants = {Held: "only queued jobs can be held", Released: "only held jobs can be released"}
-        return f"job {job.id} is {job.state}: {wants.get(type(fact), 'only ended jobs can be retried')}"
+            return f"job {job.id} already ended: it {ended_words(job.state)}"
+        return f"job {job.id} is {job.state}, and cannot {verb}"
     if isinstance(fact, Retried) and core.store.environment(job.env_hash) is None:
         return f"job {job.id} ended so long ago that its environment was erased: submit it anew"
     return None
-
-
-def _ended_sentence(state: State) -> str:
-    return {State.CANCELLED: "was cancelled", State.SKIPPED: "was skipped"}.get(state, str(state))
 
 
 async def stop(daemon: Daemon, _session: Session, message: Message) -> Message:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gpuq.errors import IllegalTransition, StoreError
 from gpuq.events import Event
-from gpuq.model import LIVE, TRANSITIONS, Attempt, Claim, Condition, Dependency, Job, State
+from gpuq.model import LIVE, Attempt, Claim, Condition, Dependency, Job, State
 from gpuq.protocol import Selection
 from gpuq.store.migrations import migrate
 from gpuq.store.rows import (
@@ -28,10 +28,6 @@ from gpuq.store.rows import (
     live_values,
 )
 
-#: States from which each state can be reached, as SQL text.
-_SOURCES = {
-    target: ",".join(f"'{s.value}'" for s, targets in TRANSITIONS.items() if target in targets) for target in State
-}
 _LIVE = ",".join(f"'{s.value}'" for s in sorted(LIVE))
 
 
@@ -118,12 +114,12 @@ class Store:
         """Write a job after a fact. Raises IllegalTransition when the job has left the state it was read in."""
         values = live_values(after)
         columns = ",".join(f"{c} = :{c}" for c in values)
-        guard = _SOURCES[after.state] if before.state is not after.state else f"'{after.state.value}'"
         count = self.conn.execute(
-            f"UPDATE jobs SET {columns} WHERE id = :id AND state IN ({guard})", {"id": after.id, **values}
+            f"UPDATE jobs SET {columns} WHERE id = :id AND state = :before",
+            {"id": after.id, "before": before.state.value, **values},
         ).rowcount
         if count != 1:
-            raise IllegalTransition(f"job {after.id} changed meanwhile, and cannot become {after.state}")
+            raise IllegalTransition(f"job {after.id} is not {before.state} any more, and cannot become {after.state}")
         self.add_events([event])
 
     def add_events(self, events: Iterable[Event]) -> None:

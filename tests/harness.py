@@ -1,0 +1,227 @@
+"""A real daemon in a temporary folder, the real command line, and conditions to wait for.
+
+    def test_it(box: Box) -> None:
+        job = box.submit("sh", "-c", "exit 3")
+        assert box.wait(job)["exit_code"] == 3
+
+A box is alone on the machine: state folder, home and environment are its own, and when the test ends it makes sure
+that no process of it is left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from gpuq.client import Client
+
+T = TypeVar("T")
+#: Longest wait for anything, in seconds: only a broken program waits so long.
+PATIENCE = 60.0
+GPUQ = [sys.executable, "-m", "gpuq"]
+
+
+def wait_until(condition: Callable[[], T], what: str = "the condition") -> T:
+    """The first true value of the condition. Fails after PATIENCE."""
+    deadline = time.monotonic() + PATIENCE
+    pause = threading.Event()
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come true within {PATIENCE:.0f} s"
+        pause.wait(0.01)
+    return value
+
+
+def gone(pid: int) -> bool:
+    """Whether no such process runs; a zombie does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] == "Z"
+
+
+class Box:
+    """One state folder with its daemon. `env` is what commands and the daemon see, beside the test's own PATH."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.state = folder / "state"
+        self._patch = monkeypatch
+        for name in list(os.environ):
+            if name.startswith(("GPUQ_", "XDG_", "CUDA_")):
+                monkeypatch.delenv(name)
+        (folder / "home").mkdir()
+        self.setenv(HOME=str(folder / "home"), GPUQ_STATE_DIR=str(self.state), GPUQ_GPUS="none", NO_COLOR="1")
+        monkeypatch.chdir(folder)
+
+    def setenv(self, **values: str | None) -> None:
+        """Set (None: unset) variables for every command, and the daemon if it has not started yet."""
+        for name, value in values.items():
+            if value is None:
+                self._patch.delenv(name, raising=False)
+            else:
+                self._patch.setenv(name, value)
+
+    # --- commands ---------------------------------------------------------------------------------
+
+    def run(
+        self, *args: str, stdin: str | None = None, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """The command line, to its end. Whatever happens, it shows no traceback."""
+        done = subprocess.run(
+            [*GPUQ, *args],
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            timeout=PATIENCE * 2,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def ok(self, *args: str, **more: Any) -> str:
+        """Standard output of a command that must succeed."""
+        done = self.run(*args, **more)
+        assert done.returncode == 0, f"gpuq {' '.join(args)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def fails(self, code: int, *args: str, **more: Any) -> str:
+        """The message of a command that must fail with this exit code and print nothing on standard output."""
+        done = self.run(*args, **more)
+        assert done.returncode == code, f"gpuq {' '.join(args)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.stderr.strip(), "it failed without a word"
+        return done.stderr
+
+    def json(self, *args: str) -> dict[str, Any]:
+        found = json.loads(self.ok(*args, "--json"))
+        assert isinstance(found, dict)
+        return found
+
+    @contextmanager
+    def started(self, *args: str, **more: Any) -> Iterator[subprocess.Popen[str]]:
+        """A command that goes on while the block runs."""
+        process = subprocess.Popen(
+            [*GPUQ, *args],
+            stdin=more.pop("stdin", subprocess.DEVNULL),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **more,
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+    # --- the protocol -----------------------------------------------------------------------------
+
+    def request(self, op: str, **fields: Any) -> dict[str, Any]:
+        with Client.connect() as client:
+            return client.request(op, **fields)
+
+    def submit(self, *command: str, **template: Any) -> int:
+        """Submit over the socket, without the cost of a command; returns the id."""
+        return self.submit_many([list(command)], **template)[0]
+
+    def submit_many(self, commands: list[list[str]], **template: Any) -> list[int]:
+        array = template.pop("array", None)
+        reply = self.request(
+            "submit",
+            key=template.pop("key", None) or os.urandom(16).hex(),
+            template={"cwd": str(self.folder), **template},
+            commands=commands,
+            env=template.pop("env", None) or dict(os.environ),
+            array=array,
+            last=True,
+        )
+        first, last = reply["ids"]
+        return list(range(first, last + 1))
+
+    def job(self, job_id: int) -> dict[str, Any]:
+        found = self.request("show", sel={"ranges": [[job_id, job_id]]})["jobs"][0]
+        assert isinstance(found, dict)
+        return found
+
+    def wait(self, *job_ids: int) -> dict[str, Any]:
+        """Wait until all have ended; the first one's view."""
+        with Client.connect() as client:
+            client.socket.settimeout(PATIENCE)
+            jobs = client.request("wait", sel={"ranges": [[n, n] for n in job_ids]})["jobs"]
+        found = next(job for job in jobs if job["id"] == job_ids[0])
+        assert isinstance(found, dict)
+        return found
+
+    def wait_state(self, job_id: int, state: str) -> dict[str, Any]:
+        """Wait until the job is in a state; told by the daemon, not asked for."""
+        with Client.connect() as client:
+            client.socket.settimeout(PATIENCE)
+            client.send("follow", id=job_id)
+            while True:
+                job = client.receive()["job"]
+                if job["state"] == state:
+                    assert isinstance(job, dict)
+                    return job
+                assert job["state"] not in ("succeeded", "failed", "cancelled", "skipped"), job
+
+    def reason(self, job_id: int) -> tuple[str, str]:
+        """Reason and its text, as `why` has them now."""
+        found = self.request("why", sel={"ranges": [[job_id, job_id]]})["explanations"][0]
+        return found["reason"], found["text"]
+
+    def log(self, job_id: int) -> str:
+        return Path(self.job(job_id)["log_path"]).read_text(errors="surrogateescape")
+
+    # --- the daemon -------------------------------------------------------------------------------
+
+    def daemon_pid(self) -> int:
+        pid = self.request("status")["pid"]
+        assert isinstance(pid, int)
+        return pid
+
+    def kill_daemon(self) -> int:
+        """KILL it, as a crash would; returns the pid that it had."""
+        pid = self.daemon_pid()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: gone(pid), "the daemon's end")
+        return pid
+
+    def processes(self) -> list[int]:
+        """Every process that carries this box's state folder in its environment: daemon, supervisors, jobs."""
+        mark = f"GPUQ_STATE_DIR={self.state}\0".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                try:
+                    environ = (entry / "environ").read_bytes() + b"\0"
+                except OSError:
+                    continue
+                if mark in environ:
+                    found.append(int(entry.name))
+        return found
+
+    def close(self) -> None:
+        """Stop daemon and jobs; nothing of this box may be left."""
+        if (self.state / "sock").exists():
+            self.run("daemon", "stop", "--jobs")
+        left = self.processes()
+        for pid in left:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                print("left behind:", pid, file.read())
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not self.processes(), "the end of what the test left behind")
