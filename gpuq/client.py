@@ -169,7 +169,7 @@ def _spawn(folder: Path) -> None:
 
     read, write = os.pipe()
     try:
-        subprocess.Popen(
+        process = subprocess.Popen(
             # -P: nothing is imported from the folder that the user happens to stand in
             [sys.executable, "-P", "-m", "gpuq.daemon", str(write)],
             stdin=subprocess.DEVNULL,
@@ -180,6 +180,7 @@ def _spawn(folder: Path) -> None:
             env={**os.environ, "GPUQ_STATE_DIR": str(folder)},
             cwd="/",
         )
+        process.returncode = 0  # it outlives us: Popen need not complain that nobody waits
     except OSError as error:
         os.close(read)
         raise DaemonUnreachable(f"the daemon could not be started: {error.strerror}") from None

@@ -40,9 +40,10 @@ class Server:
         self._daemon = daemon
         self._server: asyncio.Server | None = None
         self._ending: asyncio.Future[GpuqError | None] = asyncio.get_running_loop().create_future()
-        #: connections by the task that serves them; those that have said something are worth more
+        #: what each connection's task reads from
+        self._readers: dict[asyncio.Task[None], asyncio.StreamReader] = {}
+        #: connections that have said nothing yet, the oldest first
         self._silent: dict[asyncio.Task[None], None] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = max(16, min(4096, soft - RESERVED_FDS))
 
@@ -63,24 +64,24 @@ class Server:
             self._server.close()
         (self._daemon.core.state_dir / "sock").unlink(missing_ok=True)
         self._ending.set_result(reason)
-        for task in self._silent:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=5)
+        for reader in self._readers.values():
+            reader.feed_eof()  # whoever has nothing under way goes now
+        if self._readers:
+            await asyncio.wait(self._readers.keys(), timeout=5)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.add(task)
+        self._readers[task] = reader
         self._silent[task] = None
-        if len(self._tasks) > self._most and self._silent:
+        if len(self._readers) > self._most and self._silent:
             next(iter(self._silent)).cancel()  # the oldest that has said nothing gives way
         try:
             await self._serve(reader, writer, task)
         except (ConnectionError, asyncio.CancelledError):
             log.debug("a client went away")
         finally:
-            self._tasks.discard(task)
+            del self._readers[task]
             self._silent.pop(task, None)
             writer.close()
 
