@@ -8,13 +8,14 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuq.errors import StateFolderError, UsageError
-from gpuq.model import OverClaim, Settings
 from gpuq.units import format_duration, format_size, parse_duration, parse_size
+
+if TYPE_CHECKING:  # the vocabulary takes 15 ms to import, which `submit` and `list` need not wait for
+    from gpuq.model import OverClaim, Settings
 
 
 def state_dir(environ: Mapping[str, str] = os.environ) -> Path:
@@ -104,8 +105,7 @@ def on_network(path: Path) -> bool:
 # --- settings -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """One setting: how it is read, how it is shown, and what it means."""
 
     parse: Callable[[str], Any]
@@ -130,6 +130,8 @@ def _count(text: str) -> int:
 
 
 def _over_claim(text: str) -> OverClaim:
+    from gpuq.model import OverClaim
+
     try:
         return OverClaim(text)
     except ValueError:
@@ -161,8 +163,7 @@ SETTINGS: Mapping[str, Setting] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A setting's value and where it comes from: `default`, the file's path, or the variable's name."""
 
     value: Any
@@ -171,8 +172,16 @@ class Found:
 
 def find_settings(environ: Mapping[str, str] = os.environ) -> dict[str, Found]:
     """Every setting with its source; variables win over the file. Raises UsageError naming file or variable."""
+    from gpuq.model import Settings
+
     defaults = Settings()
     found = {name: Found(getattr(defaults, name), "default") for name in SETTINGS}
+    return found | find_given(environ)
+
+
+def find_given(environ: Mapping[str, str] = os.environ) -> dict[str, Found]:
+    """Only the settings that differ from their defaults because the user said so. Raises as `find_settings`."""
+    found: dict[str, Found] = {}
     path = config_file(environ)
     for key, value in _read_toml(path).items():
         setting = SETTINGS.get(key)
@@ -191,6 +200,8 @@ def find_settings(environ: Mapping[str, str] = os.environ) -> dict[str, Found]:
 
 
 def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+    from gpuq.model import Settings
+
     return Settings(**{name: found.value for name, found in find_settings(environ).items()})
 
 

@@ -3,8 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
@@ -15,8 +14,7 @@ from gpuq.errors import GpuqError, UsageError
 from gpuq.units import printable
 
 
-@dataclass(frozen=True, slots=True)
-class Verb:
+class Verb(NamedTuple):
     """Where a verb is defined, and its line in `gpuq --help`."""
 
     module: str

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from gpuq.errors import UsageError
-from gpuq.model import State
 from gpuq.protocol import Selection, parse_ids
 from gpuq.units import printable
 
@@ -39,6 +38,8 @@ def select(ids: list[str] | None, states: str | None = None, tags: list[str] | N
     """The jobs named on the command line. Raises UsageError."""
     selection = parse_ids(ids or [], states, tags)
     for state in selection.states:
+        from gpuq.model import State  # slow to import, and seldom needed
+
         if state not in {s.value for s in State}:
             raise UsageError(f"there is no state {state!r}: write {', '.join(s.value for s in State)}")
     return selection

@@ -1,5 +1,8 @@
 """`daemon start|stop|restart|status|logs`."""
 
+import os
+import select
+import socket
 import sys
 from typing import Annotated, Any
 
@@ -37,7 +40,7 @@ def stop(
 ) -> None:
     """Stop the daemon. Running jobs run on, and the next daemon takes them back."""
     reply = _stop(jobs=jobs, restart=False)
-    cancelled, running = _count(reply.get("cancelled")), _count(reply.get("running"))
+    cancelled, running = int(reply["cancelled"]), int(reply["running"])
     parts = [f"{count_jobs(cancelled)} cancelled"] if jobs else []
     if running or not jobs:
         parts.append(
@@ -51,7 +54,7 @@ def restart() -> None:
     """Replace the daemon, as after an upgrade or a change of settings. Running jobs run on."""
     try:
         reply = _stop(jobs=False, restart=True)
-        running = _count(reply.get("running"))
+        running = int(reply["running"])
     except DaemonUnreachable:
         running = 0
     with Client.connect() as client:
@@ -111,17 +114,18 @@ def logs(
 
 
 def _stop(*, jobs: bool, restart: bool) -> dict[str, Any]:
-    """Ask the daemon to stop, and wait until it has: its socket's end is the last that it closes."""
+    """Ask the daemon to stop, and wait until its process has ended: then its lock is free as well."""
     with Client.connect(start=False) as client:
         client.socket.settimeout(None)  # cancelling jobs takes their grace period
-        reply = client.request("stop", jobs=jobs, restart=restart)
+        pid = int(client.request("status")["pid"])
         try:
-            while True:
-                client.receive()
-        except ConnectionLost:
-            return reply
-
-
-def _count(value: object) -> int:
-    """The daemon tells ids or their number."""
-    return len(value) if isinstance(value, list) else int(str(value or 0))
+            process = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise ConnectionLost("the daemon went away before it was asked to stop") from None
+        try:
+            reply = client.request("stop", jobs=jobs, restart=restart)
+            client.socket.shutdown(socket.SHUT_WR)  # nothing more from us: it need not wait for it
+            select.select([process], [], [])  # readable once the process has ended (pidfd_open(2))
+        finally:
+            os.close(process)
+    return reply

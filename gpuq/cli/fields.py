@@ -32,7 +32,7 @@ def gpus_cell(job: Object) -> str:
     """How many are asked for, and once placed, which: `gpu0,2`."""
     indexes = job.get("gpu_indexes") or []
     if indexes:
-        return "gpu" + ",".join(map(str, indexes))
+        return "gpu" + ",".join("?" if index is None else str(index) for index in indexes)  # ? is lost by now
     return str(job["gpu_count"]) if job["gpu_count"] else ""
 
 
@@ -67,6 +67,14 @@ def reason_cell(job: Object) -> str:
     if job["state"] == "failed":
         return failure_cell(job)
     return str(job.get("reason") or "")
+
+
+def because(reason: str | None, text: str | None) -> str:
+    """`Resources: asks for …`: the typed reason and its sentence, escaped, without saying a word twice."""
+    said = printable(text or "")
+    if not reason or said.lower().startswith(reason.lower()):
+        return said
+    return f"{reason}: {said}" if said else reason
 
 
 def failure_cell(job: Object) -> str:

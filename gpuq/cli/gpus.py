@@ -27,13 +27,12 @@ def gpus(as_json: Json = False) -> None:
         print_json("gpuq.gpus/1", **{key: reply.get(key) for key in ("gpus", "driver", "version", "fault", "note")})
         return
     found: list[dict[str, Any]] = reply["gpus"]
-    if reply.get("fault"):
-        tell(f"the NVIDIA driver does not work: {reply['fault']}")
-    if reply.get("note"):
-        tell(reply["note"])
+    fault, note = reply.get("fault"), reply.get("note")
+    if fault and found:
+        tell(fault)
+    if note and note != fault:
+        tell(note)
     if not found:
-        if not reply.get("fault") and not reply.get("note"):
-            tell("no GPU was found: jobs run on the CPU")
         return
     if on_terminal():
         from gpuq.cli import render

@@ -19,7 +19,6 @@ from gpuq.cli.common import (
     tell,
 )
 from gpuq.errors import NoSuchJob, UsageError
-from gpuq.model import ENDED
 from gpuq.protocol import Selection
 
 app = new_app()
@@ -72,7 +71,7 @@ def list_(
 def _ask(selection: Selection, everything: bool, limit: int | None) -> dict[str, Any]:
     from gpuq.client import request
 
-    ended = everything or bool(selection.ranges or selection.last) or bool(ENDED & set(selection.states))
+    ended = everything or bool(selection.ranges or selection.last or selection.states)
     return request("list", sel=selection.to_json(), all=ended, limit=limit, newest=everything)
 
 

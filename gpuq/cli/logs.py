@@ -64,7 +64,7 @@ def _path(job: dict[str, Any], attempt: int | None) -> str | None:
             return str(job["log_path"])
         tell(f"job {job['id']} is {job['state']} and has written nothing yet; `gpuq logs -f {job['id']}` waits for it")
         return None
-    numbers = {int(a["number"]): a["log_path"] for a in job.get("attempts") or []}
+    numbers = {int(a["attempt"]): a["log_path"] for a in job.get("attempts") or []}
     if attempt not in numbers:
         had = f"its attempts are {', '.join(map(str, sorted(numbers)))}" if numbers else "it had none yet"
         raise UsageError(f"job {job['id']} has no attempt {attempt}; {had}")

@@ -1,9 +1,9 @@
 """The options that `submit` and `run` share, and the part of a request that they make."""
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -81,8 +81,7 @@ Output = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
+class Resources(NamedTuple):
     """The values of the options, as they were typed."""
 
     name: str | None = None
@@ -92,28 +91,30 @@ class Resources:
     ram: str | None = None
     time: str | None = None
     priority: int = 0
-    after: list[str] = field(default_factory=list)
+    after: Sequence[str] = ()
     begin: str | None = None
     hold: bool = False
-    tags: list[str] = field(default_factory=list)
+    tags: Sequence[str] = ()
     cwd: str | None = None
     output: str | None = None
 
 
 def make_template(options: Resources, now: float) -> dict[str, Any]:
     """What all jobs of a submission have in common, in bytes and seconds. Raises UsageError, NoSuchJob."""
-    settings = config.load_settings()
-    gpus = options.gpus if options.gpus is not None else settings.default_gpus
+    settings = {name: found.value for name, found in config.find_given().items()}
+    gpus = options.gpus if options.gpus is not None else settings.get("default_gpus")
     for what, number in (("gpus", gpus), ("cpus", options.cpus)):
         if number is not None and not 0 <= number <= 1_000_000:
             raise UsageError(f"--{what} {number} is not a number of {what}")
     if not -MAX_PRIORITY <= options.priority <= MAX_PRIORITY:
         raise UsageError(f"--priority {options.priority} is not from -{MAX_PRIORITY} to {MAX_PRIORITY}")
-    time_limit = units.parse_duration(options.time, "--time") if options.time is not None else settings.default_time
+    time_limit = (
+        units.parse_duration(options.time, "--time") if options.time is not None else settings.get("default_time")
+    )
     return {
         "name": _short(options.name, "--name", MAX_NAME),
         "gpus": gpus,
-        "vram": _vram(options, gpus, settings.default_vram),
+        "vram": _vram(options, gpus, settings.get("default_vram")),
         "cpus": options.cpus,
         "ram": units.parse_size(options.ram, "--ram") if options.ram is not None else None,
         "time_limit": time_limit,
@@ -180,7 +181,7 @@ def _short(text: str | None, what: str, limit: int) -> str | None:
     return text
 
 
-def _tags(tags: list[str]) -> list[str]:
+def _tags(tags: Sequence[str]) -> list[str]:
     if len(tags) > MAX_TAGS:
         raise UsageError(f"{len(tags)} tags, and at most {MAX_TAGS} are taken")
     for tag in tags:

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from gpuq.errors import UsageError
-from gpuq.model import Condition
 from gpuq.protocol import MAX_JOBS
 from gpuq.units import MAX_TIME, parse_duration
 
@@ -117,9 +116,9 @@ def parse_after(values: Iterable[str]) -> list[str]:
         for word in value.split(","):
             condition, colon, job = word.strip().rpartition(":")
             if not colon:
-                condition = Condition.OK.value
+                condition = "ok"
             number = job.isascii() and job.isdigit() and len(job) <= 18
-            if condition not in {c.value for c in Condition} or not (number or job == "@last"):
+            if condition not in ("ok", "any", "failed") or not (number or job == "@last"):
                 raise UsageError(
                     f"--after {value!r} is not a dependency: write ok:12, any:12, failed:12, or 12 for ok:12"
                 )

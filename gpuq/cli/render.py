@@ -71,13 +71,13 @@ def jobs_table(jobs: Iterable[Object]) -> Table:
 def print_gpus(gpus: Iterable[Object], notes: Sequence[str]) -> None:
     table = _table()
     for name in fields.GPU_HEADER:
-        wide = name in ("name", "jobs", "status")
+        left = name in ("name", "jobs", "status")
         table.add_column(
             name.upper(),
             no_wrap=True,
             overflow="ellipsis",
-            justify="left" if wide else "right",
-            ratio=1 if wide else None,
+            justify="left" if left else "right",
+            ratio=1 if name == "name" else None,
         )
     for gpu in gpus:
         cells = fields.gpu_row(gpu)
@@ -118,7 +118,7 @@ def _counts(data: Object) -> Text:
         if counts.get(state):
             text.append(f"  {counts[state]:,} {state}", STATE_STYLE[state])
     if not any(counts.values()):
-        text.append("  no jobs yet", "dim")
+        text.append("  nothing runs or waits", "dim")
     return text
 
 
@@ -181,9 +181,7 @@ def _running(jobs: Sequence[Object], rows: int, width: int) -> list[RenderableTy
         return []
     table = _table()
     for name in ("ID", "NAME", "GPUS", "VRAM", "TIME", "LIMIT"):
-        table.add_column(
-            name, no_wrap=True, overflow="ellipsis", max_width=16, justify="right" if name == "ID" else "left"
-        )
+        _add_narrow(table, name)
     table.add_column("COMMAND", no_wrap=True, overflow="ellipsis", ratio=1, min_width=6)
     now = time.time()
     for job in jobs[:rows]:
@@ -192,6 +190,13 @@ def _running(jobs: Sequence[Object], rows: int, width: int) -> list[RenderableTy
         cells += [Text(fields.time_cell(job, now)), _progress(job, now, 8 if width < 100 else 16)]
         table.add_row(*cells, Text(fields.command_cell(job["command"])))
     return [Text("\nRunning", "bold"), table, *_more(len(jobs) - rows)]
+
+
+def _add_narrow(table: Table, name: str) -> None:
+    width = 14 if name == "NAME" else None
+    table.add_column(
+        name, no_wrap=True, overflow="ellipsis", max_width=width, justify="right" if name == "ID" else "left"
+    )
 
 
 def _progress(job: Object, now: float, cells: int) -> Text:
@@ -210,15 +215,11 @@ def _waiting(jobs: Sequence[Object], rows: int, total: int) -> list[RenderableTy
         return []
     table = _table()
     for name in ("ID", "NAME", "GPUS", "VRAM", "WAITED"):
-        table.add_column(
-            name, no_wrap=True, overflow="ellipsis", max_width=16, justify="right" if name == "ID" else "left"
-        )
+        _add_narrow(table, name)
     table.add_column("REASON", no_wrap=True, overflow="ellipsis", ratio=1, min_width=10)
     now = time.time()
     for job in jobs[:rows]:
-        reason = str(job.get("reason") or "")
-        text = str(job.get("reason_text") or "")
-        why = f"{reason}: {text}" if text and not text.startswith(reason) else text or reason
+        why = fields.because(job.get("reason"), job.get("reason_text"))
         cells = (str(job["id"]), job["name"] or "", fields.gpus_cell(job), fields.vram_cell(job))
         table.add_row(*(Text(printable(c) or "-") for c in (*cells, fields.time_cell(job, now), why)))
     return [Text("\nWaiting", "bold"), table, *_more(total - min(rows, len(jobs)))]

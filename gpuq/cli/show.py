@@ -32,7 +32,7 @@ def describe(job: Mapping[str, Any]) -> str:
     attempts = job.get("attempts") or []
     text = plain.pairs([("job", str(job["id"])), *_about(job)])
     for attempt in attempts:
-        text += f"attempt {attempt['number']}\n" + plain.pairs(_attempt(attempt), indent="  ")
+        text += f"attempt {attempt['attempt']}\n" + plain.pairs(_attempt(attempt), indent="  ")
     events = job.get("events") or []
     if events:
         text += "events\n" + "".join(f"  {event_line(event, named=False)}\n" for event in events)
@@ -42,7 +42,7 @@ def describe(job: Mapping[str, Any]) -> str:
 def _about(job: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "name", printable(job["name"] or "")
     yield "state", job["state"] + (f", to be ended ({job['ending']})" if job.get("ending") else "")
-    yield "reason", _because(job)
+    yield "reason", fields.because(job.get("reason"), job.get("reason_text"))
     yield "failure", fields.failure_cell(job)
     yield "note", printable(job.get("note") or "")
     yield "exit code", "" if job["exit_code"] is None else str(job["exit_code"])
@@ -65,11 +65,6 @@ def _about(job: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "started", fields.local_time(job["started_at"])
     yield "ended", fields.local_time(job["ended_at"])
     yield "log", printable(job.get("log_path") or "")
-
-
-def _because(job: Mapping[str, Any]) -> str:
-    reason, text = job.get("reason") or "", printable(job.get("reason_text") or "")
-    return f"{reason}: {text}" if reason and text and not text.startswith(reason) else text or reason
 
 
 def _gpus(job: Mapping[str, Any]) -> str:
@@ -98,12 +93,13 @@ def _attempt(attempt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "ended", fields.local_time(ended)
     if started and ended:
         yield "took", format_short_duration(fields.epoch(ended) - fields.epoch(started))
-    for claim in attempt.get("claims") or []:
-        index = claim.get("index")
-        label = f"GPU {index}" if index is not None else "GPU"
-        declared = _size(claim.get("bytes")) or "the whole GPU"
-        used = _size(claim.get("peak")) or "nothing seen"
-        yield label, f"claimed {declared}, used at most {used}  {printable(str(claim.get('uuid') or ''))}"
+    for claim in attempt["claims"]:
+        index = claim["index"]
+        label = f"GPU {index}" if index is not None else "lost GPU"
+        declared = "the whole GPU" if claim["declared_bytes"] is None else format_size(claim["declared_bytes"])
+        used = _size(claim["peak_bytes"]) or "nothing seen"
+        over = ", more than was claimed" if claim["over"] else ""
+        yield label, f"claimed {declared}, used at most {used}{over}  {printable(claim['gpu'])}"
     yield "exit code", "" if attempt.get("exit_code") is None else str(attempt["exit_code"])
     yield "signal", "" if attempt.get("signal") is None else fields.signal_name(attempt["signal"])
     yield "failure", str(attempt.get("failure") or "")
@@ -111,7 +107,7 @@ def _attempt(attempt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     user, system = attempt.get("user_seconds"), attempt.get("system_seconds")
     if user is not None and system is not None:
         yield "CPU time", f"{user:.1f}s user, {system:.1f}s system"
-    yield "peak host memory", _size(attempt.get("peak_ram_bytes") or attempt.get("peak_ram"))
+    yield "peak host memory", _size(attempt.get("peak_ram_bytes"))
     yield "log", printable(attempt.get("log_path") or "")
 
 

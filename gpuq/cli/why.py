@@ -30,9 +30,8 @@ def why(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json =
 
 def describe(explanation: Mapping[str, Any]) -> str:
     """One explanation as text of several lines."""
-    reason, text = explanation.get("reason"), printable(explanation.get("text") or "")
     head = f"job {explanation['job']} ({explanation['state']})"
-    what = f"{reason}: {text}" if reason and not text.startswith(reason) else text
+    what = fields.because(explanation.get("reason"), explanation.get("text"))
     lines = "".join(f"  {printable(line)}\n" for line in explanation.get("lines") or [])
     gpus = explanation.get("gpus") or []
     table = plain.columns(_HEADER, map(_gpu_row, gpus)) if gpus else ""
