@@ -182,15 +182,14 @@ class NvmlSource:
         init = self.gate.call("nvmlInit")
         if init.code == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
             if not any(path.exists() for path in self._kernel_module):
-                return self._unavailable(Driver.NONE, at, "libnvidia-ml.so.1 and the driver are gone")
+                return Readings(Driver.NONE, at)
             return self._unavailable(
-                Driver.BROKEN,
                 at,
                 "the nvidia kernel module is there and libnvidia-ml.so.1 cannot be loaded: install the driver's "
                 "libraries (in a container, start it with NVIDIA's runtime and the capability `utility`)",
             )
         if init.trouble is not None:
-            return self._unavailable(Driver.BROKEN, at, init.text)
+            return self._unavailable(at, init.text)
         self._open = True
         self._opened_at = at
         self.gate.session_over = False
@@ -200,13 +199,10 @@ class NvmlSource:
     def _broken(self, at: float, text: str) -> Readings:
         """The driver answered before and does not now: the next reading opens it again."""
         self.close()
-        return self._unavailable(Driver.BROKEN, at, text)
+        return self._unavailable(at, text)
 
-    def _unavailable(self, driver: Driver, at: float, text: str) -> Readings:
-        gpus = tuple(self._faulty(uuid, text) for uuid in self._seen)
-        if gpus:
-            driver = Driver.BROKEN  # a box that had GPUs has not become one without a driver
-        return Readings(driver, at, gpus, text if driver is Driver.BROKEN else None, None)
+    def _unavailable(self, at: float, text: str) -> Readings:
+        return Readings(Driver.BROKEN, at, tuple(self._faulty(uuid, text) for uuid in self._seen), text)
 
     def _consider_reopening(self, at: float, gpus: Iterable[GpuReading], nameless: list[str]) -> None:
         """Close a session that is over; and one with a GPU in trouble, unless it is new and would find the same."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -338,17 +339,26 @@ def test_fewer_gpus_than_before(start: Start) -> None:
     assert faults(reader.read()) == [None, None, None]
 
 
-def test_a_handle_that_cannot_be_had_after_indexes_moved(start: Start) -> None:
-    """What fails is the GPU seen last at that index, not one that was there earlier and is read elsewhere."""
+def test_a_handle_that_cannot_be_had_is_not_taken_for_a_gpu_that_moved(start: Start) -> None:
     fake, reader = start(24 * GiB, 40 * GiB)
     reader.read()
     first, second = fake.box.gpus
-    fake.set(gpus=(second, first))
-    reader.read()
-    fake.change(0, handle=fakenvml.GPU_IS_LOST)
+    fake.set(gpus=(replace(second, handle=fakenvml.GPU_IS_LOST), first))
     readings = reader.read()
     assert {gpu.uuid: gpu.fault is None for gpu in readings.gpus} == {first.uuid: True, second.uuid: False}
-    assert readings.fault is None
+    assert readings.fault is not None and "GPU 0" in readings.fault
+
+
+def test_a_handle_that_cannot_be_had_is_of_the_gpu_seen_there_last(start: Start) -> None:
+    fake, reader = start(24 * GiB, 40 * GiB)
+    reader.read()
+    first, second = fake.box.gpus
+    fake.set(gpus=(second,))
+    reader.read()
+    fake.change(0, handle=fakenvml.GPU_IS_LOST)
+    found = {gpu.uuid: gpu.fault for gpu in reader.read().gpus}
+    assert found[first.uuid] == "no longer listed by the driver"
+    assert "the GPU is lost" in (found[second.uuid] or "")
 
 
 def test_order_of_indexes_changes(start: Start) -> None:

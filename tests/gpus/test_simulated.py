@@ -51,6 +51,11 @@ def sim_job(tmp_path: Path) -> Iterator[SimJob]:
         job.communicate()
 
 
+def error_of(job: subprocess.Popen[str]) -> str:
+    """What a job that ends by itself wrote to stderr. Raises TimeoutExpired."""
+    return job.communicate(timeout=60)[1]
+
+
 def cards(tmp_path: Path, spec: str) -> SimulatedGpus:
     return SimulatedGpus(spec, tmp_path / "sim")
 
@@ -176,7 +181,7 @@ def test_memory_comes_late_and_bit_by_bit(tmp_path: Path, sim_job: SimJob) -> No
 def test_a_job_that_has_held_long_enough_gives_everything_back(tmp_path: Path, sim_job: SimJob) -> None:
     source = cards(tmp_path, "sim:2x24GiB")
     job = sim_job(GiB, ramp=0.3, duration=0.5, visible="0,1")
-    assert job.communicate() == ("", "")
+    assert error_of(job) == ""
     assert job.returncode == 0
     assert used(source) == [0, 0]
     assert not list((tmp_path / "sim").glob("GPU-*/*"))
@@ -194,7 +199,7 @@ def test_a_full_card_ends_a_job_as_cuda_does(tmp_path: Path, sim_job: SimJob) ->
     sim_job(6 * GiB)
     until(lambda: used(source) == [6 * GiB], "the first job allocates")
     late = sim_job(4 * GiB)
-    _, err = late.communicate()
+    err = error_of(late)
     assert late.returncode == 1
     assert "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 4.00 GiB. GPU 0 has a total " in err
     assert "capacity of 8.00 GiB of which 2.00 GiB is free" in err
@@ -213,7 +218,7 @@ def test_jobs_that_race_for_a_card_never_share_the_same_memory(tmp_path: Path, s
 def test_no_visible_gpu(tmp_path: Path, sim_job: SimJob) -> None:
     cards(tmp_path, "sim:1x8GiB")
     job = sim_job(GiB, visible="")
-    _, err = job.communicate()
+    err = error_of(job)
     assert job.returncode == 1
     assert "no GPU is visible" in err
 
@@ -221,11 +226,11 @@ def test_no_visible_gpu(tmp_path: Path, sim_job: SimJob) -> None:
 def test_a_visible_gpu_that_is_not_simulated(tmp_path: Path, sim_job: SimJob) -> None:
     cards(tmp_path, "sim:1x8GiB")
     job = sim_job(GiB, visible="GPU-1234")
-    _, err = job.communicate()
+    err = error_of(job)
     assert "UsageError" in err and "'GPU-1234'" in err and "GPUQ_GPUS=sim:2x24GiB" in err
 
 
 def test_no_simulated_gpus(sim_job: SimJob) -> None:
     job = sim_job(GiB)
-    _, err = job.communicate()
+    err = error_of(job)
     assert "UsageError" in err and "GPUQ_GPUS=sim:2x24GiB" in err
