@@ -14,6 +14,10 @@ from gpuq.errors import GpuqError, UsageError
 from gpuq.units import printable
 
 
+#: Characters of an error message.
+LONGEST_MESSAGE = 2000
+
+
 class Verb(NamedTuple):
     """Where a verb is defined, and its line in `gpuq --help`."""
 
@@ -160,6 +164,8 @@ def invoke(args: Sequence[str]) -> int:
 
 
 def _complain(text: str, code: int) -> int:
+    if len(text) > LONGEST_MESSAGE:  # it quotes what was typed, and that may be a file's content
+        text = text[:LONGEST_MESSAGE] + "…"
     print(f"gpuq: {printable(text, newline=True)}", file=sys.stderr)
     return code
 

@@ -57,7 +57,7 @@ def list_(
     reply = _ask(selection, everything, limit or None)
     jobs: list[dict[str, Any]] = reply["jobs"]
     if not jobs and ids:
-        raise NoSuchJob(f"no job {', '.join(ids)}" + (" in that state, with that tag" if state or tag else ""))
+        raise NoSuchJob(f"there is no job {', '.join(ids)}" + (" in that state, with that tag" if state or tag else ""))
     if as_json:
         print_json("gpuq.jobs/1", jobs=jobs)
     elif quiet:

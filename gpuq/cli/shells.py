@@ -252,7 +252,7 @@ def _zsh_arguments(entry: Entry, pad: str) -> str:
         # as for nohup and sudo: what follows is another command's line
         specs += ["'(-):command: _command_names -e'", "'*::arguments: _normal'"]
     elif entry.argument.startswith("ids:"):
-        specs.append(_quote(f"*:job:_gpuq_ids {entry.argument.removeprefix('ids:')}"))
+        specs.append(_quote(f"*:job: _gpuq_ids {entry.argument.removeprefix('ids:')}"))
     elif entry.argument == "shells":
         specs.append(_quote(f"1:shell:({' '.join(INSTALL)})"))
     return f"{pad}_arguments -s -S \\\n" + " \\\n".join(f"{pad}    {spec}" for spec in specs)
@@ -282,7 +282,7 @@ function __gpuq_words
     while set -q words[1]; and string match -q -- '-*' $words[1]
         set -e words[1]
     end
-    printf '%s\n' $words
+    string join \n -- $words
 end
 
 function __gpuq_no_verb
@@ -312,7 +312,7 @@ function __gpuq_command
         switch $words[1]
             case --
                 set -e words[1]
-                printf '%s\n' $words
+                string join \n -- $words
                 return 0
             case @VALUES@
                 set -e words[1]
@@ -320,11 +320,12 @@ function __gpuq_command
             case '-*'
                 set -e words[1]
             case '*'
-                printf '%s\n' $words
+                string join \n -- $words
                 return 0
         end
     end
-    # nothing but options so far: the command begins here, unless the value of an option is being typed
+    # nothing but options so far: the command begins here, unless an option or its value is being typed
+    string match -q -- '-*' (commandline -ct); and return 1
     set -l words (__gpuq_words)
     not contains -- "$words[-1]" @VALUES@
 end
@@ -338,13 +339,13 @@ function __gpuq_options
 end
 
 function __gpuq_complete_command
-    set -l command (__gpuq_command)
-    complete -C (string join ' ' -- (string escape -- $command) (commandline -ct))
+    set -l command (string escape -- (__gpuq_command)) (commandline -ct)
+    complete -C"$command"
 end
 
 function __gpuq_ids
     gpuq complete-ids $argv[1] 2>/dev/null
-    printf '@last\tthe newest job\n'
+    echo @last\t'the newest job'
 end
 
 function __gpuq_after

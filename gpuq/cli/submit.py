@@ -73,7 +73,7 @@ def submit(
     `--` or at the command's first word.
     """
     if from_ is not None and command:
-        raise UsageError(f"--from {from_} and a command exclude each other: what is after it is {command[0]!r}")
+        raise UsageError(f"--from and a command exclude each other: {command[0]!r} is one")
     if from_ is not None and array is not None:
         raise UsageError("--from and --array exclude each other: each line of a file is a job already")
     if from_ is None:

@@ -1,0 +1,231 @@
+# Made by `gpuq completion fish`; not to be edited.
+
+# The words after gpuq and its own options, without the one being typed.
+function __gpuq_words
+    set -l words (commandline -opc)[2..-1]
+    while set -q words[1]; and string match -q -- '-*' $words[1]
+        set -e words[1]
+    end
+    string join \n -- $words
+end
+
+function __gpuq_no_verb
+    set -l words (__gpuq_words)
+    not set -q words[1]
+end
+
+# Whether the verb is the first argument, and the second, if given, the verb of its group.
+function __gpuq_verb
+    set -l words (__gpuq_words)
+    test "$words[1]" = $argv[1]; or return 1
+    set -q argv[2]; or return 0
+    test "$words[2]" = $argv[2]
+end
+
+function __gpuq_group
+    set -l words (__gpuq_words)
+    test "$words[1]" = $argv[1]; and not set -q words[2]
+end
+
+# The words of the command that is submitted; fails while options of ours are being typed.
+function __gpuq_command
+    set -l words (__gpuq_words)
+    contains -- "$words[1]" submit run; or return 1
+    set -e words[1]
+    while set -q words[1]
+        switch $words[1]
+            case --
+                set -e words[1]
+                string join \n -- $words
+                return 0
+            case --from -a --array -J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output
+                set -e words[1]
+                set -e words[1]
+            case '-*'
+                set -e words[1]
+            case '*'
+                string join \n -- $words
+                return 0
+        end
+    end
+    # nothing but options so far: the command begins here, unless an option or its value is being typed
+    string match -q -- '-*' (commandline -ct); and return 1
+    set -l words (__gpuq_words)
+    not contains -- "$words[-1]" --from -a --array -J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output
+end
+
+function __gpuq_options
+    __gpuq_verb $argv; or return 1
+    contains -- "$argv[1]" submit run; or return 0
+    set -l command (__gpuq_command); or return 0
+    set -l words (__gpuq_words)
+    not set -q command[1]; and test "$words[-1]" != --
+end
+
+function __gpuq_complete_command
+    set -l command (string escape -- (__gpuq_command)) (commandline -ct)
+    complete -C"$command"
+end
+
+function __gpuq_ids
+    gpuq complete-ids $argv[1] 2>/dev/null
+    echo @last\t'the newest job'
+end
+
+function __gpuq_after
+    set -l prefix (string match -r '^(?:.*,)?(?:(?:ok|any|failed):)?' -- (commandline -ct))
+    __gpuq_ids all | string replace -r '^' -- "$prefix"
+end
+
+complete -c gpuq -f
+complete -c gpuq -n __gpuq_no_verb -s h -l help -d 'Show the help'
+complete -c gpuq -n __gpuq_no_verb -l version -d 'Print the version'
+complete -c gpuq -n __gpuq_command -a '(__gpuq_complete_command)'
+complete -c gpuq -n __gpuq_no_verb -a submit -d 'Queue a command, an array, or a file of commands.'
+complete -c gpuq -n '__gpuq_options submit' -l from -d 'A shell command per line, `-` for stdin; all are queued or none' -r -F
+complete -c gpuq -n '__gpuq_options submit' -s a -l array -d 'One job per index: 0-99, 1,3,5-9, 0-10:2; %4 runs 4 at a time' -x
+complete -c gpuq -n '__gpuq_options submit' -s J -l name -d 'Name; the program\'s own if not given' -x
+complete -c gpuq -n '__gpuq_options submit' -s g -l gpus -d 'GPUs; 0 for a CPU job, 1 if not given and there are GPUs' -x
+complete -c gpuq -n '__gpuq_options submit' -l vram -d 'GPU memory to claim on each GPU (10GiB), or \'whole\'; whole GPUs if not given' -x
+complete -c gpuq -n '__gpuq_options submit' -s c -l cpus -d 'CPUs; 1 for a CPU job and 0, not counted, for a GPU job' -x
+complete -c gpuq -n '__gpuq_options submit' -l ram -d 'Host memory to reserve (16GiB)' -x
+complete -c gpuq -n '__gpuq_options submit' -s t -l time -d 'Time limit: 90s, 30m, 2h, 1d or H:MM:SS' -x
+complete -c gpuq -n '__gpuq_options submit' -s p -l priority -d 'Larger starts first: -1000 to 1000' -x
+complete -c gpuq -n '__gpuq_options submit' -s d -l after -d 'Start after that job ended; ok if not said. Repeat, or separate by commas' -x -a '(__gpuq_after)'
+complete -c gpuq -n '__gpuq_options submit' -s b -l begin -d 'Not before: now+1h, 2h, 16:00 or 2026-11-23T08:00' -x
+complete -c gpuq -n '__gpuq_options submit' -s H -l hold -d 'Wait for `gpuq release`'
+complete -c gpuq -n '__gpuq_options submit' -l tag -d 'A label to choose jobs by; repeat for several' -x
+complete -c gpuq -n '__gpuq_options submit' -s D -l cwd -d 'Folder to run in; this one if not given' -x -a '(__fish_complete_directories (commandline -ct))'
+complete -c gpuq -n '__gpuq_options submit' -l env -d 'Set a variable; repeat for several' -x
+complete -c gpuq -n '__gpuq_options submit' -l export -d 'Which of your variables the job gets; all if not given' -x
+complete -c gpuq -n '__gpuq_options submit' -s o -l output -d 'Log file; %j is the id, %A the array\'s, %a the index, %x the name' -r -F
+complete -c gpuq -n '__gpuq_options submit' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options submit' -s q -l quiet -d 'Print ids only, one per line'
+complete -c gpuq -n '__gpuq_options submit' -s h -l help -d 'Show the help.'
+complete -c gpuq -n __gpuq_no_verb -a run -d 'Submit, print the log, and exit with the job\'s code.'
+complete -c gpuq -n '__gpuq_options run' -s J -l name -d 'Name; the program\'s own if not given' -x
+complete -c gpuq -n '__gpuq_options run' -s g -l gpus -d 'GPUs; 0 for a CPU job, 1 if not given and there are GPUs' -x
+complete -c gpuq -n '__gpuq_options run' -l vram -d 'GPU memory to claim on each GPU (10GiB), or \'whole\'; whole GPUs if not given' -x
+complete -c gpuq -n '__gpuq_options run' -s c -l cpus -d 'CPUs; 1 for a CPU job and 0, not counted, for a GPU job' -x
+complete -c gpuq -n '__gpuq_options run' -l ram -d 'Host memory to reserve (16GiB)' -x
+complete -c gpuq -n '__gpuq_options run' -s t -l time -d 'Time limit: 90s, 30m, 2h, 1d or H:MM:SS' -x
+complete -c gpuq -n '__gpuq_options run' -s p -l priority -d 'Larger starts first: -1000 to 1000' -x
+complete -c gpuq -n '__gpuq_options run' -s d -l after -d 'Start after that job ended; ok if not said. Repeat, or separate by commas' -x -a '(__gpuq_after)'
+complete -c gpuq -n '__gpuq_options run' -s b -l begin -d 'Not before: now+1h, 2h, 16:00 or 2026-11-23T08:00' -x
+complete -c gpuq -n '__gpuq_options run' -s H -l hold -d 'Wait for `gpuq release`'
+complete -c gpuq -n '__gpuq_options run' -l tag -d 'A label to choose jobs by; repeat for several' -x
+complete -c gpuq -n '__gpuq_options run' -s D -l cwd -d 'Folder to run in; this one if not given' -x -a '(__fish_complete_directories (commandline -ct))'
+complete -c gpuq -n '__gpuq_options run' -l env -d 'Set a variable; repeat for several' -x
+complete -c gpuq -n '__gpuq_options run' -l export -d 'Which of your variables the job gets; all if not given' -x
+complete -c gpuq -n '__gpuq_options run' -s o -l output -d 'Log file; %j is the id, %A the array\'s, %a the index, %x the name' -r -F
+complete -c gpuq -n '__gpuq_options run' -s h -l help -d 'Show the help.'
+complete -c gpuq -n __gpuq_no_verb -a cancel -d 'Cancel waiting or running jobs.'
+complete -c gpuq -n '__gpuq_options cancel' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options cancel' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options cancel' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options cancel' -s q -l quiet -d 'Print ids only, one per line'
+complete -c gpuq -n '__gpuq_options cancel' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_verb cancel' -a '(__gpuq_ids live)'
+complete -c gpuq -n __gpuq_no_verb -a hold -d 'Keep waiting jobs from starting.'
+complete -c gpuq -n '__gpuq_options hold' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options hold' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options hold' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options hold' -s q -l quiet -d 'Print ids only, one per line'
+complete -c gpuq -n '__gpuq_options hold' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_verb hold' -a '(__gpuq_ids queued)'
+complete -c gpuq -n __gpuq_no_verb -a release -d 'Let held jobs start.'
+complete -c gpuq -n '__gpuq_options release' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options release' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options release' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options release' -s q -l quiet -d 'Print ids only, one per line'
+complete -c gpuq -n '__gpuq_options release' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_verb release' -a '(__gpuq_ids held)'
+complete -c gpuq -n __gpuq_no_verb -a retry -d 'Queue ended jobs again, as a new attempt.'
+complete -c gpuq -n '__gpuq_options retry' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options retry' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options retry' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options retry' -s q -l quiet -d 'Print ids only, one per line'
+complete -c gpuq -n '__gpuq_options retry' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_verb retry' -a '(__gpuq_ids ended)'
+complete -c gpuq -n __gpuq_no_verb -a wait -d 'Wait until jobs have ended.'
+complete -c gpuq -n '__gpuq_options wait' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options wait' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options wait' -l any -d 'Until the first of them ended; exit with its code'
+complete -c gpuq -n '__gpuq_options wait' -l timeout -d 'Give up after this time' -x
+complete -c gpuq -n '__gpuq_options wait' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options wait' -s q -l quiet -d 'Print ids only, one per line'
+complete -c gpuq -n '__gpuq_options wait' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_verb wait' -a '(__gpuq_ids live)'
+complete -c gpuq -n __gpuq_no_verb -a list -d 'Show jobs: running first, then waiting.'
+complete -c gpuq -n '__gpuq_options list' -s a -l all -d 'Ended jobs too, newest first'
+complete -c gpuq -n '__gpuq_options list' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options list' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options list' -s n -d 'At most this many rows, 0 for all; on a terminal 50 if not given' -x
+complete -c gpuq -n '__gpuq_options list' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options list' -s q -l quiet -d 'Print ids only, one per line'
+complete -c gpuq -n '__gpuq_options list' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_verb list' -a '(__gpuq_ids all)'
+complete -c gpuq -n __gpuq_no_verb -a show -d 'Show everything about a job.'
+complete -c gpuq -n '__gpuq_options show' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options show' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options show' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options show' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_verb show' -a '(__gpuq_ids all)'
+complete -c gpuq -n __gpuq_no_verb -a why -d 'Say why a job waits, with the numbers behind it.'
+complete -c gpuq -n '__gpuq_options why' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options why' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options why' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options why' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_verb why' -a '(__gpuq_ids all)'
+complete -c gpuq -n __gpuq_no_verb -a logs -d 'Print a job\'s output.'
+complete -c gpuq -n '__gpuq_options logs' -s f -l follow -d 'Go on as it grows, until the job has ended'
+complete -c gpuq -n '__gpuq_options logs' -s n -d 'Only the last lines' -x
+complete -c gpuq -n '__gpuq_options logs' -l attempt -d 'Of this attempt; the newest if not given' -x
+complete -c gpuq -n '__gpuq_options logs' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_verb logs' -a '(__gpuq_ids all)'
+complete -c gpuq -n __gpuq_no_verb -a gpus -d 'Show the GPUs and who uses their memory.'
+complete -c gpuq -n '__gpuq_options gpus' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options gpus' -s h -l help -d 'Show the help.'
+complete -c gpuq -n __gpuq_no_verb -a top -d 'Watch GPUs, running jobs and the queue.'
+complete -c gpuq -n '__gpuq_options top' -l once -d 'Print one frame, and leave'
+complete -c gpuq -n '__gpuq_options top' -l svg -d 'Write one frame as an SVG picture' -r -F
+complete -c gpuq -n '__gpuq_options top' -l json -d 'Print one frame as a JSON object'
+complete -c gpuq -n '__gpuq_options top' -s h -l help -d 'Show the help.'
+complete -c gpuq -n __gpuq_no_verb -a events -d 'Show what happened.'
+complete -c gpuq -n '__gpuq_options events' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options events' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options events' -s f -l follow -d 'Go on with what happens next'
+complete -c gpuq -n '__gpuq_options events' -s n -d 'The last N; 0 for all that are kept' -x
+complete -c gpuq -n '__gpuq_options events' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options events' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_verb events' -a '(__gpuq_ids all)'
+complete -c gpuq -n __gpuq_no_verb -a daemon -d 'Start, stop and look at the daemon.'
+complete -c gpuq -n '__gpuq_group daemon' -a start -d 'Start the daemon if it does not run.'
+complete -c gpuq -n '__gpuq_options daemon start' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_group daemon' -a stop -d 'Stop the daemon.'
+complete -c gpuq -n '__gpuq_options daemon stop' -l jobs -d 'Cancel the running jobs first'
+complete -c gpuq -n '__gpuq_options daemon stop' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_group daemon' -a restart -d 'Replace the daemon, as after an upgrade or a change of settings.'
+complete -c gpuq -n '__gpuq_options daemon restart' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_group daemon' -a status -d 'Say whether the daemon runs, and with what.'
+complete -c gpuq -n '__gpuq_options daemon status' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options daemon status' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_group daemon' -a logs -d 'Print the daemon\'s own log.'
+complete -c gpuq -n '__gpuq_options daemon logs' -s f -l follow -d 'Go on as it grows, until Ctrl-C'
+complete -c gpuq -n '__gpuq_options daemon logs' -s n -d 'Only the last lines' -x
+complete -c gpuq -n '__gpuq_options daemon logs' -s h -l help -d 'Show the help.'
+complete -c gpuq -n __gpuq_no_verb -a doctor -d 'Check this machine, and say what to fix.'
+complete -c gpuq -n '__gpuq_options doctor' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options doctor' -s h -l help -d 'Show the help.'
+complete -c gpuq -n __gpuq_no_verb -a config -d 'Show the settings, and where each comes from.'
+complete -c gpuq -n '__gpuq_group config' -a show -d 'Show every setting: its value, and where that comes from: default, the file, or a variable.'
+complete -c gpuq -n '__gpuq_options config show' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options config show' -s h -l help -d 'Show the help.'
+complete -c gpuq -n __gpuq_no_verb -a completion -d 'Print the completion script of a shell.'
+complete -c gpuq -n '__gpuq_options completion' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_verb completion' -a 'bash zsh fish'
+complete -c gpuq -n __gpuq_no_verb -a sim-job -d 'Allocate memory on a simulated GPU, to try things out.'
+complete -c gpuq -n '__gpuq_options sim-job' -l vram -d 'Memory to allocate on each visible GPU' -x
+complete -c gpuq -n '__gpuq_options sim-job' -l ramp -d 'Grow to it over this time; at once if not given' -x
+complete -c gpuq -n '__gpuq_options sim-job' -l for -d 'End after this time' -x
+complete -c gpuq -n '__gpuq_options sim-job' -s h -l help -d 'Show the help.'
