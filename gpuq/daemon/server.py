@@ -143,7 +143,7 @@ class Server:
                 await _send(writer, {"ok": True, **message})
 
         sending = asyncio.ensure_future(send_all())
-        gone = asyncio.ensure_future(reader.read(1))
+        gone = asyncio.ensure_future(_until_closed(reader))
         try:
             anything: set[asyncio.Future[Any]] = {sending, gone, self._ending}
             await asyncio.wait(anything, return_when=asyncio.FIRST_COMPLETED)
@@ -155,6 +155,12 @@ class Server:
             gone.cancel()
             sending.cancel()
             await asyncio.wait({sending})
+
+
+async def _until_closed(reader: asyncio.StreamReader) -> None:
+    """Until the client closes; what it says meanwhile is not heard."""
+    while await reader.read(1 << 16):
+        pass
 
 
 def _operation(message: Message) -> str:

@@ -1,0 +1,271 @@
+"""What is known after the daemon was killed, stopped or replaced while jobs ran."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from gpuq.client import Client
+from gpuq.errors import ConnectionLost, DaemonUnreachable
+from tests.harness import GPUQ, Box, gone, wait_until
+
+
+def gated(box: Box, name: str, then: str) -> tuple[list[str], Path, Path]:
+    """A command that says it began, waits for a gate and then does something."""
+    begun, gate = box.folder / f"{name}.begun", box.folder / f"{name}.gate"
+    script = (
+        f'echo $$ > "{begun}.new"; mv "{begun}.new" "{begun}"; while [ ! -e "{gate}" ]; do sleep 0.02; done; {then}'
+    )
+    return ["sh", "-c", script], begun, gate
+
+
+def test_a_killed_daemon_takes_its_jobs_back_and_knows_their_true_results(box: Box) -> None:
+    command, begun, gate = gated(box, "a", "exit 5")
+    running = box.submit(*command)
+    other, begun2, gate2 = gated(box, "b", "kill -9 $$")
+    killed = box.submit(*other, cpus=0)
+    wait_until(lambda: begun.exists() and begun2.exists())
+    box.kill_daemon()
+    gate.touch()  # ends while no daemon is there
+    pid = int(begun.read_text())
+    wait_until(lambda: gone(pid))
+    assert box.wait(running)["exit_code"] == 5
+    assert box.job(killed)["state"] == "running"
+    gate2.touch()
+    assert box.wait(killed)["signal"] == signal.SIGKILL
+    assert [box.job(n)["attempt"] for n in (running, killed)] == [1, 1]
+
+
+def test_the_time_limit_holds_while_no_daemon_lives(box: Box) -> None:
+    command, begun, _ = gated(box, "a", "true")
+    job = box.submit(*command, time_limit=1.0)
+    wait_until(begun.exists)
+    pid = int(begun.read_text())
+    box.kill_daemon()
+    wait_until(lambda: gone(pid), "the end at the time limit")
+    assert box.wait(job)["failure"] == "timeout"
+
+
+def test_the_queue_survives_and_goes_on(box: Box) -> None:
+    command, begun, gate = gated(box, "a", "true")
+    cpus = len(os.sched_getaffinity(0))
+    first = box.submit(*command, cpus=cpus)
+    wait_until(begun.exists)
+    waiting = [box.submit("true") for _ in range(5)]
+    held = box.submit("true", hold=True)
+    dependent = box.submit("true", after=[str(waiting[-1])])
+    box.kill_daemon()
+    states = {n: box.job(n)["state"] for n in (first, *waiting, held, dependent)}
+    assert states == {first: "running", **dict.fromkeys(waiting, "queued"), held: "held", dependent: "queued"}
+    gate.touch()
+    box.wait(first, *waiting, dependent)
+    assert all(box.job(n)["attempt"] == 1 for n in (first, *waiting, dependent))
+    assert box.job(held)["state"] == "held"
+
+
+def test_a_cancel_is_carried_out_though_the_daemon_dies(box: Box) -> None:
+    command, begun, _ = gated(box, "a", "true")
+    job = box.submit("sh", "-c", f"trap '' TERM; {command[2]}")
+    wait_until(begun.exists)
+    box.request("cancel", sel={"ranges": [[job, job]]})
+    box.kill_daemon()
+    box.setenv(GPUQ_GRACE="1s")
+    assert box.wait(job)["state"] == "cancelled"
+
+
+def test_a_supervisor_that_is_killed_leaves_a_lost_job_and_no_process(box: Box) -> None:
+    command, begun, _ = gated(box, "a", "true")
+    job = box.submit(*command)
+    wait_until(begun.exists)
+    pid = int(begun.read_text())
+    supervisor = json.loads((box.state / "jobs" / str(job) / "1" / "identity").read_text())["pid"]
+    os.kill(supervisor, signal.SIGKILL)
+    ended = box.wait(job)
+    assert (ended["state"], ended["failure"], ended["exit_code"]) == ("failed", "lost", None)
+    assert gone(pid)
+
+
+def test_an_attempt_that_was_claimed_and_never_launched_is_queued_again(box: Box) -> None:
+    """A daemon that died between claim and launch leaves a running job without a lock: as the store then has it."""
+    job = box.submit("true", hold=True)
+    box.kill_daemon()
+    run_dir = box.state / "jobs" / str(job) / "1"
+    with sqlite3.connect(box.state / "queue.db") as db:
+        db.execute("UPDATE jobs SET state = 'running', attempt = 1, started_at = 1.0 WHERE id = ?", (job,))
+        db.execute(
+            "INSERT INTO attempts (job_id, number, started_at, run_dir, log_path) VALUES (?, 1, 1.0, ?, ?)",
+            (job, json.dumps(str(run_dir)), json.dumps(str(run_dir / "log"))),
+        )
+    db.close()
+    assert box.wait(job)["state"] == "succeeded"
+    shown = box.job(job)
+    assert shown["attempt"] == 2
+    assert "requeued" in [event["kind"] for event in shown["events"]]
+
+
+def test_stop_leaves_jobs_running_and_says_how_many(box: Box) -> None:
+    command, begun, gate = gated(box, "a", "exit 3")
+    job = box.submit(*command)
+    wait_until(begun.exists)
+    said = box.run("daemon", "stop")
+    assert said.returncode == 0
+    assert "1" in said.stdout + said.stderr
+    assert "no daemon runs" in box.fails(5, "daemon", "status")
+    assert "no daemon runs" in box.fails(5, "daemon", "stop")
+    gate.touch()
+    assert box.wait(job)["exit_code"] == 3
+
+
+def test_stop_with_jobs_ends_them_first(box: Box) -> None:
+    command, begun, _ = gated(box, "a", "true")
+    job = box.submit(*command)
+    waiting = box.submit("true", hold=True)
+    wait_until(begun.exists)
+    pid = int(begun.read_text())
+    box.ok("daemon", "stop", "--jobs")
+    assert gone(pid)
+    assert box.job(job)["state"] == "cancelled"
+    assert box.job(waiting)["state"] == "held"
+
+
+def test_restart_replaces_the_daemon_under_running_jobs_and_waiters(box: Box) -> None:
+    command, begun, gate = gated(box, "a", "echo done; exit 6")
+    with box.started("run", "--", *command) as run:
+        wait_until(begun.exists)
+        before = box.daemon_pid()
+        with box.started("wait", "1") as waiter:
+            wait_until(lambda: len(list(Path(f"/proc/{waiter.pid}/fd").iterdir())) > 3)
+            box.ok("daemon", "restart")
+            assert box.daemon_pid() != before
+            gate.touch()
+            assert waiter.wait(60) == 6
+        out, _ = run.communicate(timeout=60)
+        assert (run.returncode, out) == (6, "done\n")
+
+
+def test_waiters_are_told_when_the_daemon_is_stopped(box: Box) -> None:
+    job = box.submit("true", hold=True)
+    with Client.connect() as client:
+        client.send("wait", sel={"ranges": [[job, job]]})
+        client.send("status")  # is not answered: the wait goes on
+        box.ok("daemon", "stop")
+        with pytest.raises(DaemonUnreachable, match="was stopped"):
+            client.receive()
+
+
+def test_waiters_lose_their_connection_when_the_daemon_crashes(box: Box) -> None:
+    job = box.submit("true", hold=True)
+    with Client.connect() as client:
+        client.send("wait", sel={"ranges": [[job, job]]})
+        box.kill_daemon()
+        with pytest.raises(ConnectionLost):
+            client.receive()
+
+
+def test_twenty_first_commands_start_one_daemon(box: Box) -> None:
+    with ThreadPoolExecutor(20) as pool:
+        outs = list(pool.map(lambda n: box.ok("submit", "--", "echo", str(n)), range(20)))
+    ids = sorted(int(out) for out in outs)
+    assert ids == list(range(1, 21))
+    started = [e for e in box.request("events")["events"] if e["kind"] == "daemon-started"]
+    assert len(started) == 1
+    box.wait(*ids)
+
+
+def test_a_socket_left_by_a_dead_daemon_is_no_hindrance(box: Box) -> None:
+    box.state.mkdir(mode=0o700)
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(box.state / "sock"))
+    left.close()
+    assert box.ok("submit", "--", "true") == "1\n"
+
+
+def test_a_long_state_path_is_reached(box: Box) -> None:
+    state = box.folder / ("long" * 40) / "state"
+    box.state = state
+    box.setenv(GPUQ_STATE_DIR=str(state))
+    assert len(str(state / "sock")) > 107
+    assert box.ok("run", "--", "echo", "here") == "here\n"
+
+
+def test_the_state_folder_must_be_ours(box: Box) -> None:
+    box.state.symlink_to(box.folder / "home")
+    assert "symbolic link" in box.fails(5, "list")
+    box.state.unlink()
+    box.state.write_text("a file")
+    assert "not a folder" in box.fails(5, "list")
+    box.state.unlink()
+    box.setenv(GPUQ_STATE_DIR="/proc/gpuq")
+    assert "cannot be made" in box.fails(5, "submit", "--", "true")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be two users")
+def test_somebody_elses_state_folder_is_refused(box: Box) -> None:
+    box.state.mkdir(mode=0o755)
+    os.chown(box.state, 12345, 12345)
+    assert "belongs to uid 12345" in box.fails(5, "list")
+    os.chown(box.state, 0, 0)
+    box.ok("list")
+    box.folder.chmod(0o755)
+    refused = subprocess.run(
+        ["setpriv", "--reuid=12345", "--clear-groups", *GPUQ, "list"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert refused.returncode == 5, refused.stderr
+    assert "Permission denied" in refused.stderr
+
+
+def test_a_newer_database_is_refused_in_plain_words(box: Box) -> None:
+    box.state.mkdir(mode=0o700)
+    db = sqlite3.connect(box.state / "queue.db")
+    db.execute("PRAGMA user_version = 999")
+    db.close()
+    assert "newer gpuq" in box.fails(5, "submit", "--", "true")
+
+
+def test_a_file_that_is_no_database_is_refused_in_plain_words(box: Box) -> None:
+    box.state.mkdir(mode=0o700)
+    (box.state / "queue.db").write_bytes(b"not a database" * 1000)
+    assert "cannot be used" in box.fails(5, "submit", "--", "true")
+
+
+def test_an_idle_daemon_sleeps(box: Box) -> None:
+    """No wake-up on an empty queue: the kernel counts how often the process was put to sleep and woken."""
+    box.wait(box.submit("true"))
+    pid = box.daemon_pid()
+
+    def switches() -> int:
+        found = 0
+        for status in Path(f"/proc/{pid}/task").glob("*/status"):
+            lines = dict(line.split(":\t") for line in status.read_text().splitlines() if ":\t" in line)
+            found += int(lines["voluntary_ctxt_switches"])
+        return found
+
+    def settled() -> bool:
+        before = switches()
+        select_for(0.5)
+        return switches() == before
+
+    wait_until(settled, "a daemon that sleeps")
+    before, asked = switches(), time.monotonic()
+    select_for(3.0)
+    assert time.monotonic() - asked >= 3.0
+    assert switches() == before
+
+
+def select_for(seconds: float) -> None:
+    """Let time pass: what is tested is that nothing happens meanwhile."""
+    import select
+
+    select.select([], [], [], seconds)
