@@ -383,7 +383,7 @@ async def events(daemon: Daemon, session: Session, message: Message) -> AsyncIte
 
 def _selection(core: Core, session: Session, message: Message) -> Selection:
     """The selection of a message, with `@last` made an id."""
-    selection = Selection.from_json(message.get("sel") or {})
+    selection = Selection.from_json(message.get("sel", {}))
     for state in selection.states:
         if state not in State.__members__.values():
             raise UsageError(f"there is no state {state!r}: known are {', '.join(State)}")

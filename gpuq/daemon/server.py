@@ -30,6 +30,8 @@ log = logging.getLogger("gpuq.server")
 IDLE = 30.0
 #: Descriptors kept back from connections: database, logs, pidfds of attempts.
 RESERVED_FDS = 256
+#: Connections that the kernel keeps until they are accepted; net.core.somaxconn may make it fewer.
+BACKLOG = 1024
 _UCRED = struct.Struct("3i")
 
 
@@ -55,8 +57,9 @@ class Server:
         with socket_address(folder) as address:
             listener.bind(address)
         Path(folder / "sock").chmod(0o600)
-        listener.listen(1024)
-        self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=protocol.MAX_LINE)
+        self._server = await asyncio.start_unix_server(
+            self._connected, sock=listener, limit=protocol.MAX_LINE, backlog=BACKLOG
+        )
 
     async def close(self, reason: GpuqError | None) -> None:
         """Stop listening; `reason` is told to those who wait for news, None just closes (they come again)."""
