@@ -13,7 +13,6 @@ from gpuq import __version__
 from gpuq.errors import GpuqError, UsageError
 from gpuq.units import printable
 
-
 #: Characters of an error message.
 LONGEST_MESSAGE = 2000
 
@@ -127,6 +126,9 @@ def main() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # started with this descriptor closed
             setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 (open until the process ends)
+    if getattr(sys.stdout, "write_through", False):
+        # PYTHONUNBUFFERED: without a buffer Python loses what a pipe does not take at once
+        sys.stdout = open(1, "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(_flushed(invoke(sys.argv[1:])))
@@ -143,7 +145,7 @@ def invoke(args: Sequence[str]) -> int:
         code = get_command(app)(args, prog_name="gpuq", standalone_mode=False)
     except GpuqError as error:
         return _complain(error.message, error.exit_code)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # Typer makes of the first the second
         return _closed_pipe()
     except KeyboardInterrupt:
         return 130

@@ -1,0 +1,262 @@
+"""Tables of what `submit` takes: arrays, begin times, dependencies, environments."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from gpuq.cli import parse
+from gpuq.cli.common import ranges, spans
+from gpuq.cli.options import Resources, check_command, make_template
+from gpuq.cli.submit import read_commands
+from gpuq.errors import UsageError
+from gpuq.model import GiB
+
+NOW = datetime(2026, 11, 22, 14, 30).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("text", "indexes", "limit"),
+    [
+        ("0-3", [0, 1, 2, 3], 0),
+        ("0-3%2", [0, 1, 2, 3], 2),
+        ("7", [7], 0),
+        ("1,3,5-7", [1, 3, 5, 6, 7], 0),
+        ("0-10:2", [0, 2, 4, 6, 8, 10], 0),
+        ("0-10:4%3", [0, 4, 8], 3),
+        ("5,1,3,1", [1, 3, 5], 0),
+        (" 2 , 4 ", [2, 4], 0),
+    ],
+)
+def test_arrays(text: str, indexes: list[int], limit: int) -> None:
+    assert parse.parse_array(text) == (indexes, limit)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a",
+        "1-",
+        "-1",
+        "3-1",
+        "1,,2",
+        "0-9%",
+        "0-9%0",
+        "0-9%x",
+        "0-9:0",
+        "5:2",
+        "1.5",
+        "0-9999999",
+        "99999999999",
+        "²",
+    ],
+)
+def test_bad_arrays(text: str) -> None:
+    with pytest.raises(UsageError, match="array"):
+        parse.parse_array(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("now", NOW),
+        ("now+1h", NOW + 3600),
+        ("2h", NOW + 7200),
+        ("1d", NOW + 86400),
+        ("16:00", datetime(2026, 11, 22, 16, 0).timestamp()),
+        ("16:00:30", datetime(2026, 11, 22, 16, 0, 30).timestamp()),
+        ("9:05", datetime(2026, 11, 23, 9, 5).timestamp()),
+        ("14:30", datetime(2026, 11, 23, 14, 30).timestamp()),
+        ("2026-11-23", datetime(2026, 11, 23).timestamp()),
+        ("2026-11-23T08:00", datetime(2026, 11, 23, 8).timestamp()),
+        ("2026-11-23T08:00:00Z", datetime.fromisoformat("2026-11-23T08:00:00+00:00").timestamp()),
+    ],
+)
+def test_begin(text: str, expected: float) -> None:
+    assert parse.parse_begin(text, NOW) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "tuesday", "25:00", "12:61", "now+", "now+5", "5", "-2h", "2026-13-01", "2020-01-01", "2099-01-01", "0s"],
+)
+def test_bad_begin(text: str) -> None:
+    with pytest.raises(UsageError, match="begin"):
+        parse.parse_begin(text, NOW)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["12"], ["ok:12"]),
+        (["ok:12", "any:3"], ["ok:12", "any:3"]),
+        (["failed:7,12"], ["failed:7", "ok:12"]),
+        (["@last"], ["ok:@last"]),
+        (["any:@last"], ["any:@last"]),
+        (["5", "ok:5"], ["ok:5"]),
+        (["007"], ["ok:7"]),
+    ],
+)
+def test_after(values: list[str], expected: list[str]) -> None:
+    assert parse.parse_after(values) == expected
+
+
+@pytest.mark.parametrize("value", ["", "x", "ok:", "ok:x", "maybe:3", "3,", "ok:-1", "1-3", "9" * 40])
+def test_bad_after(value: str) -> None:
+    with pytest.raises(UsageError, match="after"):
+        parse.parse_after([value])
+
+
+ENVIRON = {"PATH": "/bin", "HOME": "/h", "A": "1", "B": "2", "SHLVL": "3", "_": "x", "SSH_TTY": "t", "GPUQ_JOB_ID": "4"}
+
+
+@pytest.mark.parametrize(
+    ("export", "given", "expected", "missing"),
+    [
+        (None, {}, {"PATH": "/bin", "HOME": "/h", "A": "1", "B": "2"}, []),
+        ("ALL", {"A": "9", "C": ""}, {"PATH": "/bin", "HOME": "/h", "A": "9", "B": "2", "C": ""}, []),
+        ("NONE", {}, {"PATH": "/bin", "HOME": "/h"}, []),
+        ("NONE", {"A": "5"}, {"PATH": "/bin", "HOME": "/h", "A": "5"}, []),
+        ("A", {}, {"PATH": "/bin", "HOME": "/h", "A": "1"}, []),
+        ("A, Z", {}, {"PATH": "/bin", "HOME": "/h", "A": "1"}, ["Z"]),
+    ],
+)
+def test_environment(export: str | None, given: dict[str, str], expected: dict[str, str], missing: list[str]) -> None:
+    assert parse.choose_environment(ENVIRON, export, given) == (expected, missing)
+
+
+@pytest.mark.parametrize("export", ["", "A,,B", "ALL,A", "A,NONE", "A=1"])
+def test_bad_export(export: str) -> None:
+    with pytest.raises(UsageError, match="--export"):
+        parse.choose_environment(ENVIRON, export, {})
+
+
+def test_env_pairs() -> None:
+    assert parse.parse_env(["A=1", "B=", "C=x=y", "A=2"]) == {"A": "2", "B": "", "C": "x=y"}
+
+
+@pytest.mark.parametrize("value", ["A", "=secret", ""])
+def test_bad_env_shows_no_value(value: str) -> None:
+    with pytest.raises(UsageError, match="--env") as error:
+        parse.parse_env([value])
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("ids", "text"), [([3], "3"), ([3, 5, 6, 7], "3, 5-7"), ([7, 6, 3, 5], "3, 5-7"), ([1, 3], "1, 3"), ([], "")]
+)
+def test_ranges(ids: list[int], text: str) -> None:
+    assert ranges(ids) == text
+    assert sum(high - low + 1 for low, high in spans(ids)) == len(ids)
+
+
+# --- templates ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No settings of the person who runs the tests."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for name in ("GPUQ_DEFAULT_GPUS", "GPUQ_DEFAULT_VRAM", "GPUQ_DEFAULT_TIME"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("clean")
+def test_template_in_bytes_and_seconds() -> None:
+    template = make_template(Resources(vram="10GiB", ram="512M", time="1h30m", gpus=2, tags=["a", "a"]), NOW)
+    assert (template["vram"], template["ram"], template["time_limit"]) == (10 * GiB, 512 * 1024**2, 5400.0)
+    assert (template["gpus"], template["tags"], template["begin_at"]) == (2, ["a"], None)
+    assert template["cwd"] == str(Path.cwd())
+    numbers = [number for number, _ in template["limits"]]
+    assert numbers == sorted(set(numbers)) and len(numbers) > 5
+
+
+def test_defaults_come_from_the_settings(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (clean / "gpuq").mkdir()
+    (clean / "gpuq" / "config.toml").write_text('default_vram = "4GiB"\ndefault_time = "1h"\n')
+    template = make_template(Resources(), NOW)
+    assert (template["vram"], template["time_limit"], template["gpus"]) == (4 * GiB, 3600.0, None)
+    assert make_template(Resources(vram="whole"), NOW)["vram"] is None
+    assert make_template(Resources(gpus=0), NOW)["vram"] is None
+    monkeypatch.setenv("GPUQ_DEFAULT_GPUS", "2")
+    assert make_template(Resources(), NOW)["gpus"] == 2
+
+
+@pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Resources(gpus=-1), "--gpus -1"),
+        (Resources(cpus=-3), "--cpus -3"),
+        (Resources(gpus=0, vram="1G"), "--gpus 0"),
+        (Resources(vram="0"), "--vram '0'"),
+        (Resources(vram="nan"), "--vram 'nan'"),
+        (Resources(ram="10"), "--ram '10'"),
+        (Resources(time="90"), "--time '90'"),
+        (Resources(time="0s"), "--time '0s'"),
+        (Resources(priority=1001), "--priority 1001"),
+        (Resources(name=""), "--name is empty"),
+        (Resources(name="x" * 201), "--name is 201"),
+        (Resources(tags=[""]), "--tag is empty"),
+        (Resources(tags=[str(i) for i in range(101)]), "101 tags"),
+        (Resources(cwd="/nonexistent/folder"), "does not exist"),
+        (Resources(cwd="/etc/passwd"), "is not a folder"),
+        (Resources(output=""), "--output is empty"),
+    ],
+)
+def test_bad_options(options: Resources, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_template(options, NOW)
+
+
+def test_a_folder_that_is_gone(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = clean / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(UsageError, match="has been removed"):
+        make_template(Resources(), NOW)
+    assert make_template(Resources(cwd="/"), NOW)["cwd"] == "/"
+
+
+@pytest.mark.parametrize("command", [[], [""], ["  "], ["x", "y" * 600_000]])
+def test_bad_commands(command: list[str]) -> None:
+    with pytest.raises(UsageError, match="command"):
+        check_command(command)
+
+
+# --- files of commands ----------------------------------------------------------------------------
+
+
+def test_commands_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "commands"
+    file.write_bytes(b"\xef\xbb\xbfecho 1\n\n   \n# note\n  # note\necho '\xff'\r\necho last")
+    shell = ["/bin/sh", "-c"]
+    assert read_commands(str(file)) == [[*shell, "echo 1"], [*shell, "echo '\udcff'"], [*shell, "echo last"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no command"),
+        (b"# only\n\n", "holds no command"),
+        (b"echo 1\necho \0\n", "line 2: holds a NUL"),
+        (b"\n" + b"x" * 131_072 + b"\n", "line 2: longer than"),
+    ],
+)
+def test_bad_files_name_the_line(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "commands"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=message) as error:
+        read_commands(str(file))
+    assert str(file) in str(error.value)
+
+
+def test_the_longest_line_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "commands"
+    file.write_bytes(b"x" * 131_071 + b"\r\n")
+    assert len(read_commands(str(file))[0][2]) == 131_071
