@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import pytest
 
 from gpuq.client import Client
+from gpuq.launch.identity import read_stat
 
 T = TypeVar("T")
 #: Longest wait for anything, in seconds: only a broken program waits so long.
@@ -43,12 +44,9 @@ def wait_until(condition: Callable[[], T], what: str = "the condition") -> T:
 
 
 def gone(pid: int) -> bool:
-    """Whether no such process runs; a zombie does not."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return True
-    return stat.rpartition(")")[2].split()[0] == "Z"
+    """Whether no such process runs; a zombie does not, unless threads of it still do."""
+    stat = read_stat(pid)
+    return stat is None or stat.gone
 
 
 class Box:

@@ -51,6 +51,8 @@ class Core:
         self.hub = Hub()
         self.waiting = Waiting()
         self.running: dict[int, Running] = {}
+        #: running jobs by their supervisor's pid; the thread that reads the GPUs looks into it
+        self.shims: dict[int, int] = {}
         self.verdicts: dict[GroupKey, Verdict] = {}
         self.readings: Readings | None = None
         self.history: ledger.History = {}
@@ -134,6 +136,8 @@ class Core:
         running = self.running.get(job.id)
         if running is not None and job.state is not State.RUNNING:
             del self.running[job.id]
+            if running.supervisor is not None:
+                self.shims.pop(running.supervisor.pid, None)
             self.history = ledger.disturb(self.history, job.gpus or _uuids(running.claims), time.monotonic())
         elif running is not None:
             running.job = job
@@ -237,9 +241,10 @@ class Core:
     def _gpu_readings(self) -> tuple[GpuReading, ...]:
         return () if self.readings is None else self.readings.gpus
 
-    def shims(self) -> dict[int, int]:
-        """Jobs by the pid of their supervisor."""
-        return {r.supervisor.pid: job_id for job_id, r in self.running.items() if r.supervisor is not None}
+    def supervised(self, running: Running, supervisor: Supervisor) -> None:
+        """From now on this supervisor's processes are the attempt's."""
+        running.supervisor = supervisor
+        self.shims[supervisor.pid] = running.job.id
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -271,6 +276,22 @@ class Core:
         key = self.waiting.key(job.id)
         verdict = self.verdicts.get(key) if key is not None else None
         return verdict or Verdict(Reason.RESOURCES, "about to be looked at")
+
+
+def blame(core: Core, running: Running) -> str | None:
+    """Who else may have brought about that GPU memory ran out: neighbours over their claims, strangers, itself."""
+    uuids = {claim.uuid for claim in running.claims}
+    guilty = [
+        f"job {other.job.id} {over_text(other, core.gpu_index)}"
+        for other in core.running.values()
+        if other is not running and any(c.over and c.uuid in uuids for c in other.claims)
+    ]
+    for gpu in core.gpu_states():
+        if gpu.uuid in uuids and gpu.foreign and gpu.headroom < 0:
+            guilty.append(f"foreign processes used {format_size(gpu.foreign)} on GPU {gpu.index}")
+    if running.over_told:
+        guilty.append(f"it {over_text(running, core.gpu_index)}")
+    return "; ".join(guilty) or None
 
 
 def over_text(running: Running, index: Callable[[str], int | None]) -> str:

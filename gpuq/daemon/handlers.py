@@ -77,14 +77,15 @@ async def submit(daemon: Daemon, session: Session, message: Message) -> Message:
     first, parts = session.first, session.parts
     session.first, session.parts = None, []
     key = submission.check_key(first.get("key"))
-    await daemon.runner.known_gpus(FIRST_READING)
+    template = first.get("template")
+    if not isinstance(template, dict):
+        raise BadRequest("a submission has a template")
+    if template.get("gpus") != 0:
+        await daemon.runner.known_gpus(FIRST_READING)
     core = daemon.core
     done = core.store.submission(key)
     if done is not None:
         return {"ids": list(done), "notes": []}
-    template = first.get("template")
-    if not isinstance(template, dict):
-        raise BadRequest("a submission has a template")
     driver = core.readings.driver if core.readings else None
     job = submission.check_template(template, session.uid, driver, len(core.host.capacities), time.time())
     checked = submission.read_submission(first, parts, job)

@@ -56,6 +56,10 @@ def main(ready_fd: int) -> None:
         log.error("%s", error.message)
         _say(ready_fd, error.message)
         sys.exit(error.exit_code)
+    except Exception as error:
+        log.exception("the daemon fails")
+        _say(ready_fd, f"it failed ({type(error).__name__}: {error}); {folder / 'daemon.log'} tells more")
+        sys.exit(1)
 
 
 @contextlib.contextmanager

@@ -12,9 +12,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from gpuq.daemon.core import Core, Running, over_text
+from gpuq.daemon.core import Core, Running, blame, over_text
 from gpuq.daemon.watch import Watcher
 from gpuq.errors import GpuqError, LaunchError, StoreError
 from gpuq.launch import launcher, outcome
@@ -33,7 +34,7 @@ class Runner:
     def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
         self.core = core
         self._loop = loop
-        self._watcher = Watcher(loop, self._readings)
+        self._watcher = Watcher(loop, core.shims, self._readings)
         self._awake = False
         self._reading_timer: asyncio.TimerHandle | None = None
         self._patience_timer: asyncio.TimerHandle | None = None
@@ -115,11 +116,12 @@ class Runner:
         core.history = ledger.disturb(core.history, start.gpus, time.monotonic())
         core.hub.tell([job.id])
         try:
-            running.supervisor = launcher.start(self._orders(step.job, attempt))
+            core.supervised(running, launcher.start(self._orders(step.job, attempt)))
         except LaunchError as error:
             self._finish(job.id, Ended(failure=Failure.LAUNCH, note=error.message))
             return
         log.info("job %d attempt %d started on %s", job.id, number, ", ".join(start.gpus) or "no GPU")
+        assert running.supervisor is not None
         self._watch(job.id, running.supervisor)
 
     def _orders(self, job: Job, attempt: Attempt) -> launcher.Launch:
@@ -179,14 +181,17 @@ class Runner:
         job_id = running.job.id
         match found:
             case launcher.Running(supervisor):
-                running.supervisor = supervisor
+                self.core.supervised(running, supervisor)
                 self._watch(job_id, supervisor)
                 if running.job.ending is not None:
                     launcher.end(supervisor)
             case launcher.Starting():
                 self._later(lambda: launcher.wait_unlocked(run_dir), lambda: self._take(job_id, restarted=restarted))
             case launcher.Ended():
-                self._finish(job_id, _ended(run_dir, running.attempt.log_path))
+                fact = _ended(run_dir, running.attempt.log_path)
+                if fact.failure is Failure.VRAM_OOM and (why := blame(self.core, running)):
+                    fact = replace(fact, note=f"{fact.note} ({why})")
+                self._finish(job_id, fact)
             case launcher.NeverStarted(complaint):
                 if restarted and complaint is None:
                     self._finish(job_id, NeverStarted())
@@ -234,17 +239,20 @@ class Runner:
     def read_gpus(self) -> None:
         """Ask for a reading that begins after now; what comes of it is planned with."""
         self._reading_done.clear()
-        self._watcher.request(self.core.shims())
+        self._watcher.request()
         if self._patience_timer is None:
             self._patience_timer = self._loop.call_later(self.core.settings.nvml_patience, self._impatient)
 
     async def fresh_gpus(self) -> None:
-        """Wait for a reading that begins after now, or for the driver to count as silent."""
+        """Wait for a reading that begins after now, unless the driver is silent, or becomes so."""
         self.read_gpus()
-        await self._reading_done.wait()
+        if self.core.silent is None:
+            await self._reading_done.wait()
 
     async def known_gpus(self, patience: float) -> None:
         """Wait, not for long, until the GPUs were read once."""
+        if self._first_reading.is_set():
+            return
         try:
             await asyncio.wait_for(self._first_reading.wait(), patience)
         except TimeoutError:

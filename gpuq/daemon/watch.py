@@ -12,28 +12,32 @@ from dataclasses import replace
 
 from gpuq.gpus.source import open_source
 from gpuq.launch.identity import job_of
-from gpuq.model import Driver, GpuProcess, Readings
+from gpuq.model import Driver, GpuProcess, GpuReading, Readings
 
 log = logging.getLogger("gpuq.watch")
 
 
 class Watcher:
-    """One reading at a time, on request. `deliver` runs on the loop with each reading."""
+    """One reading at a time, on request. `deliver` runs on the loop with each reading.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Callable[[Readings], None]) -> None:
+    `shims` maps supervisors' pids to jobs; the loop changes it, the thread looks pids up in it as they are then.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, shims: Mapping[int, int], deliver: Callable[[Readings], None]
+    ) -> None:
         self._loop = loop
         self._deliver = deliver
         self._wanted = threading.Event()
-        self._shims: Mapping[int, int] = {}
+        self._shims = shims
         self._source = open_source(os.environ.get("GPUQ_GPUS"))
         #: monotonic time of the oldest request that was not answered, None when all were
         self.asked_at: float | None = None
         # a daemon thread: a hanging driver must not keep the process from ending
         threading.Thread(target=self._run, name="gpu-watch", daemon=True).start()
 
-    def request(self, shims: Mapping[int, int]) -> None:
-        """Ask for a reading that begins after now. `shims` maps supervisors' pids to jobs."""
-        self._shims = shims
+    def request(self) -> None:
+        """Ask for a reading that begins after now."""
         if self.asked_at is None:
             self.asked_at = time.monotonic()
         self._wanted.set()
@@ -52,15 +56,18 @@ class Watcher:
         began = time.monotonic()
         try:
             readings = self._source.read()
-            shims = self._shims
-            gpus = tuple(
-                replace(gpu, before=_attribute(gpu.before, shims), after=_attribute(gpu.after, shims))
-                for gpu in readings.gpus
-            )
-            return replace(readings, gpus=gpus)
+            return replace(readings, gpus=tuple(map(self._attributed, readings.gpus)))
         except Exception as error:
             log.exception("reading the GPUs failed")
             return Readings(Driver.BROKEN, began, fault=f"reading the GPUs failed: {error}")
+
+    def _attributed(self, gpu: GpuReading) -> GpuReading:
+        """The reading with each process's job."""
+
+        def whose(processes: tuple[GpuProcess, ...]) -> tuple[GpuProcess, ...]:
+            return tuple(replace(p, job_id=job_of(p.pid, self._shims)) for p in processes)
+
+        return replace(gpu, before=whose(gpu.before), after=whose(gpu.after))
 
     def _answer(self, readings: Readings) -> None:
         if self.asked_at is not None and readings.at >= self.asked_at:
@@ -68,7 +75,3 @@ class Watcher:
         elif self.asked_at is not None:
             self._wanted.set()  # asked again while this one was under way
         self._deliver(readings)
-
-
-def _attribute(processes: tuple[GpuProcess, ...], shims: Mapping[int, int]) -> tuple[GpuProcess, ...]:
-    return tuple(replace(p, job_id=job_of(p.pid, shims)) for p in processes)
