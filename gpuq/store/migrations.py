@@ -57,7 +57,7 @@ def m001_jobs(db: Database) -> None:
     )
     # what has not ended is a small part of the table for ever: partial indexes keep look-ups flat
     db.conn.execute(
-        "CREATE INDEX jobs_live ON jobs (state, id) WHERE state IN ('held', 'queued', 'running')",
+        "CREATE INDEX jobs_live ON jobs (state, id) WHERE ended_at IS NULL",
     )
     db.conn.execute("CREATE INDEX jobs_env ON jobs (env_hash, ended_at)")
 

@@ -28,7 +28,8 @@ from gpuq.store.rows import (
     live_values,
 )
 
-_LIVE = ",".join(f"'{s.value}'" for s in sorted(LIVE))
+#: True of jobs that have not ended, and what the partial index on them asks for.
+_LIVE = "ended_at IS NULL"
 
 
 class Store:
@@ -104,7 +105,7 @@ class Store:
         """Erase those that only jobs ended before that time refer to; returns how many."""
         return self.conn.execute(
             f"""DELETE FROM environments WHERE NOT EXISTS (
-                SELECT 1 FROM jobs WHERE env_hash = hash AND (state IN ({_LIVE}) OR ended_at >= ?))""",
+                SELECT 1 FROM jobs WHERE env_hash = hash AND ({_LIVE} OR ended_at >= ?))""",
             (before,),
         ).rowcount
 
@@ -202,7 +203,7 @@ class Store:
         return None if row is None else State(row["state"])
 
     def live_jobs(self, state: State) -> Iterator[Job]:
-        for row in self.conn.execute(f"SELECT * FROM jobs WHERE state = '{state.value}' ORDER BY id"):
+        for row in self.conn.execute(f"SELECT * FROM jobs WHERE state = ? AND {_LIVE} ORDER BY id", (state.value,)):
             yield job_from_row(row)
 
     def unmet_counts(self) -> dict[int, int]:
@@ -258,13 +259,13 @@ class Store:
 
     def counts(self) -> dict[str, int]:
         """Jobs that have not ended, by state."""
-        rows = self.conn.execute(f"SELECT state, count(*) AS n FROM jobs WHERE state IN ({_LIVE}) GROUP BY state")
+        rows = self.conn.execute(f"SELECT state, count(*) AS n FROM jobs WHERE {_LIVE} GROUP BY state")
         return {row["state"]: row["n"] for row in rows}
 
     @staticmethod
     def _where(selection: Selection, states: Iterable[State] = ()) -> tuple[str, list[str]]:
         """SQL for a selection. Every value is bound or one of our own words."""
-        parts, values = ["1"], list[str]()
+        parts, values, states = ["1"], list[str](), tuple(states)
         if selection.ranges:
             # CROSS JOIN keeps the order: one index range per range, however many thousand there are
             parts.append(
@@ -272,9 +273,11 @@ class Store:
                    ON jobs.id BETWEEN json_extract(r.value, '$[0]') AND json_extract(r.value, '$[1]'))"""
             )
             values.append(dump(selection.ranges))
-        for chosen in (selection.states, tuple(s.value for s in states)):
+        for chosen in (selection.states, states):
             if chosen:
                 parts.append("state IN (" + ",".join(f"'{State(s).value}'" for s in chosen) + ")")
+        if states and LIVE.issuperset(states):
+            parts.append(_LIVE)
         for tag in selection.tags:
             parts.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)")
             values.append(tag)

@@ -1,0 +1,250 @@
+"""The store against SQLite itself: what goes in comes out, and a guarded change happens once."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuq.errors import IllegalTransition, StoreError
+from gpuq.events import Event, Kind
+from gpuq.model import (
+    ArrayPlace,
+    Attempt,
+    Claim,
+    Condition,
+    Dependency,
+    Ending,
+    Failure,
+    GiB,
+    Job,
+    Request,
+    State,
+)
+from gpuq.policy.lifecycle import Cancelled, Held, Started, advance
+from gpuq.protocol import Selection
+from gpuq.store.migrations import MIGRATIONS
+from gpuq.store.store import Store
+from tests.policy.build import make_job
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "queue.db")
+    yield opened
+    opened.close()
+
+
+def insert(store: Store, *jobs: Job, key: str = "key") -> list[Job]:
+    with store.transaction():
+        first = store.next_id()
+        placed = [replace(job, id=first + n) for n, job in enumerate(jobs)]
+        store.insert_jobs(key, placed, [Event(1.0, Kind.SUBMITTED, job.id) for job in placed])
+    return placed
+
+
+#: Any text that can reach us: lone surrogates stand for undecodable bytes.
+TEXT = st.text(st.characters(exclude_characters="\0"), max_size=20)
+CLEAN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+JOBS = st.builds(
+    Job,
+    id=st.just(1),
+    name=CLEAN,
+    owner=st.integers(0, 2**31),
+    state=st.sampled_from(State),
+    command=st.lists(TEXT, min_size=1, max_size=3).map(tuple),
+    cwd=TEXT,
+    request=st.builds(
+        Request, st.integers(0, 8), st.none() | st.integers(1, 80 * GiB), st.integers(0, 8), st.integers(0, GiB)
+    ),
+    env_hash=st.just("e"),
+    submitted_at=st.floats(0, 1e10),
+    priority=st.integers(-9, 9),
+    time_limit=st.none() | st.floats(0.1, 1e6),
+    begin_at=st.none() | st.floats(0, 1e10),
+    after=st.lists(st.builds(Dependency, st.sampled_from(Condition), st.integers(1, 99)), max_size=2).map(tuple),
+    tags=st.lists(CLEAN, max_size=2).map(tuple),
+    array=st.none() | st.builds(ArrayPlace, st.integers(1, 9), st.integers(0, 9), st.integers(0, 9)),
+    umask=st.integers(0, 0o777),
+    limits=st.lists(st.tuples(st.integers(0, 15), st.integers(-1, 2**40)), max_size=2).map(tuple),
+    output=st.none() | TEXT,
+    attempt=st.integers(0, 5),
+    gpus=st.lists(CLEAN, max_size=2).map(tuple),
+    started_at=st.none() | st.floats(0, 1e10),
+    ended_at=st.none() | st.floats(0, 1e10),
+    exit_code=st.none() | st.integers(0, 255),
+    signal=st.none() | st.integers(1, 64),
+    failure=st.none() | st.sampled_from(Failure),
+    note=st.none() | CLEAN,
+    ending=st.none() | st.sampled_from(Ending),
+    peak_vram=st.none() | st.integers(0, 80 * GiB),
+    peak_ram=st.none() | st.integers(0, 80 * GiB),
+    log_path=st.none() | TEXT,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(job=JOBS)
+def test_a_job_comes_out_as_it_went_in(tmp_path_factory: pytest.TempPathFactory, job: Job) -> None:
+    store = Store(tmp_path_factory.mktemp("db") / "queue.db")
+    try:
+        [placed] = insert(store, job)
+        assert store.job(placed.id) == placed
+    finally:
+        store.close()
+
+
+def test_the_file_is_private_and_survives_reopening(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    store = Store(path)
+    insert(store, make_job())
+    store.close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    again = Store(path)
+    assert again.job(1) is not None
+    assert again.conn.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS)
+    assert again.conn.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL
+    assert again.conn.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    again.close()
+
+
+def test_a_network_file_system_gets_a_rollback_journal(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    Store(path).close()
+    store = Store(path, network=True)
+    assert store.conn.execute("PRAGMA journal_mode").fetchone()[0] == "delete"
+    store.close()
+
+
+def test_a_symlink_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "queue.db").symlink_to(tmp_path / "elsewhere.db")
+    with pytest.raises(StoreError, match="cannot be used"):
+        Store(tmp_path / "queue.db")
+    assert not (tmp_path / "elsewhere.db").exists()
+
+
+def test_a_change_is_guarded_by_the_state_it_was_made_from(store: Store) -> None:
+    [job] = insert(store, make_job())
+    cancelled = advance(job, Cancelled(), 2.0)
+    held = advance(job, Held(), 2.0)
+    with store.transaction():
+        store.change(job, cancelled.job, cancelled.event)
+    with pytest.raises(IllegalTransition), store.transaction():
+        store.change(job, held.job, held.event)
+    assert store.state_of(job.id) is State.CANCELLED
+    assert [e.kind for e in store.events(0, None, None)] == [Kind.SUBMITTED, Kind.CANCELLED]
+
+
+def test_a_transaction_is_all_or_nothing(store: Store) -> None:
+    [first, second] = insert(store, make_job(), make_job())
+    with pytest.raises(IllegalTransition), store.transaction():
+        for job in (first, replace(second, state=State.HELD)):
+            step = advance(replace(job, state=State.QUEUED), Cancelled(), 2.0)
+            store.change(job, step.job, step.event)
+    assert store.state_of(first.id) is State.QUEUED
+    assert len(store.events(0, None, None)) == 2
+
+
+def test_a_locked_database_is_a_store_error(store: Store, tmp_path: Path) -> None:
+    store.conn.execute("PRAGMA busy_timeout = 10")
+    other = sqlite3.connect(tmp_path / "queue.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="could not be written"), store.transaction():
+        pytest.fail("the transaction began beside another")
+    other.close()
+
+
+def test_ids_are_never_used_again(store: Store) -> None:
+    insert(store, make_job(), make_job())
+    store.conn.execute("DELETE FROM jobs")
+    assert store.next_id() == 3
+
+
+def test_selecting(store: Store) -> None:
+    jobs = insert(store, *(make_job(tags=("even",) if n % 2 else ("odd", "x")) for n in range(10)))
+    step = advance(jobs[3], Cancelled(), 2.0)
+    with store.transaction():
+        store.change(jobs[3], step.job, step.event)
+    assert store.select(Selection(ranges=((2, 3), (7, 99)))) == [2, 3, 7, 8, 9, 10]
+    assert store.select(Selection(ranges=((5, 5), (5, 5)))) == [5]
+    assert store.select(Selection(states=("cancelled",))) == [4]
+    assert store.select(Selection(tags=("x",), ranges=((1, 4),))) == [1, 3]
+    assert store.select(Selection(tags=("x", "even"))) == []
+    assert store.select(Selection(tags=("'; DROP TABLE jobs; --",))) == []
+    assert store.select(Selection(ranges=((1, 2**63 - 1),)), [State.CANCELLED]) == [4]
+    assert len(store.select(Selection(ranges=tuple((n, n) for n in range(1, 20_001))))) == 10
+
+
+def test_dependencies_are_open_until_met(store: Store) -> None:
+    [first, second] = insert(store, make_job(), make_job())
+    wanted = Dependency(Condition.OK, first.id)
+    with store.transaction():
+        store.add_dependencies([(second.id, wanted, False), (second.id, Dependency(Condition.ANY, 9), True)])
+    assert store.waiting_on(first.id) == [(second.id, Condition.OK)]
+    assert store.open_dependencies(second.id) == [wanted]
+    assert store.unmet_counts() == {second.id: 1}
+    with store.transaction():
+        store.meet(second.id, first.id, Condition.OK)
+    assert store.waiting_on(first.id) == []
+    assert store.unmet_counts() == {}
+
+
+def test_attempts_keep_their_claims_and_peaks(store: Store) -> None:
+    [job] = insert(store, make_job())
+    step = advance(job, Started(("A", "B"), "/log"), 2.0)
+    claims = (Claim(job.id, 1, "B", 5), Claim(job.id, 1, "A", None))
+    attempt = Attempt(job.id, 1, 2.0, "/run/\udcff", "/log", claims)
+    with store.transaction():
+        store.change(job, step.job, step.event)
+        store.add_attempt(attempt)
+        store.set_peaks([replace(claims[0], peak=7)])
+    assert store.attempts(job.id) == [replace(attempt, claims=(replace(claims[0], peak=7), claims[1]))]
+    found = store.job(job.id)
+    assert found is not None
+    assert found.peak_vram == 7
+
+
+def test_environments_are_kept_once_and_erased_when_nothing_needs_them(store: Store) -> None:
+    with store.transaction():
+        for digest in ("live", "old", "recent"):
+            store.put_environment(digest, digest.encode())
+            store.put_environment(digest, b"the same hash is the same environment")
+    insert(
+        store,
+        make_job(env_hash="live"),
+        make_job(env_hash="old", state=State.FAILED, ended_at=10.0),
+        make_job(env_hash="recent", state=State.FAILED, ended_at=30.0),
+        make_job(env_hash="live", state=State.FAILED, ended_at=1.0),
+    )
+    assert store.environment("old") == b"old"
+    with store.transaction():
+        assert store.erase_environments(20.0) == 1
+    assert [store.environment(d) for d in ("live", "old", "recent")] == [b"live", None, b"recent"]
+
+
+def test_submissions_are_known_by_their_key(store: Store) -> None:
+    insert(store, make_job(), make_job(), key="a")
+    insert(store, make_job(), key="b")
+    assert (store.submission("a"), store.submission("b"), store.submission("c")) == ((1, 2), (3, 3), None)
+    with pytest.raises(StoreError):
+        insert(store, make_job(), key="a")
+    assert store.next_id() == 4
+
+
+def test_live_look_ups_use_the_partial_index(store: Store) -> None:
+    seen: list[str] = []
+    store.conn.set_trace_callback(seen.append)
+    list(store.live_jobs(State.QUEUED))
+    store.select_jobs(Selection(), [State.RUNNING], "id", 5)
+    store.counts()
+    store.conn.set_trace_callback(None)
+    assert len(seen) == 4
+    for sql in seen:
+        plan = " ".join(row["detail"] for row in store.conn.execute(f"EXPLAIN QUERY PLAN {sql}"))
+        assert "jobs_live" in plan, sql
