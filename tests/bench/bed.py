@@ -1,0 +1,120 @@
+"""A daemon in a folder of its own, and what the kernel says of a process. Nothing of it is left afterwards."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gpuq.client import Client
+
+#: Longest wait for a daemon to end, in seconds.
+PATIENCE = 30
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def program() -> list[str]:
+    """`gpuq` as this interpreter's environment has it installed, else as a module."""
+    script = Path(sys.executable).with_name("gpuq")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "gpuq"]
+
+
+class Bed:
+    """One state folder with its daemon. Commands see `env`: a home of its own, and nothing of the caller's gpuq."""
+
+    def __init__(self, folder: Path, **env: str) -> None:
+        self.folder = folder
+        self.state = folder / "state"
+        (folder / "home").mkdir(parents=True)
+        ours = ("GPUQ_", "XDG_", "CUDA_", "PYTHONDONTWRITEBYTECODE")
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        self.env |= {"HOME": str(folder / "home"), "GPUQ_STATE_DIR": str(self.state), "NO_COLOR": "1", **env}
+
+    def __enter__(self) -> Bed:
+        self.call("daemon", "start")
+        self.pid = int(self.request("status")["pid"])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the daemon and its jobs, by force if it must be."""
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            self.call("daemon", "stop", "--jobs")
+            if not select.select([pidfd], [], [], PATIENCE)[0]:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
+
+    def call(self, *args: str) -> None:
+        """A command, its output dropped. Raises CalledProcessError."""
+        self.execute([*program(), *args])
+
+    def execute(self, argv: list[str]) -> None:
+        null = subprocess.DEVNULL
+        subprocess.run(argv, stdin=null, stdout=null, stderr=null, env=self.env, cwd=self.folder, check=True)
+
+    def client(self) -> Client:
+        os.environ["GPUQ_STATE_DIR"] = str(self.state)  # where the client looks; there are several beds
+        return Client.connect(start=False)
+
+    def request(self, op: str, **fields: Any) -> dict[str, Any]:
+        with self.client() as client:
+            return client.request(op, **fields)
+
+    def submit(self, commands: list[list[str]], **template: Any) -> tuple[int, float]:
+        """Submit CPU jobs over the socket; the last id, and the monotonic time at which the reply was there."""
+        fields = {"cwd": str(self.folder), "gpus": 0, **template}
+        with self.client() as client:
+            reply = client.request(
+                "submit", key=os.urandom(16).hex(), template=fields, commands=commands, env=self.env, last=True
+            )
+            accepted = time.monotonic()
+        return int(reply["ids"][1]), accepted
+
+    def wait(self, job_id: int) -> dict[str, Any]:
+        """The job once it has ended."""
+        found = self.request("wait", sel={"ranges": [[job_id, job_id]]})["jobs"][0]
+        assert isinstance(found, dict)
+        return found
+
+    def last(self) -> int:
+        """Id of the job that was submitted last."""
+        return int(self.request("show", sel={"last": True})["jobs"][0]["id"])
+
+    def supervisor(self, job_id: int) -> int:
+        """Pid of a running job's supervisor, from the file in which it says who it is."""
+        attempt = self.request("show", sel={"ranges": [[job_id, job_id]]})["jobs"][0]["attempts"][-1]
+        identity = Path(attempt["run_dir"]) / "identity"
+        deadline = time.monotonic() + PATIENCE
+        while not identity.exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{identity} did not appear")
+            time.sleep(0.01)
+        return int(json.loads(identity.read_bytes())["pid"])
+
+
+def memory(pid: int) -> tuple[int, int]:
+    """Bytes: what is the process's alone (USS, Private_* of /proc/PID/smaps_rollup, proc(5)), and all it has (RSS).
+
+    Pages of programs and libraries that another Python on this machine also has mapped are in the second only.
+    """
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    sizes = [(words[0], int(words[1]) * 1024) for line in text.splitlines()[1:] if (words := line.split())]
+    private = sum(size for name, size in sizes if name.startswith("Private_"))
+    return private, dict(sizes)["Rss:"]
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of all threads. In nanoseconds, where utime and stime have ticks: clock_getcpuclockid(3)."""
+    clock = ctypes.c_int()
+    error = _LIBC.clock_getcpuclockid(pid, ctypes.byref(clock))
+    if error:
+        raise OSError(error, os.strerror(error))
+    return time.clock_gettime(clock.value)
