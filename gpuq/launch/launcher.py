@@ -35,7 +35,7 @@ RESULT = "result"
 #: The supervisor's code travels with its orders, compiled: a script would be compiled at each start, which takes longer
 #: than what it does before the job runs, and an upgrade on disk must not change the code under a running daemon.
 _CODE = cast(InspectLoader, shim.__loader__).get_code(shim.__name__)
-_BOOTSTRAP = "import marshal,os;code,spec=marshal.load(os.fdopen(0,'rb',closefd=False));exec(code);main(spec)"
+_BOOTSTRAP = "import marshal; code, spec = marshal.load(open(0, 'rb', closefd=False)); exec(code); main(spec)"
 #: Longest complaint of a broken supervisor that is read, in bytes.
 _COMPLAINT = 64 * 1024
 #: Between rounds of KILL, in seconds; a further round is for what was forked meanwhile.

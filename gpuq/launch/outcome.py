@@ -187,14 +187,12 @@ _VRAM_OOM = re.compile(
         )
     )
 )
-#: A line that tells what to do about it, or that it was got over.
-_HARMLESS = re.compile(r"is not a failure|\bif you (?:encounter|see|get|run into)\b|\bretrying\b", re.IGNORECASE)
 
 
 def find_vram_oom(tail: bytes) -> str | None:
     """The last line in `tail` by which a program says that GPU memory ran out, fit to be shown."""
     for line in reversed(tail.decode("utf-8", "replace").replace("\r", "\n").split("\n")):
-        if _VRAM_OOM.search(line) and not _HARMLESS.search(line):
+        if _VRAM_OOM.search(line):
             return _one_line(line)
     return None
 

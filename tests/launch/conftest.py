@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import select
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,6 +65,7 @@ class Attempts:
     folder: Path
     _count: int = 0
     _running: list[Supervisor] = field(default_factory=list)
+    _sessions: set[int] = field(default_factory=set)
 
     def launch(self, argv: Sequence[str], **changes: Any) -> Launch:
         self._count += 1
@@ -85,6 +89,7 @@ class Attempts:
     def start(self, launch: Launch) -> Supervisor:
         supervisor = launcher.start(launch)
         self._running.append(supervisor)
+        self._sessions.add(supervisor.pid)
         return supervisor
 
     def wait(self, supervisor: Supervisor) -> None:
@@ -108,9 +113,24 @@ class Attempts:
         return Path(launch.log_path).read_text(errors="surrogateescape")
 
     def close(self) -> None:
-        for supervisor in list(self._running):
-            launcher.end(supervisor)
-            self.wait(supervisor)
+        """Kill what a failed test left, without the code under test."""
+        for supervisor in self._running:
+            os.kill(supervisor.pid, signal.SIGKILL)
+            launcher.reap(supervisor)
+        for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+            with suppress(ProcessLookupError):
+                if os.getsid(pid) in self._sessions:
+                    os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def child(*argv: str, **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A child of ours, killed in the end."""
+    with subprocess.Popen(argv, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture

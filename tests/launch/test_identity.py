@@ -15,7 +15,7 @@ import pytest
 from gpuq.launch import launcher
 from gpuq.launch.identity import alive, all_processes, boot_id, identity_of, job_of, members, read_stat
 from gpuq.model import Identity
-from tests.launch.conftest import Attempts, gone, python, until, written
+from tests.launch.conftest import Attempts, child, gone, python, until, written
 from tests.launch.test_shim import DAEMONISE
 
 NO_PID = 2**22 + 1  # above the largest pid_max (proc(5))
@@ -23,9 +23,8 @@ NO_PID = 2**22 + 1  # above the largest pid_max (proc(5))
 
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(["sleep", "1000"]) as process:
+    with child("sleep", "1000") as process:
         yield process
-        process.kill()
 
 
 def test_ourselves() -> None:
@@ -67,24 +66,22 @@ def test_a_process_whose_first_thread_ended_lives() -> None:
         "threading.Thread(target=time.sleep, args=(1000,)).start()\n"
         f"ctypes.CDLL(None).syscall({exit_number}, 0)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code]) as process:
+    with child(sys.executable, "-c", code) as process:
         until(lambda: gone(process.pid))  # /proc shows it as a zombie
         identity = identity_of(process.pid)
         assert identity is not None
         assert alive(identity)
-        process.kill()
 
 
 def test_a_name_may_look_like_fields(tmp_path: Path) -> None:
     program = tmp_path / "a) Z 1 1 ("
     program.symlink_to("/bin/sleep")
-    with subprocess.Popen([str(program), "1000"]) as process:
+    with child(str(program), "1000") as process:
         until(lambda: b"a) Z" in Path(f"/proc/{process.pid}/stat").read_bytes())
         stat = read_stat(process.pid)
         assert stat is not None
         assert (stat.parent, stat.session) == (os.getpid(), os.getsid(0))
         assert stat.state in ("S", "R", "D")
-        process.kill()
 
 
 def test_all_processes_holds_us() -> None:
@@ -116,24 +113,28 @@ def test_a_process_belongs_to_its_job_by_session_when_the_supervisor_is_gone(att
     supervisor = attempts.start(launch)
     identity = identity_of(supervisor.pid)
     assert identity is not None
-    child = int(written(Path(launch.cwd) / "child"))
+    forked = int(written(Path(launch.cwd) / "child"))
     os.kill(supervisor.pid, signal.SIGKILL)
     attempts.wait(supervisor)
-    assert job_of(child, {supervisor.pid: 7}) == 7
+    assert job_of(forked, {supervisor.pid: 7}) == 7
     assert len(members(identity)) == 2
-    assert child in {member.pid for member in members(identity)}
+    assert forked in {member.pid for member in members(identity)}
     assert members(replace(identity, boot_id="another boot")) == []
     launcher.end_leftovers(identity, 5.0)
     assert members(identity) == []
-    assert gone(child)
+    assert gone(forked)
 
 
 def test_a_number_that_was_given_away_has_no_members() -> None:
-    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as stranger:
+    script = "sleep 1000 & echo; wait"
+    with child("/bin/sh", "-c", script, start_new_session=True, stdout=subprocess.PIPE) as stranger:
+        assert stranger.stdout is not None
+        stranger.stdout.readline()
         identity = identity_of(stranger.pid)
         assert identity is not None
+        assert len(members(identity)) == 1
         before = replace(identity, start_time=identity.start_time - 1)
         assert members(before) == []
         launcher.end_leftovers(before, 0.0)
-        assert stranger.poll() is None
-        stranger.kill()
+        assert len(members(identity)) == 1
+        os.killpg(stranger.pid, signal.SIGKILL)

@@ -174,7 +174,7 @@ def test_adopt_lost_and_end_its_leftovers(attempts: Attempts, tmp_path: Path) ->
         "signal.signal(15, signal.SIG_IGN)\n"
         "child = os.fork()\n"
         "if child: open('t', 'w').write(f'{os.getpid()} {child}'); os.rename('t', 'pids')\n"
-        "else: os.setpgid(0, 0)\n"
+        "else: os.setsid()\n"
         "time.sleep(1000)\n"
     )
     launch = attempts.launch(python(code))
