@@ -19,8 +19,6 @@ from gpuq import config, protocol
 from gpuq.errors import ConnectionLost, DaemonUnreachable, NotAllowed
 from gpuq.protocol import Message
 
-#: sockaddr_un holds 108 bytes with the final NUL (unix(7)).
-MAX_SOCKET_PATH = 107
 #: A daemon that answers nothing for this long, in seconds, is reported instead of waited for.
 PATIENCE = 60.0
 
@@ -113,7 +111,7 @@ def _connect(folder: Path) -> socket.socket | None:
         return None
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with socket_address(folder) as address:
+        with config.socket_address(folder) as address:
             connection.connect(address)
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
@@ -125,25 +123,6 @@ def _connect(folder: Path) -> socket.socket | None:
         connection.close()
         raise DaemonUnreachable(f"the socket in {folder} cannot be reached: {error.strerror}") from None
     return connection
-
-
-class socket_address:
-    """The socket's address while the block runs; through /proc/self/fd where the path is too long for one."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._fd = -1
-
-    def __enter__(self) -> str:
-        path = str(self._folder / "sock")
-        if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
-            return path
-        self._fd = os.open(self._folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        return f"/proc/self/fd/{self._fd}/sock"
-
-    def __exit__(self, *_: object) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
 
 
 def _start(folder: Path) -> socket.socket:

@@ -74,6 +74,29 @@ def check_state_dir(path: Path, *, create: bool) -> None:
         path.chmod(0o700)
 
 
+#: sockaddr_un holds 108 bytes with the final NUL (unix(7)).
+MAX_SOCKET_PATH = 107
+
+
+class socket_address:
+    """The socket's address while the block runs; through /proc/self/fd where the path is too long for one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._fd = -1
+
+    def __enter__(self) -> str:
+        path = str(self._folder / "sock")
+        if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+            return path
+        self._fd = os.open(self._folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return f"/proc/self/fd/{self._fd}/sock"
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
 def filesystem_type(path: Path, mountinfo: str) -> str:
     """The file system that `path` is on, from the text of /proc/self/mountinfo (proc(5)); `?` if none matches."""
     best, kind = -1, "?"

@@ -13,8 +13,8 @@ Operations and their fields (`sel` is a Selection as JSON; `job` is the object o
 | op | request | reply |
 |---|---|---|
 | status | | pid version protocol state_dir socket started_at jobs {state: n} gpus_note |
-| submit | key, template, commands [[argv]…], env {k: v}, array {indexes, limit}?, last | ids [first, last] after the part with `last`, notes [text] |
-| list | sel, all, limit, newest | jobs, total, counts |
+| submit | key, template, commands [[argv]…], env, array {indexes, limit}?, last | with `last`: ids [first, last], notes |
+| list | sel, all, limit | jobs, total, counts |
 | show | sel | jobs, each with attempts [{…, claims}] and events |
 | why | sel | explanations |
 | cancel hold release retry | sel | done [ids], refused [{id, message}] |

@@ -12,8 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from gpuq import __version__, protocol
-from gpuq.client import socket_address
+from gpuq import __version__, config, protocol
 from gpuq.daemon.handlers import ANSWERS, STREAMS, Daemon, Session
 from gpuq.errors import (
     BadRequest,
@@ -54,7 +53,7 @@ class Server:
         folder = self._daemon.core.state_dir
         (folder / "sock").unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        with socket_address(folder) as address:
+        with config.socket_address(folder) as address:
             listener.bind(address)
         Path(folder / "sock").chmod(0o600)
         self._server = await asyncio.start_unix_server(
