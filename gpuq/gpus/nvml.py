@@ -7,7 +7,7 @@ go away or come back are noticed; what was seen once stays in the readings, with
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -225,7 +225,7 @@ class NvmlSource:
                 read[uuid.value] = self._read_gpu(handle.value, uuid.value, index)
         nameless: list[str] = []
         for index, text in failed.items():
-            lost = self._last_at(index, read)
+            lost = self._last_at(index)
             if lost is None:
                 nameless.append(f"GPU {index}: {text}")
             else:
@@ -235,10 +235,10 @@ class NvmlSource:
                 read[known] = self._faulty(known, "no longer listed by the driver")
         return sorted(read.values(), key=lambda gpu: gpu.index), nameless
 
-    def _last_at(self, index: int, read: Collection[str]) -> str | None:
-        """The GPU that was last seen at this index, unless it has been read at another."""
+    def _last_at(self, index: int) -> str | None:
+        """The GPU that was last seen at this index; what has been read by now is known at its new one."""
         latest_first = reversed(self._seen.items())
-        return next((u for u, seen in latest_first if seen.index == index and u not in read), None)
+        return next((uuid for uuid, seen in latest_first if seen.index == index), None)
 
     def _faulty(self, uuid: str, text: str) -> GpuReading:
         seen = self._seen[uuid]

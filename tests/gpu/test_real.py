@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -21,13 +22,19 @@ SIZE = GiB
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.xdist_group("gpu"),
     pytest.mark.skipif(not Path("/dev/nvidiactl").exists(), reason="this host has no NVIDIA GPU"),
 ]
 
 
 @pytest.fixture
-def source() -> Iterator[NvmlSource]:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NvmlSource]:
+    """NVML, for one test of this run at a time: their memory would be in each other's readings."""
+    with open(tmp_path_factory.getbasetemp().parent / "gpu.lock", "w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        yield from opened()
+
+
+def opened() -> Iterator[NvmlSource]:
     source = NvmlSource()
     yield source
     source.close()

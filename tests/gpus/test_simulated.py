@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,18 +18,12 @@ from gpuq.gpus.simulated import SimulatedGpus, parse_spec
 from gpuq.gpus.source import NoGpus, open_source
 from gpuq.launch.identity import identity_of
 from gpuq.model import Driver, GiB, MiB
+from tests.harness import wait_until
 
 JOB = "import sys; from gpuq.gpus.simjob import run; sys.exit(run(int(sys.argv[1]), *map(float, sys.argv[2:])))"
 LONG = 600.0
 
 SimJob = Callable[..., "subprocess.Popen[str]"]
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -118,7 +114,7 @@ def test_empty_cards(tmp_path: Path) -> None:
 def test_folders_and_files_are_the_owners_alone(tmp_path: Path, sim_job: SimJob) -> None:
     source = cards(tmp_path, "sim:1x24GiB")
     sim_job(GiB)
-    until(lambda: used(source) == [GiB], "the job allocates")
+    wait_until(lambda: used(source) == [GiB], "the job allocates")
     made = [tmp_path / "sim", *(tmp_path / "sim").rglob("*")]
     assert {path.stat().st_mode & 0o777 for path in made if path.is_dir()} == {0o700}
     files = [path for path in made if path.is_file()]
@@ -130,19 +126,19 @@ def test_a_job_holds_memory_under_its_pid_until_it_dies(tmp_path: Path, sim_job:
     source = cards(tmp_path, "sim:2x24GiB")
     uuid = source.read().gpus[1].uuid
     job = sim_job(10 * GiB, visible=uuid)
-    until(lambda: used(source) == [0, 10 * GiB], "the job allocates all it was told to")
+    wait_until(lambda: used(source) == [0, 10 * GiB], "the job allocates all it was told to")
     gpu = source.read().gpus[1]
     assert [(p.pid, p.used, p.compute, p.graphics) for p in gpu.before] == [(job.pid, 10 * GiB, True, False)]
     assert gpu.before == gpu.after
     job.kill()
-    until(lambda: used(source) == [0, 0], "a killed job that nobody has waited for holds nothing")
+    wait_until(lambda: used(source) == [0, 0], "a killed job that nobody has waited for holds nothing")
     assert not (tmp_path / "sim" / uuid / str(job.pid)).exists()
 
 
 def test_what_living_jobs_hold_survives_a_restart(tmp_path: Path, sim_job: SimJob) -> None:
     source = cards(tmp_path, "sim:1x24GiB")
     sim_job(GiB)
-    until(lambda: used(source) == [GiB], "the job allocates")
+    wait_until(lambda: used(source) == [GiB], "the job allocates")
     assert used(cards(tmp_path, "sim:1x24GiB")) == [GiB]
 
 
@@ -172,9 +168,9 @@ def test_a_card_that_cannot_be_read_is_at_fault(tmp_path: Path) -> None:
 def test_memory_comes_late_and_bit_by_bit(tmp_path: Path, sim_job: SimJob) -> None:
     source = cards(tmp_path, "sim:1x24GiB")
     sim_job(10 * GiB, ramp=LONG)
-    until(lambda: used(source) > [0], "the first step")
+    wait_until(lambda: used(source) > [0], "the first step")
     first = used(source)[0]
-    until(lambda: used(source)[0] > first, "the next step")
+    wait_until(lambda: used(source)[0] > first, "the next step")
     assert used(source)[0] < 10 * GiB
 
 
@@ -183,21 +179,21 @@ def test_a_job_that_has_held_long_enough_gives_everything_back(tmp_path: Path, s
     job = sim_job(GiB, ramp=0.3, duration=0.5, visible="0,1")
     assert error_of(job) == ""
     assert job.returncode == 0
-    assert used(source) == [0, 0]
     assert not list((tmp_path / "sim").glob("GPU-*/*"))
+    assert used(source) == [0, 0]
 
 
 @pytest.mark.parametrize(("visible", "expected"), [(None, [GiB, 0, 0]), ("2", [0, 0, GiB]), ("2,0", [GiB, 0, GiB])])
 def test_which_cards_a_job_uses(tmp_path: Path, sim_job: SimJob, visible: str | None, expected: list[int]) -> None:
     source = cards(tmp_path, "sim:3x24GiB")
     sim_job(GiB, visible=visible)
-    until(lambda: used(source) == expected, f"{visible} is used")
+    wait_until(lambda: used(source) == expected, f"{visible} is used")
 
 
 def test_a_full_card_ends_a_job_as_cuda_does(tmp_path: Path, sim_job: SimJob) -> None:
     source = cards(tmp_path, "sim:1x8GiB")
     sim_job(6 * GiB)
-    until(lambda: used(source) == [6 * GiB], "the first job allocates")
+    wait_until(lambda: used(source) == [6 * GiB], "the first job allocates")
     late = sim_job(4 * GiB)
     err = error_of(late)
     assert late.returncode == 1
@@ -210,9 +206,19 @@ def test_a_full_card_ends_a_job_as_cuda_does(tmp_path: Path, sim_job: SimJob) ->
 def test_jobs_that_race_for_a_card_never_share_the_same_memory(tmp_path: Path, sim_job: SimJob) -> None:
     source = cards(tmp_path, "sim:1x8GiB")
     jobs = [sim_job(3 * GiB) for _ in range(5)]
-    until(lambda: sum(job.poll() is not None for job in jobs) == 3, "three of five find the card full")
-    until(lambda: used(source) == [6 * GiB], "two hold theirs")
+    wait_until(lambda: sum(job.poll() is not None for job in jobs) == 3, "three of five find the card full")
+    wait_until(lambda: used(source) == [6 * GiB], "two hold theirs")
     assert sorted(str(job.poll()) for job in jobs) == ["1", "1", "1", "None", "None"]
+
+
+def test_a_job_waits_for_its_turn_to_allocate(tmp_path: Path, sim_job: SimJob) -> None:
+    source = cards(tmp_path, "sim:1x8GiB")
+    with open(tmp_path / "sim" / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sim_job(GiB)
+        blocked = re.compile(rf"-> FLOCK .*:{os.fstat(lock.fileno()).st_ino} ")  # proc(5), /proc/locks
+        wait_until(lambda: bool(blocked.search(Path("/proc/locks").read_text())), "the job blocks in flock(2)")
+    wait_until(lambda: used(source) == [GiB], "the job allocates")
 
 
 def test_no_visible_gpu(tmp_path: Path, sim_job: SimJob) -> None:
