@@ -13,7 +13,7 @@ Operations and their fields (`sel` is a Selection as JSON; `job` is the object o
 | op | request | reply |
 |---|---|---|
 | status | | pid version protocol state_dir socket started_at jobs {state: n} gpus_note |
-| submit | key, template, commands [[argv]…], env, array {indexes, limit}?, last | with `last`: ids [first, last], notes |
+| submit | key, template, commands [[argv]…], env, array {indexes, limit}?, last | at the end ids [first, last], notes |
 | list | sel, all, limit | jobs, total, counts |
 | show | sel | jobs, each with attempts [{…, claims}] and events |
 | why | sel | explanations |
