@@ -1,0 +1,316 @@
+"""`logs`, `run` and `wait`: output as it comes, exit codes, signals, daemons that go away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from gpuq.cli.follow import tail_position
+from tests.harness import GPUQ, Box, gone, wait_until
+
+
+def read_line(stream: IO[str] | None) -> str:
+    assert stream is not None
+    return stream.readline()
+
+
+class Gate:
+    """A job that says something, then waits until it is let through, then says something more."""
+
+    def __init__(self, box: Box, end: str = "exit 0") -> None:
+        self.path = box.folder / "gate"
+        os.mkfifo(self.path)
+        self.command = ["sh", "-c", f"echo before; cat {self.path} >&2; echo after; {end}"]
+
+    def open(self, text: str = "") -> None:
+        self.path.write_text(text)
+
+
+# --- logs -----------------------------------------------------------------------------------------
+
+
+def test_logs_prints_bytes_as_written(box: Box) -> None:
+    program = "import sys; sys.stdout.buffer.write(bytes(range(256)) * 1000)"
+    job = box.submit(sys.executable, "-c", program, gpus=0)
+    box.wait(job)
+    done = subprocess.run([*GPUQ, "logs", str(job)], capture_output=True, check=True)
+    assert done.stdout == bytes(range(256)) * 1000
+
+
+def test_last_lines(box: Box) -> None:
+    job = box.submit("seq", "20000", gpus=0)
+    box.wait(job)
+    assert box.ok("logs", "@last", "-n", "3") == "19998\n19999\n20000\n"
+    assert box.ok("logs", str(job), "-n", "0") == ""
+    assert box.ok("logs", str(job), "-n", "99999").count("\n") == 20000
+    assert box.ok("logs", "-f", str(job), "-n", "1") == "20000\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "lines", "expected"),
+    [
+        (b"", 5, b""),
+        (b"a\nb\nc\n", 2, b"b\nc\n"),
+        (b"a\nb\nc", 2, b"b\nc"),
+        (b"a\nb\nc\n", 3, b"a\nb\nc\n"),
+        (b"a\nb\nc\n", 9, b"a\nb\nc\n"),
+        (b"a\n\n\n", 2, b"\n\n"),
+        (b"\n", 1, b"\n"),
+        (b"x" * 200_000 + b"\n" + b"y" * 200_000 + b"\n", 1, b"y" * 200_000 + b"\n"),
+        (b"x" * (65536 - 1) + b"\n" + b"y" * 65536, 1, b"y" * 65536),
+    ],
+)
+def test_where_the_last_lines_begin(tmp_path: Path, content: bytes, lines: int, expected: bytes) -> None:
+    file = tmp_path / "log"
+    file.write_bytes(content)
+    with file.open("rb") as log:
+        assert content[tail_position(log.fileno(), lines) :] == expected
+
+
+def test_a_job_without_a_log(box: Box) -> None:
+    job = box.submit("true", gpus=0, hold=True)
+    done = box.run("logs", str(job))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "has written nothing yet" in done.stderr
+
+
+def test_logs_of_a_former_attempt(box: Box) -> None:
+    job = box.submit("sh", "-c", "echo attempt $GPUQ_ATTEMPT", gpus=0)
+    box.wait(job)
+    box.ok("retry", str(job))
+    box.wait(job)
+    assert box.ok("logs", str(job)) == "attempt 2\n"
+    assert box.ok("logs", str(job), "--attempt", "1") == "attempt 1\n"
+    assert "its attempts are 1, 2" in box.fails(2, "logs", str(job), "--attempt", "3")
+
+
+def test_a_log_that_was_removed(box: Box) -> None:
+    job = box.submit("true", gpus=0)
+    path = Path(box.wait(job)["log_path"])
+    path.unlink()
+    assert f"{path} does not exist" in box.fails(1, "logs", str(job))
+    assert box.ok("logs", "-f", str(job)) == ""
+
+
+def test_follow_prints_as_it_comes_and_ends_with_the_job(box: Box) -> None:
+    gate = Gate(box)
+    job = box.submit(*gate.command, gpus=0, hold=True)
+    with box.started("logs", "-f", str(job)) as process:
+        wait_until(lambda: selects(process), "following")
+        box.ok("release", str(job))
+        assert read_line(process.stdout) == "before\n"
+        gate.open("through\n")
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (0, "through\nafter\n", "")
+
+
+def test_follow_goes_on_with_a_new_daemon(box: Box) -> None:
+    gate = Gate(box)
+    job = box.submit(*gate.command, gpus=0)
+    with box.started("logs", "-f", str(job)) as process:
+        assert read_line(process.stdout) == "before\n"
+        box.kill_daemon()
+        gate.open()
+        out, _ = process.communicate()
+    assert (process.returncode, out) == (0, "after\n")
+
+
+def test_follow_of_a_job_that_could_not_start(box: Box) -> None:
+    job = box.submit("/nonexistent/program", gpus=0)
+    box.wait(job)
+    assert box.run("logs", "-f", str(job)).returncode == 0
+
+
+# --- run ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "message"),
+    [
+        ("exit 0", 0, ""),
+        ("exit 7", 7, "job 1 failed: exit 7"),
+        ("kill -SEGV $$", 128 + signal.SIGSEGV, "signal 11 (SEGV)"),
+        ("kill -KILL $$", 128 + signal.SIGKILL, "signal 9 (KILL)"),
+    ],
+)
+def test_run_exits_as_the_job_does(box: Box, script: str, code: int, message: str) -> None:
+    done = box.run("run", "--gpus", "0", "--", "sh", "-c", f"echo out; echo err >&2; {script}")
+    assert done.returncode == code
+    assert done.stdout == "out\nerr\n"
+    assert message in done.stderr
+
+
+def test_run_says_a_time_limit_by_its_signal(box: Box) -> None:
+    done = box.run("run", "--gpus", "0", "--time", "0.2s", "--", "sleep", "1000")
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "timeout" in done.stderr
+
+
+def test_run_without_a_code_is_1(box: Box) -> None:
+    done = box.run("run", "--gpus", "0", "--", "/nonexistent/program")
+    assert done.returncode == 1
+    assert "launch" in done.stderr and "/nonexistent/program" in done.stderr
+
+
+def test_run_large_output(box: Box) -> None:
+    done = box.run("run", "--gpus", "0", "--", "seq", "200000")
+    assert done.stdout == "".join(f"{n}\n" for n in range(1, 200_001))
+
+
+def test_ctrl_c_cancels_and_waits(box: Box) -> None:
+    script = 'trap "echo ending; exit 5" TERM; echo ready; while :; do sleep 0.05; done'
+    with box.started("run", "--gpus", "0", "--", "sh", "-c", script) as process:
+        assert read_line(process.stdout) == "ready\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert out.endswith("ending\n")  # the shell may tell of its `sleep` before
+    assert process.returncode == 5
+    assert "cancelling job 1" in err
+    assert box.job(1)["state"] == "cancelled"
+
+
+def test_ctrl_c_twice_stops_waiting(box: Box) -> None:
+    box.setenv(GPUQ_GRACE="1h")
+    box.submit("true", gpus=0)  # the first submit is told about the GPUs
+    gate = Gate(box)
+    script = f'trap "" TERM; echo ready; cat {gate.path}'
+    with box.started("run", "--gpus", "0", "--", "sh", "-c", script) as process:
+        assert read_line(process.stdout) == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert "cancelling job 2" in read_line(process.stderr)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert "no longer waiting" in err
+    assert box.job(2)["state"] == "running"
+    gate.open()
+    box.wait(2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM])
+def test_detaching_leaves_the_job(box: Box, number: signal.Signals) -> None:
+    gate = Gate(box)
+    with box.started("run", "--gpus", "0", "--", *gate.command) as process:
+        assert read_line(process.stdout) == "before\n"
+        process.send_signal(number)
+        _, err = process.communicate()
+    assert process.returncode == 128 + number
+    assert "job 1 goes on" in err
+    assert box.job(1)["state"] == "running"
+    gate.open()
+    assert box.wait(1)["state"] == "succeeded"
+
+
+def test_a_reader_that_leaves_leaves_the_job(box: Box) -> None:
+    gate = Gate(box)
+    with box.started("run", "--gpus", "0", "--", *gate.command) as process:
+        assert read_line(process.stdout) == "before\n"
+        assert process.stdout is not None
+        process.stdout.close()
+        gate.open("more\n")
+        assert process.stderr is not None
+        assert "job 1 goes on" in process.stderr.read()
+        assert process.wait() == 141
+    assert box.wait(1)["state"] == "succeeded"
+
+
+# --- wait -----------------------------------------------------------------------------------------
+
+
+def test_wait_returns_the_jobs_own_code(box: Box) -> None:
+    for script in ("exit 0", "exit 3", "kill -INT $$"):
+        box.submit("sh", "-c", script, gpus=0)
+    box.submit("/nonexistent/program", gpus=0)
+    box.submit("true", gpus=0, hold=True)
+    box.ok("cancel", "5")
+    assert [box.run("wait", str(job)).returncode for job in (1, 2, 3, 4, 5)] == [0, 3, 130, 1, 1]
+
+
+def test_wait_for_several(box: Box) -> None:
+    box.submit_many([["true"], ["true"], ["false"]], gpus=0, tags=["t"])
+    assert box.run("wait", "1-2").returncode == 0
+    done = box.run("wait", "--tag", "t")
+    assert done.returncode == 1
+    assert "job 3 failed: exit 1" in done.stderr
+    assert box.ok("wait", "-q", "1", "2") == "1\n2\n"
+    assert [job["id"] for job in box.json("wait", "1-2")["jobs"]] == [1, 2]
+
+
+def test_wait_for_any(box: Box) -> None:
+    box.submit("true", gpus=0, hold=True)
+    box.submit("sh", "-c", "exit 6", gpus=0)
+    done = box.run("wait", "--any", "-q", "1", "2")
+    assert (done.returncode, done.stdout) == (6, "2\n")
+
+
+def test_wait_gives_up_after_its_timeout(box: Box) -> None:
+    job = box.submit("true", gpus=0, hold=True)
+    assert box.fails(124, "wait", str(job), "--timeout", "0.1s") == "gpuq: not ended within 0.1s\n"
+
+
+def test_wait_sees_the_end(box: Box) -> None:
+    gate = Gate(box, "exit 4")
+    job = box.submit(*gate.command, gpus=0)
+    box.wait_state(job, "running")
+    with box.started("wait", "--state", "queued,running") as process:
+        wait_until(lambda: selects(process), "waiting")
+        gate.open()
+        process.communicate()
+    assert process.returncode == 4
+
+
+def test_wait_goes_on_with_a_new_daemon(box: Box) -> None:
+    gate = Gate(box, "exit 4")
+    job = box.submit(*gate.command, gpus=0)
+    box.wait_state(job, "running")
+    with box.started("wait", str(job)) as process:
+        wait_until(lambda: selects(process), "waiting")
+        pid = box.kill_daemon()
+        wait_until(lambda: (box.state / "sock").exists() and box.daemon_pid() != pid, "a new daemon")
+        gate.open()
+        process.communicate()
+    assert process.returncode == 4
+
+
+def test_wait_ends_when_the_daemon_is_stopped(box: Box) -> None:
+    gate = Gate(box)
+    job = box.submit(*gate.command, gpus=0)
+    box.wait_state(job, "running")
+    with box.started("wait", str(job)) as process:
+        wait_until(lambda: selects(process), "waiting")
+        box.ok("daemon", "stop")
+        _, err = process.communicate()
+    assert process.returncode == 5
+    assert "the daemon was stopped" in err
+    gate.open()
+    assert box.wait(job)["state"] == "succeeded"
+
+
+def test_wait_outlives_a_restart(box: Box) -> None:
+    gate = Gate(box)
+    job = box.submit(*gate.command, gpus=0)
+    box.wait_state(job, "running")
+    with box.started("wait", str(job)) as process:
+        wait_until(lambda: selects(process), "waiting")
+        pid = box.daemon_pid()
+        box.ok("daemon", "restart")
+        assert gone(pid)
+        gate.open()
+        process.communicate()
+    assert process.returncode == 0
+
+
+#: Numbers of select(2) and pselect6(2) in /proc/PID/syscall (proc(5)).
+SELECT = {"x86_64": {"23", "270"}, "aarch64": {"72"}}
+
+
+def selects(process: subprocess.Popen[str]) -> bool:
+    """Whether the process has sent its request and waits for the answer, as the kernel tells it."""
+    call = Path(f"/proc/{process.pid}/syscall").read_text().split()[0]
+    return call in SELECT[os.uname().machine]
