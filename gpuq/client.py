@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -128,21 +129,37 @@ def _connect(folder: Path) -> socket.socket | None:
 def _start(folder: Path) -> socket.socket:
     """Start a daemon, or find the one that somebody else has just started."""
     config.check_state_dir(folder, create=True)
+    with only_starter(folder):
+        connection = _connect(folder)
+        if connection is None:
+            refuse_within_job(folder)
+            spawn(folder)
+            connection = _connect(folder)
+    if connection is None:
+        raise DaemonUnreachable(f"the daemon started and went away again; see {folder / 'daemon.log'}")
+    return connection
+
+
+@contextmanager
+def only_starter(folder: Path) -> Iterator[None]:
+    """While the block runs nobody else starts a daemon for this folder."""
     lock = os.open(folder / "start.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        connection = _connect(folder)
-        if connection is None:
-            _spawn(folder)
-            connection = _connect(folder)
-        if connection is None:
-            raise DaemonUnreachable(f"the daemon started and went away again; see {folder / 'daemon.log'}")
-        return connection
+        yield
     finally:
         os.close(lock)
 
 
-def _spawn(folder: Path) -> None:
+def refuse_within_job(folder: Path) -> None:
+    """A daemon started by a job of its own would be ended with the job. Raises DaemonUnreachable."""
+    if os.environ.get("GPUQ_JOB_DIR", "").startswith(f"{folder}/"):
+        raise DaemonUnreachable(
+            "this is a job of gpuq, and a daemon started here would end with it: run `gpuq daemon start` elsewhere"
+        )
+
+
+def spawn(folder: Path) -> None:
     """Run the daemon in a session of its own, and wait for its word that it listens, or why it does not."""
     import subprocess
 

@@ -4,6 +4,7 @@ import os
 import select
 import socket
 import sys
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from gpuq import __version__, config
 from gpuq.cli import plain
 from gpuq.cli.common import Json, count_jobs, examples, new_app, print_json, tell
-from gpuq.client import Client
+from gpuq.client import Client, only_starter, refuse_within_job, spawn
 from gpuq.errors import ConnectionLost, DaemonUnreachable, GpuqError, UsageError
 from gpuq.units import printable
 
@@ -52,11 +53,14 @@ def stop(
 @app.command("restart", epilog=examples("gpuq daemon restart     the new program takes the running jobs over"))
 def restart() -> None:
     """Replace the daemon, as after an upgrade or a change of settings. Running jobs run on."""
-    try:
-        reply = _stop(jobs=False, restart=True)
-        running = int(reply["running"])
-    except DaemonUnreachable:
-        running = 0
+    folder = config.state_dir()
+    refuse_within_job(folder)
+    running = 0
+    if folder.is_dir():
+        with only_starter(folder):  # so that it starts with our environment, not with that of whoever waits for jobs
+            with suppress(DaemonUnreachable):
+                running = int(_stop(jobs=False, restart=True)["running"])
+            spawn(folder)
     with Client.connect() as client:
         status = client.request("status")
     tell(f"the daemon runs: pid {status['pid']}, version {status['version']}; {count_jobs(running)} ran on")

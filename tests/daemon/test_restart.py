@@ -181,6 +181,24 @@ def test_twenty_first_commands_start_one_daemon(box: Box) -> None:
     box.wait(*ids)
 
 
+def test_a_job_uses_the_daemon_and_never_starts_one(box: Box) -> None:
+    gate = box.folder / "gate"
+    script = f'until [ -e "{gate}" ]; do sleep 0.02; done; {" ".join(GPUQ)} submit -- true'
+    env = dict(os.environ)
+    fine = box.submit("sh", "-c", script, env=env)
+    gate.touch()
+    assert box.wait(fine)["exit_code"] == 0
+    assert box.wait(int(box.log(fine)))["state"] == "succeeded"
+    gate.unlink()
+    orphan = box.submit("sh", "-c", script + f"; {' '.join(GPUQ)} daemon restart", env=env)
+    box.wait_state(orphan, "running")
+    log = Path(box.job(orphan)["log_path"])
+    box.kill_daemon()
+    gate.touch()
+    wait_until(lambda: log.read_text().count("would end with it") == 2, "the refusals")
+    assert box.wait(orphan)["exit_code"] == 5
+
+
 def test_a_socket_left_by_a_dead_daemon_is_no_hindrance(box: Box) -> None:
     box.state.mkdir(mode=0o700)
     left = socket.socket(socket.AF_UNIX)
