@@ -5,10 +5,12 @@ through a descriptor, so that one select waits for all three.
 """
 
 import ctypes
+import math
 import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -16,7 +18,7 @@ from typing import Any
 
 from gpuq.cli.common import tell, write_raw
 from gpuq.cli.link import Retries
-from gpuq.client import Client
+from gpuq.client import Client, request
 from gpuq.errors import ConnectionLost, GpuqError
 from gpuq.model import ENDED, WAITING
 
@@ -28,6 +30,8 @@ IN_CLOEXEC = os.O_CLOEXEC
 IN_NONBLOCK = os.O_NONBLOCK
 
 BLOCK = 1 << 16
+#: A wait shorter than this many seconds is not worth a word.
+MOMENT = 1.0
 #: A pipe that select calls writable takes this much without blocking (PIPE_BUF, pipe(7)).
 ATOMIC = select.PIPE_BUF
 
@@ -178,16 +182,32 @@ def tail_position(fd: int, lines: int) -> int:
 
 
 class Waiting:
-    """Says on a terminal, when the reason changes, why nothing is printed yet."""
+    """Says to a person, once for each time a job waits for more than a moment, why nothing is printed."""
 
-    def __init__(self) -> None:
-        self._reason = ""
+    def __init__(self, job_id: int) -> None:
+        self._id = job_id
+        #: on the monotonic clock; None while there is nothing to say
+        self._due: float | None = None
 
-    def tell(self, job: Job) -> None:
-        reason = str(job.get("reason") or job["state"])
-        if sys.stderr.isatty() and reason != self._reason:
-            self._reason = reason
-            tell(f"job {job['id']} waits: {job.get('reason_text') or reason}")
+    def changed(self, job: Job) -> None:
+        """The job is in a state now."""
+        if job["state"] not in WAITING or not sys.stderr.isatty():
+            self._due = None
+        elif self._due is None:
+            self._due = time.monotonic() + MOMENT
+
+    def left(self) -> float | None:
+        """Seconds until there is something to say, None for never."""
+        return None if self._due is None else max(0.0, self._due - time.monotonic())
+
+    def tell(self) -> None:
+        """Say it, if it is time."""
+        if self.left() != 0.0:
+            return
+        self._due = math.inf
+        found = request("why", sel={"ranges": [[self._id, self._id]]})["explanations"][0]
+        if found["state"] in WAITING:
+            tell(f"job {self._id} waits: {found['text']}")
 
 
 class Follower:
@@ -200,13 +220,12 @@ class Follower:
         lines: int | None = None,
         signals: Signals | None = None,
         on_signal: Callable[[int], None] | None = None,
-        on_wait: Callable[[Job], None] | None = None,
     ) -> None:
         self._id = job_id
         self._lines = lines
         self._signals = signals
         self._on_signal = on_signal
-        self._on_wait = on_wait
+        self._waiting = Waiting(job_id)
         self._watch = Watch()
         self._log: Log | None = None
         self._attempt = 0
@@ -233,14 +252,13 @@ class Follower:
             job = self._next(client)
             if job is None:
                 self._look()
-            elif job["state"] in WAITING:
-                if self._on_wait is not None:
-                    self._on_wait(job)
-            elif job["attempt"] != self._attempt and job["log_path"]:
+                continue
+            self._waiting.changed(job)
+            if job["attempt"] != self._attempt and job["log_path"] and job["state"] not in WAITING:
                 self._begin(job["attempt"], job["log_path"])
-            else:
+            elif job["state"] in ENDED:
                 self._look()
-            if job is not None and job["state"] in ENDED:
+            if job["state"] in ENDED:
                 return job
 
     def _next(self, client: Client) -> Job | None:
@@ -295,8 +313,11 @@ class Follower:
                 view = view[os.write(1, view[:ATOMIC]) :]
 
     def _wait(self, fds: list[int]) -> list[int]:
-        ready, _, _ = select.select([*fds, *self._signal_fds()], [], [])
+        left = self._waiting.left()
+        patience = None if left is None or left == math.inf else left
+        ready, _, _ = select.select([*fds, *self._signal_fds()], [], [], patience)
         self._handle_signals()
+        self._waiting.tell()
         return ready
 
     def _signal_fds(self) -> list[int]:

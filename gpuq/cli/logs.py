@@ -38,9 +38,9 @@ def logs(
         raise UsageError("--follow and --attempt exclude each other: a former attempt does not grow")
     found = _show(job)
     if follow:
-        from gpuq.cli.follow import Follower, Waiting
+        from gpuq.cli.follow import Follower
 
-        Follower(found["id"], lines=number, on_wait=Waiting().tell).run()
+        Follower(found["id"], lines=number).run()
         return
     path = _path(found, attempt)
     if path is not None:

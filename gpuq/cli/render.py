@@ -46,10 +46,11 @@ def make_console(**options: Any) -> Console:
 
 
 def print_jobs(jobs: Iterable[Object]) -> None:
-    make_console().print(jobs_table(jobs))
+    console = make_console()
+    console.print(jobs_table(jobs, console.width))
 
 
-def jobs_table(jobs: Iterable[Object]) -> Table:
+def jobs_table(jobs: Iterable[Object], width: int) -> Table:
     """The table of `list`; command and name give way where the terminal is narrow."""
     table = _table()
     now = time.time()
@@ -57,7 +58,7 @@ def jobs_table(jobs: Iterable[Object]) -> Table:
         if name == "command":
             table.add_column("COMMAND", no_wrap=True, overflow="ellipsis", ratio=1, min_width=8)
         elif name == "name":
-            table.add_column("NAME", no_wrap=True, overflow="ellipsis", max_width=14)
+            table.add_column("NAME", no_wrap=True, overflow="ellipsis", max_width=max(14, width // 5))
         else:
             table.add_column(name.upper(), no_wrap=True, justify="right" if name == "id" else "left")
     for job in jobs:
@@ -107,7 +108,7 @@ def frame(data: Object, width: int, height: int | None = None) -> Group:
     rows = None if height is None else max(2, height - len(parts) - 6)
     running, waiting = _shares(len(data["running"]), len(data["waiting"]), rows)
     parts += _running(data["running"], running, width)
-    parts += _waiting(data["waiting"], waiting, data.get("waiting_total", len(data["waiting"])))
+    parts += _waiting(data["waiting"], waiting, data.get("waiting_total", len(data["waiting"])), width)
     return Group(*parts)
 
 
@@ -181,7 +182,7 @@ def _running(jobs: Sequence[Object], rows: int, width: int) -> list[RenderableTy
         return []
     table = _table()
     for name in ("ID", "NAME", "GPUS", "VRAM", "TIME", "LIMIT"):
-        _add_narrow(table, name)
+        _add_narrow(table, name, width)
     table.add_column("COMMAND", no_wrap=True, overflow="ellipsis", ratio=1, min_width=6)
     now = time.time()
     for job in jobs[:rows]:
@@ -192,8 +193,8 @@ def _running(jobs: Sequence[Object], rows: int, width: int) -> list[RenderableTy
     return [Text("\nRunning", "bold"), table, *_more(len(jobs) - rows)]
 
 
-def _add_narrow(table: Table, name: str) -> None:
-    width = 14 if name == "NAME" else None
+def _add_narrow(table: Table, name: str, screen: int) -> None:
+    width = max(14, screen // 5) if name == "NAME" else None
     table.add_column(
         name, no_wrap=True, overflow="ellipsis", max_width=width, justify="right" if name == "ID" else "left"
     )
@@ -210,12 +211,12 @@ def _progress(job: Object, now: float, cells: int) -> Text:
     return Text("━" * full, style).append("─" * (cells - full), "dim").append(f" {format_duration(limit)}")
 
 
-def _waiting(jobs: Sequence[Object], rows: int, total: int) -> list[RenderableType]:
+def _waiting(jobs: Sequence[Object], rows: int, total: int, width: int) -> list[RenderableType]:
     if not jobs:
         return []
     table = _table()
     for name in ("ID", "NAME", "GPUS", "VRAM", "WAITED"):
-        _add_narrow(table, name)
+        _add_narrow(table, name, width)
     table.add_column("REASON", no_wrap=True, overflow="ellipsis", ratio=1, min_width=10)
     now = time.time()
     for job in jobs[:rows]:

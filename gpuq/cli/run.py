@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from gpuq.cli import options as opt
 from gpuq.cli.common import examples, new_app, tell
-from gpuq.cli.follow import Detached, Follower, Signals, Waiting
+from gpuq.cli.follow import Detached, Follower, Signals
 from gpuq.cli.outcome import exit_code, sentence
 from gpuq.cli.submit import send
 from gpuq.client import request
@@ -56,7 +56,7 @@ def run(
         job_id, _ = send(template, environment, [command or []])
         attended = Attended(job_id)
         try:
-            job = Follower(job_id, signals=signals, on_signal=attended.heard, on_wait=Waiting().tell).run()
+            job = Follower(job_id, signals=signals, on_signal=attended.heard).run()
         except Detached as detached:
             return int(detached.args[0])
         except BrokenPipeError:
