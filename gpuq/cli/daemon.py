@@ -3,6 +3,7 @@
 import os
 import select
 import socket
+import struct
 import sys
 from contextlib import suppress
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from gpuq import __version__, config
 from gpuq.cli import plain
 from gpuq.cli.common import Json, count_jobs, examples, new_app, print_json, tell
 from gpuq.client import Client, only_starter, refuse_within_job, spawn
-from gpuq.errors import ConnectionLost, DaemonUnreachable, GpuqError, UsageError
+from gpuq.errors import DaemonUnreachable, GpuqError, UsageError
 from gpuq.units import printable
 
 app = new_app()
@@ -121,15 +122,23 @@ def _stop(*, jobs: bool, restart: bool) -> dict[str, Any]:
     """Ask the daemon to stop, and wait until its process has ended: then its lock is free as well."""
     with Client.connect(start=False) as client:
         client.socket.settimeout(None)  # cancelling jobs takes their grace period
-        pid = int(client.request("status")["pid"])
-        try:
-            process = os.pidfd_open(pid)
-        except ProcessLookupError:
-            raise ConnectionLost("the daemon went away before it was asked to stop") from None
-        try:
-            reply = client.request("stop", jobs=jobs, restart=restart)
-            client.socket.shutdown(socket.SHUT_WR)  # nothing more from us: it need not wait for it
-            select.select([process], [], [])  # readable once the process has ended (pidfd_open(2))
-        finally:
+        process = _process_behind(client)
+        reply = client.request("stop", jobs=jobs, restart=restart)
+        client.socket.shutdown(socket.SHUT_WR)  # nothing more from us: it need not wait for it
+        select.select([process], [], [])
+        if isinstance(process, int):
             os.close(process)
     return reply
+
+
+def _process_behind(client: Client) -> int | socket.socket:
+    """What becomes readable when the daemon has ended: its pidfd, which the kernel names (SO_PEERCRED, unix(7)).
+
+    The connection, which ends a moment before, where its process cannot be seen from here.
+    """
+    credentials = client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid = int(struct.unpack("3i", credentials)[0])
+    try:
+        return os.pidfd_open(pid) if pid else client.socket
+    except OSError:
+        return client.socket
