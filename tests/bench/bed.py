@@ -78,9 +78,11 @@ class Bed:
             accepted = time.monotonic()
         return int(reply["ids"][1]), accepted
 
-    def wait(self, job_id: int) -> dict[str, Any]:
-        """The job once it has ended."""
-        found = self.request("wait", sel={"ranges": [[job_id, job_id]]})["jobs"][0]
+    def wait(self, first: int, last: int | None = None) -> dict[str, Any]:
+        """The first of these jobs, once all have ended."""
+        with self.client() as client:
+            client.socket.settimeout(None)
+            found = client.request("wait", sel={"ranges": [[first, last or first]]})["jobs"][0]
         assert isinstance(found, dict)
         return found
 

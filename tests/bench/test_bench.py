@@ -51,3 +51,16 @@ def test_the_short_form_has_every_row(tmp_path: Path) -> None:
         # a process that slept all the while used nothing
         assert rows[f"{name}: share of a core"]["median"] >= 0
     assert not list(tmp_path.iterdir()), "it left its folder behind"
+    assert not _processes_of(tmp_path), "it left processes behind"
+
+
+def _processes_of(folder: Path) -> list[str]:
+    """Pids whose environment names the folder: daemons, supervisors and jobs that had their state there."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"={folder}/".encode() in environ.read_bytes():
+                found.append(environ.parent.name)
+        except OSError:
+            continue  # it ended meanwhile, or is somebody else's
+    return found
