@@ -314,5 +314,5 @@ class Host:
     ram: int
     #: True in a PID namespace of our own, where NVML's pids may not be ours (containers, WSL)
     foreign_pids: bool = False
-    #: GPU capacities by UUID, of every GPU seen since the daemon started, lost ones included
+    #: GPU capacities by UUID, of every GPU seen since the daemon started, lost ones included; 0 is not told yet
     capacities: Mapping[str, int] = field(default_factory=dict)

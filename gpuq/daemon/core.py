@@ -35,7 +35,10 @@ class Running:
     job: Job
     attempt: Attempt
     claims: tuple[Claim, ...]
+    #: None before it is known, and once it has ended: its pidfd is then closed, and may be another's
     supervisor: Supervisor | None = None
+    #: the supervisor's pid, by which processes are told to be the attempt's until it is settled
+    shim: int | None = None
     #: bytes in use now, by GPU, as of the last reading
     use: dict[str, int] = field(default_factory=dict)
     over_told: bool = False
@@ -136,8 +139,8 @@ class Core:
         running = self.running.get(job.id)
         if running is not None and job.state is not State.RUNNING:
             del self.running[job.id]
-            if running.supervisor is not None:
-                self.shims.pop(running.supervisor.pid, None)
+            if running.shim is not None:
+                self.shims.pop(running.shim, None)
             self.history = ledger.disturb(self.history, job.gpus or _uuids(running.claims), time.monotonic())
         elif running is not None:
             running.job = job
@@ -160,8 +163,9 @@ class Core:
             self.note_event(event)
         self.readings = readings
         self.silent = None
-        capacities = {gpu.uuid: gpu.total for gpu in readings.gpus if gpu.fault is None}
-        self.host = replace(self.host, capacities={**self.host.capacities, **capacities})
+        known = self.host.capacities
+        capacities = {gpu.uuid: gpu.total if gpu.fault is None else known.get(gpu.uuid, 0) for gpu in readings.gpus}
+        self.host = replace(self.host, capacities={**known, **capacities})
         self.history = ledger.observe(self.history, readings, self.claims(), self.settings, self.host)
         use = ledger.observed_use(readings)
         over: list[Running] = []
@@ -243,7 +247,7 @@ class Core:
 
     def supervised(self, running: Running, supervisor: Supervisor) -> None:
         """From now on this supervisor's processes are the attempt's."""
-        running.supervisor = supervisor
+        running.supervisor, running.shim = supervisor, supervisor.pid
         self.shims[supervisor.pid] = running.job.id
 
     # --- asking -----------------------------------------------------------------------------------
@@ -297,9 +301,9 @@ def blame(core: Core, running: Running) -> str | None:
 def over_text(running: Running, index: Callable[[str], int | None]) -> str:
     """`used 12GiB of the 10GiB it claimed on GPU 0`, for the worst of its GPUs."""
     worst = max(running.claims, key=lambda c: c.peak - (c.bytes or 0))
-    return (
-        f"used {format_size(worst.peak)} of the {format_size(worst.bytes or 0)} it claimed on GPU {index(worst.uuid)}"
-    )
+    place = index(worst.uuid)
+    where = worst.uuid if place is None else f"GPU {place}"
+    return f"used {format_size(worst.peak)} of the {format_size(worst.bytes or 0)} it claimed on {where}"
 
 
 def _uuids(claims: Iterable[Claim]) -> list[str]:

@@ -43,13 +43,16 @@ class Runner:
         self.onlookers = 0
         self._first_reading = asyncio.Event()
         self._reading_done = asyncio.Event()
+        #: when the newest reading that was delivered began, on the monotonic clock
+        self._read_at = float("-inf")
+        #: the loop itself holds its tasks only weakly
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self) -> None:
         """Take back what an earlier daemon left running, then start what can start."""
-        running = self.core.load()
-        self.read_gpus()
-        for job in running:
+        for job in self.core.load():
             self._take(job.id, restarted=True)
+        self.read_gpus()  # only now: their processes would be taken for strangers
         self.wake()
 
     # --- waking and planning ----------------------------------------------------------------------
@@ -165,6 +168,7 @@ class Runner:
     def _exited(self, job_id: int, supervisor: launcher.Supervisor) -> None:
         self._loop.remove_reader(supervisor.pidfd)
         launcher.reap(supervisor)
+        self.core.running[job_id].supervisor = None
         self._take(job_id, restarted=False)
 
     def _take(self, job_id: int, *, restarted: bool) -> None:
@@ -189,9 +193,12 @@ class Runner:
                 self._later(lambda: launcher.wait_unlocked(run_dir), lambda: self._take(job_id, restarted=restarted))
             case launcher.Ended():
                 fact = _ended(run_dir, running.attempt.log_path)
-                if fact.failure is Failure.VRAM_OOM and (why := blame(self.core, running)):
-                    fact = replace(fact, note=f"{fact.note} ({why})")
-                self._finish(job_id, fact)
+                if fact.failure is Failure.VRAM_OOM and running.claims:
+                    task = self._loop.create_task(self._finish_with_blame(running, fact))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+                else:
+                    self._finish(job_id, fact)
             case launcher.NeverStarted(complaint):
                 if restarted and complaint is None:
                     self._finish(job_id, NeverStarted())
@@ -200,6 +207,12 @@ class Runner:
                     self._finish(job_id, Ended(failure=Failure.LAUNCH, note=note.splitlines()[-1]))
             case launcher.Lost(identity, complaint):
                 self._lost(job_id, identity, complaint)
+
+    async def _finish_with_blame(self, running: Running, fact: Ended) -> None:
+        """Whoever filled the card may have done so since the last reading: look once more before saying who."""
+        await self.fresh_gpus()
+        why = blame(self.core, running)
+        self._finish(running.job.id, replace(fact, note=f"{fact.note} ({why})") if why else fact)
 
     def _lost(self, job_id: int, identity: Identity, complaint: str | None) -> None:
         """The supervisor vanished: end what it left, and only then give its GPUs to others."""
@@ -238,15 +251,17 @@ class Runner:
 
     def read_gpus(self) -> None:
         """Ask for a reading that begins after now; what comes of it is planned with."""
-        self._reading_done.clear()
         self._watcher.request()
         if self._patience_timer is None:
             self._patience_timer = self._loop.call_later(self.core.settings.nvml_patience, self._impatient)
 
     async def fresh_gpus(self) -> None:
         """Wait for a reading that begins after now, unless the driver is silent, or becomes so."""
+        wish = time.monotonic()
         self.read_gpus()
-        if self.core.silent is None:
+        # the reading that is under way may have begun before: then there is one more behind it
+        while self.core.silent is None and self._read_at < wish:
+            self._reading_done.clear()
             await self._reading_done.wait()
 
     async def known_gpus(self, patience: float) -> None:
@@ -262,17 +277,23 @@ class Runner:
         if self._patience_timer is not None and self._watcher.asked_at is None:
             self._patience_timer.cancel()
             self._patience_timer = None
+        late = self.core.silent is not None
+        self._read_at = readings.at
         try:
             over = self.core.take_readings(readings)
         except StoreError as error:
             log.error("a reading could not be recorded: %s", error)
             over = []
         self._first_reading.set()
-        if self._watcher.asked_at is None:
-            self._reading_done.set()
+        self._reading_done.set()
         for running in over:
-            self._over_claim(running)
-        self._plan(gpus=True)
+            log.warning("job %d %s", running.job.id, over_text(running, self.core.gpu_index))
+        if self.core.settings.over_claim is OverClaim.KILL:
+            self._end_over_users()
+        if late:
+            self.read_gpus()  # some of this is as old as the silence was long: jobs start on the next one
+        else:
+            self._plan(gpus=True)
         self.core.hub.tell()
         self._next_reading()
 
@@ -290,22 +311,26 @@ class Runner:
         self._patience_timer = None
         if self._watcher.asked_at is None:
             return
-        self.core.silent = time.monotonic() - self._watcher.asked_at
+        silent, patience = time.monotonic() - self._watcher.asked_at, self.core.settings.nvml_patience
+        if silent < patience:  # it has answered meanwhile, and was asked again
+            self._patience_timer = self._loop.call_later(patience - silent, self._impatient)
+            return
+        self.core.silent = silent
         log.warning("NVML has not answered for %.0f s", self.core.silent)
         self._first_reading.set()
         self._reading_done.set()
         self._plan(gpus=True)
         self.core.hub.tell()
-        self._patience_timer = self._loop.call_later(self.core.settings.nvml_patience, self._impatient)
+        self._patience_timer = self._loop.call_later(patience, self._impatient)
 
-    def _over_claim(self, running: Running) -> None:
-        text = over_text(running, self.core.gpu_index)
-        log.warning("job %d %s", running.job.id, text)
-        if self.core.settings.over_claim is OverClaim.KILL and running.job.ending is None:
-            try:
-                self.end(running.job, Ending.OVER_MEMORY, text)
-            except GpuqError as error:
-                log.error("job %d could not be ended: %s", running.job.id, error)
+    def _end_over_users(self) -> None:
+        """Those that an earlier daemon only told of, too."""
+        for running in list(self.core.running.values()):
+            if running.over_told and running.supervisor is not None and running.job.ending is None:
+                try:
+                    self.end(running.job, Ending.OVER_MEMORY, over_text(running, self.core.gpu_index))
+                except GpuqError as error:
+                    log.error("job %d could not be ended: %s", running.job.id, error)
 
 
 def _ended(run_dir: Path, path: str) -> Ended:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from gpuq.gpus.source import open_source
-from gpuq.launch.identity import job_of
+from gpuq.launch.identity import job_of, read_stat
 from gpuq.model import Driver, GpuProcess, GpuReading, Readings
 
 log = logging.getLogger("gpuq.watch")
@@ -31,15 +31,19 @@ class Watcher:
         self._wanted = threading.Event()
         self._shims = shims
         self._source = open_source(os.environ.get("GPUQ_GPUS"))
-        #: monotonic time of the oldest request that was not answered, None when all were
+        #: monotonic time of the oldest request that was not answered, or a little earlier; None when all were
         self.asked_at: float | None = None
+        self._newest = float("-inf")
+        #: jobs by pid, as of the last reading
+        self._known: dict[int, int] = {}
         # a daemon thread: a hanging driver must not keep the process from ending
         threading.Thread(target=self._run, name="gpu-watch", daemon=True).start()
 
     def request(self) -> None:
         """Ask for a reading that begins after now."""
+        self._newest = time.monotonic()
         if self.asked_at is None:
-            self.asked_at = time.monotonic()
+            self.asked_at = self._newest
         self._wanted.set()
 
     def _run(self) -> None:
@@ -56,22 +60,34 @@ class Watcher:
         began = time.monotonic()
         try:
             readings = self._source.read()
-            return replace(readings, gpus=tuple(map(self._attributed, readings.gpus)))
+            readings = replace(readings, gpus=tuple(map(self._attributed, readings.gpus)))
         except Exception as error:
             log.exception("reading the GPUs failed")
             return Readings(Driver.BROKEN, began, fault=f"reading the GPUs failed: {error}")
+        listed = [p for gpu in readings.gpus for p in (*gpu.before, *gpu.after)]
+        self._known = {p.pid: p.job_id for p in listed if p.job_id is not None}
+        return readings
 
     def _attributed(self, gpu: GpuReading) -> GpuReading:
         """The reading with each process's job."""
 
         def whose(processes: tuple[GpuProcess, ...]) -> tuple[GpuProcess, ...]:
-            return tuple(replace(p, job_id=job_of(p.pid, self._shims)) for p in processes)
+            return tuple(replace(p, job_id=self._job(p.pid)) for p in processes)
 
         return replace(gpu, before=whose(gpu.before), after=whose(gpu.after))
 
+    def _job(self, pid: int) -> int | None:
+        job_id = job_of(pid, self._shims)
+        if job_id is None and read_stat(pid) is None:
+            # it ended since NVML listed it, and /proc tells no more: it was no stranger if it was none before
+            known = self._known.get(pid)
+            return known if known in list(self._shims.values()) else None
+        return job_id
+
     def _answer(self, readings: Readings) -> None:
-        if self.asked_at is not None and readings.at >= self.asked_at:
+        if readings.at >= self._newest:
             self.asked_at = None
         elif self.asked_at is not None:
-            self._wanted.set()  # asked again while this one was under way
+            # asked again while this one was under way, so that the next one is by now
+            self.asked_at = max(self.asked_at, readings.at)
         self._deliver(readings)

@@ -58,8 +58,9 @@ def _why_no_gpu(request: Request, gpus: Sequence[GpuState], fitting: int, gpu_fa
     if len(able) < request.gpus:
         if gpu_fault is not None:
             return Verdict(Reason.GPU_UNAVAILABLE, gpu_fault)
-        faults = [f"GPU {gpu.index}: {gpu.fault}" for gpu in gpus if gpu.fault is not None]
-        return Verdict(Reason.GPU_UNAVAILABLE, "; ".join(faults) or "no GPU can be used now")
+        faults = "; ".join(f"GPU {gpu.index}: {gpu.fault}" for gpu in gpus if gpu.fault is not None)
+        has = f"{len(able)} GPU{'s' if len(able) != 1 else ''}{'' if request.vram is None else ' large enough'}"
+        return Verdict(Reason.GPU_UNAVAILABLE, faults or f"asks for {asked(request)}, and this host has {has} now")
     says = f"asks for {asked(request)}; {fitting} of {len(healthy)} GPUs fit now"
     alone = sum(fits(request, gpu.without_foreign()) for gpu in able)
     if alone >= request.gpus:
@@ -106,7 +107,8 @@ def impossible(request: Request, host: Host, settings: Settings, *, gpus_known: 
         has = f"{len(host.capacities)} GPU{'s' if len(host.capacities) != 1 else ''}" if host.capacities else "no GPUs"
         return f"{request.gpus} GPU{'s' if request.gpus != 1 else ''} asked for with --gpus, and this host has {has}"
     if request.gpus and request.vram is not None:
-        able = sum(total - settings.margin >= request.vram for total in host.capacities.values())
+        # a GPU that has been out of order since the daemon started may turn out to be large enough
+        able = sum(not total or total - settings.margin >= request.vram for total in host.capacities.values())
         if able < request.gpus:
             most = max(host.capacities.values()) - settings.margin
             return (
