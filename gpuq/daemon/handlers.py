@@ -28,6 +28,8 @@ from gpuq.protocol import Message, Selection
 FIRST_READING = 3.0
 #: Shortest time between two frames of `top`, in seconds.
 FRAME = 0.25
+#: Jobs of a long list that are made ready in one go.
+SLICE = 500
 #: Rows of the queue's head in a frame.
 HEAD = 20
 
@@ -171,7 +173,12 @@ async def list_(daemon: Daemon, session: Session, message: Message) -> Message:
         some, count = core.store.select_jobs(selection, states, order, left)
         jobs += some
         total += count
-    return {"jobs": [_view(core, job) for job in jobs], "total": total, "counts": core.store.counts()}
+    counts = core.store.counts()
+    found: list[Message] = []
+    for start in range(0, len(jobs), SLICE):
+        found += [_view(core, job) for job in jobs[start : start + SLICE]]
+        await asyncio.sleep(0)  # others are served between two slices of a long list
+    return {"jobs": found, "total": total, "counts": counts}
 
 
 def _view(core: Core, job: Job) -> Message:
@@ -289,7 +296,6 @@ async def stop(daemon: Daemon, _session: Session, message: Message) -> Message:
                     daemon.runner.end(core.running[job_id].job, Ending.CANCEL)
             while core.running.keys() & set(mine):
                 await news.wait()
-                news.clear()
         cancelled = len(mine)
     core.draining = True
     # after this reply went out: the server waits for the answers that are under way
@@ -305,13 +311,12 @@ async def wait(daemon: Daemon, session: Session, message: Message) -> AsyncItera
     core = daemon.core
     ids = [job.id for job in _selected(core, session, message)]
     with core.hub.listen(ids) as news:
-        pending = set(ids)
+        pending = changed = set(ids)
         while True:
-            pending = {job_id for job_id in pending if core.store.state_of(job_id) not in ENDED}
+            pending = pending - {job_id for job_id in changed if core.store.state_of(job_id) in ENDED}
             if not pending or (message.get("any") is True and len(pending) < len(ids)):
                 break
-            await news.wait()
-            news.clear()
+            changed = pending & await news.wait()
     ended = [job for job_id in ids if job_id not in pending and (job := core.store.job(job_id)) is not None]
     yield {"jobs": [_view(core, job) for job in ended], "end": True}
 
@@ -336,7 +341,6 @@ async def follow(daemon: Daemon, session: Session, message: Message) -> AsyncIte
             if job.ended:
                 return
             await news.wait()
-            news.clear()
 
 
 async def top(daemon: Daemon, _session: Session, _message: Message) -> AsyncIterator[Message]:
@@ -351,7 +355,6 @@ async def top(daemon: Daemon, _session: Session, _message: Message) -> AsyncIter
                 yield views.frame(core, head, total)
                 await news.wait()
                 await asyncio.sleep(FRAME)  # several changes make one frame
-                news.clear()
     finally:
         daemon.runner.onlookers -= 1
 
@@ -373,7 +376,6 @@ async def events(daemon: Daemon, session: Session, message: Message) -> AsyncIte
         last = core.store.last_event()
         while follows:
             await news.wait()
-            news.clear()
             for event in core.store.events(last, where, None):
                 yield {"event": views.event_view(event)}
             last = core.store.last_event()

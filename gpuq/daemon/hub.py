@@ -7,37 +7,57 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
+class News:
+    """What one listener has been told and not yet looked at."""
+
+    def __init__(self) -> None:
+        self._told = asyncio.Event()
+        self._changed: set[int] = set()
+
+    def tell(self, job_id: int | None) -> None:
+        if job_id is not None:
+            self._changed.add(job_id)
+        self._told.set()
+
+    async def wait(self) -> set[int]:
+        """Wait until something changed; the jobs that did since the last time."""
+        await self._told.wait()
+        self._told.clear()
+        changed, self._changed = self._changed, set()
+        return changed
+
+
 class Hub:
     """Wakes listeners after a commit. A slow listener misses wake-ups, never news: it reads the store again."""
 
     def __init__(self) -> None:
-        self._by_job: dict[int, set[asyncio.Event]] = {}
-        self._all: set[asyncio.Event] = set()
+        self._by_job: dict[int, set[News]] = {}
+        self._all: set[News] = set()
 
     @contextmanager
-    def listen(self, job_ids: Iterable[int] | None = None) -> Iterator[asyncio.Event]:
-        """An event that is set when one of the jobs (None: anything) changes. The listener clears it."""
-        event = asyncio.Event()
-        ids = None if job_ids is None else list(job_ids)
+    def listen(self, job_ids: Iterable[int] | None = None) -> Iterator[News]:
+        """News of some jobs; None listens to everything."""
+        news = News()
+        ids = None if job_ids is None else set(job_ids)
         if ids is None:
-            self._all.add(event)
+            self._all.add(news)
         else:
             for job_id in ids:
-                self._by_job.setdefault(job_id, set()).add(event)
+                self._by_job.setdefault(job_id, set()).add(news)
         try:
-            yield event
+            yield news
         finally:
-            self._all.discard(event)
+            self._all.discard(news)
             for job_id in ids or ():
                 listeners = self._by_job[job_id]
-                listeners.discard(event)
+                listeners.discard(news)
                 if not listeners:
                     del self._by_job[job_id]
 
     def tell(self, job_ids: Iterable[int] = ()) -> None:
         """These jobs, or something that is no job, changed."""
         for job_id in job_ids:
-            for event in self._by_job.get(job_id, ()):
-                event.set()
-        for event in self._all:
-            event.set()
+            for news in self._by_job.get(job_id, ()):
+                news.tell(job_id)
+        for news in self._all:
+            news.tell(None)
