@@ -108,11 +108,12 @@ class Watch:
         self._replace(str(folder), IN_CREATE | IN_MOVED_TO)
 
     def _replace(self, path: str, mask: int) -> None:
-        if self._current >= 0:
-            self._remove(self.fd, self._current)
-        self._current = self._add(self.fd, os.fsencode(path), mask)
-        if self._current < 0:
+        watched = self._add(self.fd, os.fsencode(path), mask)
+        if watched < 0:
             raise GpuqError(f"the log cannot be watched: {os.strerror(ctypes.get_errno())} (inotify)")
+        if self._current not in (-1, watched):
+            self._remove(self.fd, self._current)  # told as an event: to watch the same again must not do it
+        self._current = watched
 
     def drain(self) -> None:
         """Forget what was told so far."""

@@ -1,4 +1,4 @@
-"""The command line on a pseudo-terminal: what a person sees, and what a person types."""
+"""The command line as a person has it: its output line by line, and a pseudo-terminal to type at."""
 
 from __future__ import annotations
 
@@ -10,13 +10,34 @@ import select
 import struct
 import subprocess
 import termios
+import threading
 import time
 from types import TracebackType
+from typing import IO
 
 from tests.harness import GPUQ, PATIENCE
 
 #: Colours, cursor movements and modes (ECMA-48 control sequences).
 ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[=>()][0B]?|\x1b\][^\x07]*\x07")
+
+
+def read_line(process: subprocess.Popen[str], stream: IO[str] | None = None) -> str:
+    """The next line of its standard output, or of the given stream; empty if there is none within PATIENCE."""
+    chosen = stream or process.stdout
+    assert chosen is not None
+    giving_up = threading.Timer(PATIENCE, process.kill)
+    giving_up.start()
+    try:
+        return chosen.readline()
+    finally:
+        giving_up.cancel()
+        giving_up.join()
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """The rest of its output and its messages, once it has ended."""
+    out, err = process.communicate(timeout=PATIENCE)
+    return out, err
 
 
 class Terminal:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO
 
 import pytest
 
-from gpuq.cli.follow import tail_position
-from tests.harness import GPUQ, Box, gone, wait_until
-
-
-def read_line(stream: IO[str] | None) -> str:
-    assert stream is not None
-    return stream.readline()
+from gpuq.cli.follow import Watch, tail_position
+from tests.cli.terminal import finish, read_line
+from tests.harness import GPUQ, PATIENCE, Box, gone, wait_until
 
 
 class Gate:
@@ -73,6 +69,28 @@ def test_where_the_last_lines_begin(tmp_path: Path, content: bytes, lines: int, 
         assert content[tail_position(log.fileno(), lines) :] == expected
 
 
+def test_a_log_that_is_yet_to_be_made_is_watched_for(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "1" / "log"
+    watch = Watch()
+    try:
+        for make in (path.parent.parent.mkdir, path.parent.mkdir, path.touch):
+            watch.coming(str(path))
+            watch.drain()
+            watch.coming(str(path))  # which is no news of its own: it would be waited for in a circle
+            assert not select.select([watch.fd], [], [], 0)[0]
+            make()
+            assert select.select([watch.fd], [], [], PATIENCE)[0]
+            watch.drain()
+        with path.open("ab") as log:
+            watch.file(log.fileno())
+            watch.drain()
+            log.write(b"x")
+            log.flush()
+            assert select.select([watch.fd], [], [], PATIENCE)[0]
+    finally:
+        watch.close()
+
+
 def test_a_job_without_a_log(box: Box) -> None:
     job = box.submit("true", gpus=0, hold=True)
     done = box.run("logs", str(job))
@@ -104,9 +122,9 @@ def test_follow_prints_as_it_comes_and_ends_with_the_job(box: Box) -> None:
     with box.started("logs", "-f", str(job)) as process:
         wait_until(lambda: selects(process), "following")
         box.ok("release", str(job))
-        assert read_line(process.stdout) == "before\n"
+        assert read_line(process) == "before\n"
         gate.open("through\n")
-        out, err = process.communicate()
+        out, err = finish(process)
     assert (process.returncode, out, err) == (0, "through\nafter\n", "")
 
 
@@ -114,10 +132,10 @@ def test_follow_goes_on_with_a_new_daemon(box: Box) -> None:
     gate = Gate(box)
     job = box.submit(*gate.command, gpus=0)
     with box.started("logs", "-f", str(job)) as process:
-        assert read_line(process.stdout) == "before\n"
+        assert read_line(process) == "before\n"
         box.kill_daemon()
         gate.open()
-        out, _ = process.communicate()
+        out, _ = finish(process)
     assert (process.returncode, out) == (0, "after\n")
 
 
@@ -166,9 +184,9 @@ def test_run_large_output(box: Box) -> None:
 def test_ctrl_c_cancels_and_waits(box: Box) -> None:
     script = 'trap "echo ending; exit 5" TERM; echo ready; while :; do sleep 0.05; done'
     with box.started("run", "--gpus", "0", "--", "sh", "-c", script) as process:
-        assert read_line(process.stdout) == "ready\n"
+        assert read_line(process) == "ready\n"
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate()
+        out, err = finish(process)
     assert out.endswith("ending\n")  # the shell may tell of its `sleep` before
     assert process.returncode == 5
     assert "cancelling job 1" in err
@@ -181,11 +199,11 @@ def test_ctrl_c_twice_stops_waiting(box: Box) -> None:
     gate = Gate(box)
     script = f'trap "" TERM; echo ready; cat {gate.path}'
     with box.started("run", "--gpus", "0", "--", "sh", "-c", script) as process:
-        assert read_line(process.stdout) == "ready\n"
+        assert read_line(process) == "ready\n"
         process.send_signal(signal.SIGINT)
-        assert "cancelling job 2" in read_line(process.stderr)
+        assert "cancelling job 2" in read_line(process, process.stderr)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate()
+        _, err = finish(process)
     assert process.returncode == 130
     assert "no longer waiting" in err
     assert box.job(2)["state"] == "running"
@@ -197,9 +215,9 @@ def test_ctrl_c_twice_stops_waiting(box: Box) -> None:
 def test_detaching_leaves_the_job(box: Box, number: signal.Signals) -> None:
     gate = Gate(box)
     with box.started("run", "--gpus", "0", "--", *gate.command) as process:
-        assert read_line(process.stdout) == "before\n"
+        assert read_line(process) == "before\n"
         process.send_signal(number)
-        _, err = process.communicate()
+        _, err = finish(process)
     assert process.returncode == 128 + number
     assert "job 1 goes on" in err
     assert box.job(1)["state"] == "running"
@@ -210,13 +228,13 @@ def test_detaching_leaves_the_job(box: Box, number: signal.Signals) -> None:
 def test_a_reader_that_leaves_leaves_the_job(box: Box) -> None:
     gate = Gate(box)
     with box.started("run", "--gpus", "0", "--", *gate.command) as process:
-        assert read_line(process.stdout) == "before\n"
+        assert read_line(process) == "before\n"
         assert process.stdout is not None
         process.stdout.close()
         gate.open("more\n")
-        assert process.stderr is not None
-        assert "job 1 goes on" in process.stderr.read()
-        assert process.wait() == 141
+        _, err = finish(process)
+    assert process.returncode == 141
+    assert "job 1 goes on" in err
     assert box.wait(1)["state"] == "succeeded"
 
 
@@ -261,7 +279,7 @@ def test_wait_sees_the_end(box: Box) -> None:
     with box.started("wait", "--state", "queued,running") as process:
         wait_until(lambda: selects(process), "waiting")
         gate.open()
-        process.communicate()
+        finish(process)
     assert process.returncode == 4
 
 
@@ -274,7 +292,22 @@ def test_wait_goes_on_with_a_new_daemon(box: Box) -> None:
         pid = box.kill_daemon()
         wait_until(lambda: (box.state / "sock").exists() and box.daemon_pid() != pid, "a new daemon")
         gate.open()
-        process.communicate()
+        finish(process)
+    assert process.returncode == 4
+
+
+def test_wait_means_the_jobs_that_were_chosen_at_first(box: Box) -> None:
+    """`--state held` are the jobs that are held now, also where the question has to be asked again."""
+    gate = Gate(box, "exit 4")
+    job = box.submit(*gate.command, gpus=0, hold=True)
+    with box.started("wait", "--state", "held") as process:
+        wait_until(lambda: selects(process), "waiting")
+        box.ok("release", str(job))
+        box.wait_state(job, "running")
+        pid = box.kill_daemon()
+        wait_until(lambda: box.daemon_pid() != pid, "a new daemon")
+        gate.open()
+        finish(process)
     assert process.returncode == 4
 
 
@@ -285,7 +318,7 @@ def test_wait_ends_when_the_daemon_is_stopped(box: Box) -> None:
     with box.started("wait", str(job)) as process:
         wait_until(lambda: selects(process), "waiting")
         box.ok("daemon", "stop")
-        _, err = process.communicate()
+        _, err = finish(process)
     assert process.returncode == 5
     assert "the daemon was stopped" in err
     gate.open()
@@ -302,7 +335,7 @@ def test_wait_outlives_a_restart(box: Box) -> None:
         box.ok("daemon", "restart")
         assert gone(pid)
         gate.open()
-        process.communicate()
+        finish(process)
     assert process.returncode == 0
 
 

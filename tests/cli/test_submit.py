@@ -13,7 +13,8 @@ import pytest
 from gpuq.cli.options import make_environment
 from gpuq.errors import ConnectionLost, UsageError
 from gpuq.protocol import decode
-from tests.harness import Box
+from tests.cli.terminal import finish
+from tests.harness import PATIENCE, Box
 
 PRINT_ARGS = [sys.executable, "-c", "import sys; print(sys.argv[1:])"]
 
@@ -129,12 +130,13 @@ def test_sent_again_with_the_same_key_when_the_daemon_dies(box: Box) -> None:
     with socket.socket(socket.AF_UNIX) as dying:
         dying.bind(str(box.state / "sock"))
         dying.listen()
+        dying.settimeout(PATIENCE)
         with box.started("submit", "--gpus", "0", "--", "true") as process:
             connection, _ = dying.accept()
             with connection, connection.makefile("rb") as lines:
                 request = decode(lines.readline())
                 (box.state / "sock").unlink()
-            out, _ = process.communicate()
+            out, _ = finish(process)
     assert (process.returncode, out) == (0, "1\n")
     again = box.request("submit", **{k: v for k, v in request.items() if k not in ("v", "op")})
     assert again["ids"] == [1, 1], "the second daemon was sent another key"
@@ -145,12 +147,13 @@ def test_gives_up_where_no_daemon_stays(box: Box) -> None:
     with socket.socket(socket.AF_UNIX) as dying:
         dying.bind(str(box.state / "sock"))
         dying.listen()
+        dying.settimeout(PATIENCE)
         with box.started("submit", "--gpus", "0", "--", "true") as process:
             for _ in range(3):
                 connection, _ = dying.accept()
                 connection.recv(1)
                 connection.close()
-            _, err = process.communicate()
+            _, err = finish(process)
     (box.state / "sock").unlink()
     assert process.returncode == ConnectionLost.exit_code
     assert "closed the connection" in err
@@ -267,7 +270,7 @@ def test_twenty_first_commands_make_one_daemon(box: Box) -> None:
 
     with ExitStack() as stack:
         started = [stack.enter_context(box.started("submit", "--gpus", "0", "--", "true")) for _ in range(20)]
-        done = [process.communicate() for process in started]
+        done = [finish(process) for process in started]
     assert sorted(int(out) for out, _ in done) == list(range(1, 21))
     events = box.json("events", "-n", "0")["events"]
     assert sum(event["kind"] == "daemon-started" for event in events) == 1

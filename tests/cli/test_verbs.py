@@ -12,6 +12,7 @@ import pytest
 
 from gpuq import __version__
 from gpuq.config import SETTINGS
+from tests.cli.terminal import read_line, shown
 from tests.fakenvml import NOT_SUPPORTED, FakeNvml, FakeProcess, GiB, fake_gpus
 from tests.harness import Box, gone, wait_until
 
@@ -171,13 +172,12 @@ def test_events_are_followed_over_a_crash(box: Box) -> None:
     box.submit("true", gpus=0)
     box.wait(1)
     with box.started("events", "-f", "-n", "0", "--json") as process:
-        assert process.stdout is not None
-        seen = [json.loads(process.stdout.readline()) for _ in range(4)]
+        seen = [json.loads(read_line(process)) for _ in range(4)]
         box.kill_daemon()
         box.submit("true", gpus=0)
         box.wait(2)
         while seen[-1]["kind"] != "succeeded" or seen[-1]["job"] != 2:
-            seen.append(json.loads(process.stdout.readline()))
+            seen.append(json.loads(read_line(process)))
     ids = [event["id"] for event in seen]
     assert ids == list(range(1, len(ids) + 1)), "one is missing, or came twice"
 
@@ -201,8 +201,6 @@ def test_gpus(nvml: FakeNvml, box: Box) -> None:
 
 
 def test_a_foreign_process_is_named_on_a_terminal(nvml: FakeNvml, box: Box) -> None:
-    from tests.cli.terminal import shown
-
     nvml.set(gpus=fake_gpus(24 * GiB))
     nvml.add_process(0, FakeProcess(os.getpid(), 3 * GiB))
     assert box.json("gpus")["gpus"][0]["processes"][0]["pid"] == os.getpid()
@@ -263,11 +261,10 @@ def test_restart_without_a_daemon_starts_one(box: Box) -> None:
 def test_the_daemons_log_is_followed(box: Box) -> None:
     box.daemon_pid()
     with box.started("daemon", "logs", "-f", "-n", "1") as process:
-        assert process.stdout is not None
-        assert process.stdout.readline()
+        assert read_line(process)
         box.submit("true", gpus=0)
-        while "job 1" not in process.stdout.readline():
-            pass
+        while "job 1" not in (line := read_line(process)):
+            assert line, "the log was not followed"
 
 
 # --- doctor, config, sim-job ----------------------------------------------------------------------
