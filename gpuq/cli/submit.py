@@ -11,7 +11,7 @@ import typer
 from gpuq.cli import options as opt
 from gpuq.cli import parse
 from gpuq.cli.common import Json, Quiet, count_jobs, examples, new_app, on_terminal, print_json, tell
-from gpuq.client import Client
+from gpuq.client import PATIENCE, Client
 from gpuq.errors import ConnectionLost, UsageError
 from gpuq.protocol import MAX_JOBS, MAX_LINE, Message, encode
 
@@ -22,6 +22,8 @@ PART_BYTES = 1024 * 1024
 MAX_SHELL_LINE = 128 * 1024 - 1
 #: How often a submission is sent again where the daemon went away in the middle.
 RESENDS = 2
+#: What the slowest disk may take for the one commit of a large submission.
+JOBS_PER_SECOND = 500
 
 app = new_app()
 
@@ -99,9 +101,11 @@ def send(
     head: Message = {"key": os.urandom(16).hex(), "template": template, "env": environment}
     if array is not None:
         head["array"] = {"indexes": array[0], "limit": array[1]}
+    jobs = len(commands) * (len(array[0]) if array is not None else 1)
     for left in reversed(range(RESENDS + 1)):
         try:
             with Client.connect() as client:
+                client.socket.settimeout(PATIENCE + jobs / JOBS_PER_SECOND)
                 reply = _send_parts(client, head, commands)
             break
         except ConnectionLost:
@@ -120,8 +124,11 @@ def _send_parts(client: Client, head: Message, commands: list[list[str]]) -> Mes
     for part in _parts(commands):
         sent += len(part)
         fields = {**head, "commands": part, "last": sent == len(commands)}
-        if len(encode(fields)) + 1024 > MAX_LINE:
-            raise UsageError("command and environment together are too large to send; choose with --export")
+        if "template" in head and (size := len(encode(fields)) + 100) > MAX_LINE:
+            raise UsageError(
+                f"command, environment and array indexes are {size:,} bytes together, and at most "
+                f"{MAX_LINE:,} can be sent; choose variables with --export"
+            )
         reply = client.request("submit", **fields)
         head = {"key": head["key"]}
         if clock.monotonic() - began > 1 and sys.stderr.isatty():

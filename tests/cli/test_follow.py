@@ -194,7 +194,7 @@ def test_ctrl_c_cancels_and_waits(box: Box) -> None:
 
 
 def test_ctrl_c_twice_stops_waiting(box: Box) -> None:
-    box.setenv(GPUQ_GRACE="1h")
+    box.setenv(GPUQ_GRACE="1m")
     box.submit("true", gpus=0)  # the first submit is told about the GPUs
     gate = Gate(box)
     script = f'trap "" TERM; echo ready; cat {gate.path}'
