@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -215,11 +215,12 @@ class Box:
 
     def close(self) -> None:
         """Stop daemon and jobs; nothing of this box may be left."""
-        if (self.state / "sock").exists():
-            self.run("daemon", "stop", "--jobs")
-        left = self.processes()
-        for pid in left:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                print("left behind:", pid, file.read())
-            os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not self.processes(), "the end of what the test left behind")
+        try:
+            if (self.state / "sock").exists():
+                self.run("daemon", "stop", "--jobs")
+        finally:
+            for pid in self.processes():
+                with suppress(OSError):
+                    print("left behind:", pid, Path(f"/proc/{pid}/cmdline").read_bytes())
+                    os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: not self.processes(), "the end of what the test left behind")

@@ -371,14 +371,15 @@ async def events(daemon: Daemon, session: Session, message: Message) -> AsyncIte
         raise BadRequest("since and limit are whole numbers")
     follows = message.get("follow") is True
     with core.hub.listen() as news:
-        past = core.store.events(since, where, limit)
+        last, past = core.store.last_event(), core.store.events(since, where, limit)
         yield {"events": [views.event_view(event) for event in past], **({} if follows else {"end": True})}
-        last = core.store.last_event()
         while follows:
             await news.wait()
-            for event in core.store.events(last, where, None):
+            # the horizon before the events: what is committed while these are sent comes with the next
+            horizon, fresh = core.store.last_event(), core.store.events(last, where, None)
+            for event in fresh:
                 yield {"event": views.event_view(event)}
-            last = core.store.last_event()
+            last = horizon
 
 
 # --- selecting ------------------------------------------------------------------------------------

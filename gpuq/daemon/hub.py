@@ -54,6 +54,10 @@ class Hub:
                 if not listeners:
                     del self._by_job[job_id]
 
+    def awaited(self) -> list[int]:
+        """Jobs that somebody listens to."""
+        return list(self._by_job)
+
     def tell(self, job_ids: Iterable[int] = ()) -> None:
         """These jobs, or something that is no job, changed."""
         for job_id in job_ids:

@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,9 @@ from gpuq.launch import launcher, outcome
 from gpuq.launch.environment import job_environment, log_path
 from gpuq.model import Attempt, Claim, Ending, Failure, Identity, Job, OverClaim, Readings, State
 from gpuq.policy import ledger, scheduler
+from gpuq.policy.explain import Verdict
 from gpuq.policy.lifecycle import EndAsked, Ended, Fact, NeverStarted, Started, advance
+from gpuq.policy.waiting import GroupKey
 
 log = logging.getLogger("gpuq.runner")
 
@@ -96,8 +98,16 @@ class Runner:
         except StoreError as error:
             log.error("an attempt could not be recorded: %s", error)
             self._loop.call_later(RETRY_WRITE, self.wake)
-        verdicts = {key: v for key, v in self.core.verdicts.items() if key in self.core.waiting.groups}
-        self.core.verdicts = verdicts | dict(plan.verdicts)
+        self._keep_verdicts(plan.verdicts)
+
+    def _keep_verdicts(self, fresh: Mapping[GroupKey, Verdict]) -> None:
+        """Remember why groups wait, and tell those who follow a job of one whose reason has changed."""
+        core = self.core
+        before = core.verdicts
+        changed = {key for key, verdict in fresh.items() if before.get(key) != verdict}
+        core.verdicts = {key: v for key, v in (before | dict(fresh)).items() if key in core.waiting.groups}
+        if changed:
+            core.hub.tell(n for n in core.hub.awaited() if core.waiting.key(n) in changed)
 
     # --- launching --------------------------------------------------------------------------------
 

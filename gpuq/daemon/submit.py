@@ -121,7 +121,7 @@ def check_template(t: Mapping[str, Any], owner: int, driver: Driver | None, gpu_
         request=Request(gpus, vram, (0 if gpus else 1) if cpus is None else cpus, _optional(t, "ram", "--ram") or 0),
         env_hash="",
         submitted_at=now,
-        priority=_integer(t.get("priority") or 0, "--priority", -1_000_000, 1_000_000),
+        priority=_integer(t.get("priority") or 0, "--priority", -protocol.MAX_PRIORITY, protocol.MAX_PRIORITY),
         time_limit=_seconds(t.get("time_limit")),
         begin_at=_moment(t.get("begin_at")),
         after=_after(t.get("after") or []),

@@ -211,8 +211,10 @@ def test_a_call_that_is_not_supported_costs_only_that_gpu(box: Box, quick: FakeN
     assert (good["available"], good["total_bytes"]) == (True, 24 * GiB)
     assert not bad["available"] and "how much memory" in bad["fault"] and bad["headroom_bytes"] == 0
     assert box.wait(box.submit("true", gpus=1))["gpus"] == [quick.uuid(0)]
+    pair = box.submit("true", gpus=2, vram=20 * GiB)  # nobody knows yet whether the other is large enough
+    assert "how much memory" in wait_reason(box, pair, "GpuUnavailable")
     quick.change(1, memory=0)
-    assert box.wait(box.submit("true", gpus=2))["state"] == "succeeded"
+    assert box.wait(box.submit("true", gpus=2), pair)["state"] == "succeeded"
 
 
 def test_a_gpu_is_lost_while_jobs_run_and_wait_and_comes_back(box: Box, quick: FakeNvml) -> None:
@@ -343,6 +345,12 @@ def test_who_asks_is_told_what_is_so_after_the_question(box: Box, quick: FakeNvm
         assert client.receive()["gpus"][0]["used_bytes"] == 5 * GiB
 
 
+def hangs_at_second(calls: list[str]) -> bool:
+    """Whether a reading of two GPUs stands at the memory of the second."""
+    memory = "nvmlDeviceGetMemoryInfo_v2"
+    return calls[-1] == memory and calls.count(memory) == 2 * calls.count(READING)
+
+
 def test_a_process_of_a_job_that_ends_while_gpus_are_read_is_no_stranger(box: Box, quick: FakeNvml) -> None:
     box.setenv(GPUQ_FOREIGN_WINDOW="1h")
     quick.set(gpus=fake_gpus(24 * GiB, 24 * GiB))
@@ -355,7 +363,7 @@ def test_a_process_of_a_job_that_ends_while_gpus_are_read_is_no_stranger(box: Bo
     pid = int(holder.name)
     quick.change(0, used=8 * GiB)  # the driver takes its time to give it back
     quick.change(1, hang=30)
-    quick.wait_for_call("nvmlDeviceGetMemoryInfo_v2", 2 * quick.calls().count(READING))
+    wait_until(lambda: hangs_at_second(quick.calls()), "the hang")
     child_gate.touch()
     wait_until(lambda: gone(pid), "the child's end")
     quick.set(gpus=fake_gpus(24 * GiB, 24 * GiB))

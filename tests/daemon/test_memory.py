@@ -303,7 +303,8 @@ def test_foreign_use_of_claimed_memory_stops_starts_and_nothing_else(box: Box, c
 
 def test_claims_and_peaks_outlive_the_daemon(box: Box, card: FakeNvml) -> None:
     late, gate = box.folder / "late", box.folder / "go"
-    greedy = share(box, 4, *card.allocate("6GiB", until=gate))
+    more = shlex.join(card.allocate("1GiB", after=late, until=gate))
+    greedy = share(box, 4, "sh", "-c", f"{more} & {shlex.join(card.allocate('6GiB', until=gate))}; wait")
     peaks(box, greedy, 6 * GiB)
     quiet = share(box, 15, *card.allocate("15GiB", after=late, until=gate))
     box.wait_state(quiet, "running")
@@ -316,12 +317,13 @@ def test_claims_and_peaks_outlive_the_daemon(box: Box, card: FakeNvml) -> None:
     assert box.job(greedy)["over_claim"]
     late.touch()
     peaks(box, quiet, 15 * GiB)
+    peaks(box, greedy, 7 * GiB)
     assert gpu(box)["foreign_bytes"] == 0  # they are still known for ours
     box.kill_daemon()
     assert box.reason(waits)[0] == "Resources"
     gate.touch()
     assert box.wait(waits, greedy, quiet)["state"] == "succeeded"
-    assert [box.job(job)["peak_vram_bytes"] for job in (greedy, quiet)] == [6 * GiB, 15 * GiB]
+    assert [box.job(job)["peak_vram_bytes"] for job in (greedy, quiet)] == [7 * GiB, 15 * GiB]
     assert events(box, "over-claim") == [(greedy, "used 6GiB of the 4GiB it claimed on GPU 0")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from contextlib import ExitStack
 from typing import Any
@@ -211,3 +212,32 @@ def test_event_followers_miss_none(up: Box) -> None:
     assert len(kinds) == len(set(kinds))
     ids = [event["id"] for event in seen]
     assert ids == sorted(ids)
+
+
+def test_a_follower_is_told_when_the_reason_changes(up: Box) -> None:
+    cpus = len(os.sched_getaffinity(0))
+    gate = up.folder / "gate"
+    up.submit("sh", "-c", f'until [ -e "{gate}" ]; do sleep 0.02; done', cpus=cpus)
+    waiting = up.submit("true", cpus=cpus)
+    with Client.connect() as client:
+        client.socket.settimeout(PATIENCE)
+        client.send("follow", id=waiting)
+        texts = [client.receive()["job"]["reason_text"]]
+        while texts[-1] != f"asks for {cpus} CPU{'s' if cpus > 1 else ''}, 0 of {cpus} free":
+            texts.append(client.receive()["job"]["reason_text"])
+    gate.touch()
+    up.wait(waiting)
+
+
+def test_events_committed_while_others_are_sent_are_not_lost(up: Box) -> None:
+    with Client.connect() as client:
+        stream = client.stream("events", follow=True)
+        next(stream)
+        seen: list[int] = []
+        for _ in range(20):
+            up.submit_many([["true"]] * 20, hold=True)
+        while len(seen) < 400:
+            event = next(stream)["event"]
+            if event["kind"] == "submitted":
+                seen.append(event["job"])
+    assert seen == list(range(1, 401))
