@@ -302,22 +302,23 @@ def test_foreign_use_of_claimed_memory_stops_starts_and_nothing_else(box: Box, c
 
 
 def test_claims_and_peaks_outlive_the_daemon(box: Box, card: FakeNvml) -> None:
-    late, gate = box.folder / "late", box.folder / "go"
-    more = shlex.join(card.allocate("1GiB", after=late, until=gate))
+    late, grow, gate = box.folder / "late", box.folder / "grow", box.folder / "go"
+    more = shlex.join(card.allocate("1GiB", after=grow, until=gate))
     greedy = share(box, 4, "sh", "-c", f"{more} & {shlex.join(card.allocate('6GiB', until=gate))}; wait")
     peaks(box, greedy, 6 * GiB)
     quiet = share(box, 15, *card.allocate("15GiB", after=late, until=gate))
     box.wait_state(quiet, "running")
     box.kill_daemon()
+    grow.touch()
+    wait_until(lambda: len([path for path in (card.folder / "box.d").iterdir() if path.name.isdigit()]) == 2)
     waits = share(box, 4, "true")  # beside what is used there would be room
     assert box.reason(waits)[0] == "Resources"
     shown = gpu(box)
-    assert (shown["jobs"], shown["claimed_bytes"]) == ([greedy, quiet], 21 * GiB)
-    assert box.job(greedy)["peak_vram_bytes"] == 6 * GiB
+    assert (shown["jobs"], shown["claimed_bytes"]) == ([greedy, quiet], 22 * GiB)
+    assert box.job(greedy)["peak_vram_bytes"] == 7 * GiB
     assert box.job(greedy)["over_claim"]
     late.touch()
     peaks(box, quiet, 15 * GiB)
-    peaks(box, greedy, 7 * GiB)
     assert gpu(box)["foreign_bytes"] == 0  # they are still known for ours
     box.kill_daemon()
     assert box.reason(waits)[0] == "Resources"
