@@ -312,7 +312,7 @@ class Host:
 
     cpus: int
     ram: int
-    #: True in a PID namespace of our own, where NVML's pids may not be ours (containers, WSL)
+    #: True in a PID namespace of our own (containers, WSL) until NVML has listed a process of ours by its pid here
     foreign_pids: bool = False
     #: GPU capacities by UUID, of every GPU seen since the daemon started, lost ones included; 0 is not told yet
     capacities: Mapping[str, int] = field(default_factory=dict)

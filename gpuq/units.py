@@ -24,9 +24,7 @@ def parse_size(text: str, what: str = "size") -> int:
     """Bytes from `10GiB`, `10G` (GiB), `512M`, `1.5GiB`. Raises UsageError."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise UsageError(
-            f"{what} {text!r} is not a size: write a number and a unit, as in 10GiB, 10G or 512M"
-        )
+        raise UsageError(f"{what} {text!r} is not a size: write a number and a unit, as in 10GiB, 10G or 512M")
     size = int(float(match[1]) * _FACTOR[match[2].upper()]) if len(match[1]) < 20 else MAX_SIZE + 1
     if size <= 0:
         raise UsageError(f"{what} {text!r} must be more than zero")
@@ -48,9 +46,7 @@ def parse_duration(text: str, what: str = "time") -> float:
     else:
         assert span is not None
         days, hours, minutes, rest = span.groups()
-        seconds = (
-            int(days or 0) * 86400.0 + int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(rest or 0)
-        )
+        seconds = int(days or 0) * 86400.0 + int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(rest or 0)
     if seconds <= 0:
         raise UsageError(f"{what} {text!r} must be more than zero")
     if seconds > MAX_TIME:
@@ -99,6 +95,4 @@ def printable(text: str, *, newline: bool = False) -> str:
     kept = {" ", "\u200d", "\ufe0f"}  # space; the joiner and selector inside emoji
     if newline:
         kept.add("\n")
-    return "".join(
-        c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in text
-    )
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in text)

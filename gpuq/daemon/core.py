@@ -165,7 +165,10 @@ class Core:
         self.silent = None
         known = self.host.capacities
         capacities = {gpu.uuid: gpu.total if gpu.fault is None else known.get(gpu.uuid, 0) for gpu in readings.gpus}
-        self.host = replace(self.host, capacities={**known, **capacities})
+        # a process of ours that NVML lists by its pid here shows that it speaks of our PID namespace
+        seen = any(p.job_id is not None for gpu in readings.gpus for p in (*gpu.before, *gpu.after))
+        foreign_pids = self.host.foreign_pids and not seen
+        self.host = replace(self.host, capacities={**known, **capacities}, foreign_pids=foreign_pids)
         self.history = ledger.observe(self.history, readings, self.claims(), self.settings, self.host)
         use = ledger.observed_use(readings)
         over: list[Running] = []

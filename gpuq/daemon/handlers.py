@@ -88,11 +88,12 @@ async def submit(daemon: Daemon, session: Session, message: Message) -> Message:
     done = core.store.submission(key)
     if done is not None:
         return {"ids": list(done), "notes": []}
-    driver = core.readings.driver if core.readings else None
-    job = submission.check_template(template, session.uid, driver, len(core.host.capacities), time.time())
+    job = _template(core, session, template)
     checked = submission.read_submission(first, parts, job)
-    known = driver is Driver.OK or driver is Driver.NONE or job.request.gpus == 0
-    problem = impossible(job.request, core.host, core.settings, gpus_known=known)
+    problem = _impossible(core, job)
+    if problem is not None and job.request.gpus:
+        await daemon.runner.fresh_gpus()  # a GPU may have come, or come back, since the last reading
+        problem = _impossible(core, job)
     if problem is not None:
         raise CannotFit(f"{problem}; see `gpuq gpus`" if job.request.gpus else problem)
     first_job = core.store.next_id() == 1
@@ -101,10 +102,23 @@ async def submit(daemon: Daemon, session: Session, message: Message) -> Message:
     return {"ids": list(ids), "notes": [note] if note else []}
 
 
+def _template(core: Core, session: Session, template: Message) -> Job:
+    driver = core.readings.driver if core.readings else None
+    return submission.check_template(template, session.uid, driver, len(core.host.capacities), time.time())
+
+
+def _impossible(core: Core, job: Job) -> str | None:
+    known = core.readings is not None and core.readings.driver is not Driver.BROKEN
+    return impossible(job.request, core.host, core.settings, gpus_known=known)
+
+
 def _queue(daemon: Daemon, key: str, checked: submission.Submission) -> tuple[int, int]:
     """Write the jobs and what they wait for in one transaction, and let the planner know."""
     core = daemon.core
     now = checked.template.submitted_at
+    done = core.store.submission(key)
+    if done is not None:
+        return done  # sent again while this one waited for the GPUs
     with core.store.transaction():
         jobs = submission.make_jobs(checked, core.store.next_id())
         unmet = _dependencies(core, checked.template.after)

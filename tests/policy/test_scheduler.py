@@ -146,6 +146,7 @@ GPUS = st.lists(
             used=foreign * GiB,
             foreign=foreign * GiB,
             foreign_besides=foreign * GiB,
+            tolerated=max(512 * 2**20, total * GiB // 20),
             claims=tuple(Claim(900 + i, 1, f"GPU-{n}", None if c is None else c * GiB) for i, c in enumerate(claims)),
         )
         for n, (total, foreign, claims) in enumerate(rows)
