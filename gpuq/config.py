@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpuq.errors import StateFolderError, UsageError
+from gpuq.errors import NotAllowed, StateFolderError, UsageError
 from gpuq.units import format_duration, format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:  # the vocabulary takes 15 ms to import, which `submit` and `list` need not wait for
@@ -44,7 +44,8 @@ def _home(environ: Mapping[str, str]) -> Path:
 
 
 def check_state_dir(path: Path, *, create: bool) -> None:
-    """The folder is a real folder, ours, and 0700. Raises StateFolderError; FileNotFoundError without `create`."""
+    """The folder is a real folder, ours, and 0700. Raises NotAllowed for somebody else's, StateFolderError;
+    FileNotFoundError without `create`."""
     if create:
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -57,14 +58,14 @@ def check_state_dir(path: Path, *, create: bool) -> None:
     try:
         found = path.lstat()
     except PermissionError as error:
-        raise StateFolderError(f"the state folder {path} cannot be looked at: {error.strerror}") from None
+        raise NotAllowed(f"the state folder {path} cannot be looked at: {error.strerror}") from None
     except NotADirectoryError as error:
         raise StateFolderError(f"the state folder {path}: {error.strerror}") from None
     if not stat.S_ISDIR(found.st_mode):
         kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a folder"
         raise StateFolderError(f"the state folder {path} is {kind}; set GPUQ_STATE_DIR to a folder of yours")
     if found.st_uid != os.geteuid():
-        raise StateFolderError(
+        raise NotAllowed(
             f"the state folder {path} belongs to uid {found.st_uid}, and you are uid {os.geteuid()}; "
             "set GPUQ_STATE_DIR to a folder of yours"
         )

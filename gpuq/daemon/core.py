@@ -94,6 +94,8 @@ class Core:
             while todo:
                 job, fact = todo.popleft()
                 job = changed.get(job.id, job)
+                if isinstance(fact, DependencyBroken) and job.state not in WAITING:
+                    continue  # it was cancelled together with the job that it waited for
                 step = advance(job, fact, now)
                 self.store.change(job, step.job, step.event)
                 self._close_attempt(step.job, fact, now)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from gpuq import __version__, protocol
+from gpuq.config import SETTINGS, Setting
 from gpuq.daemon import submit as submission
 from gpuq.daemon import views
 from gpuq.daemon.core import Core
@@ -21,7 +22,18 @@ from gpuq.errors import BadRequest, CannotFit, NoSuchJob, NotAllowed, UsageError
 from gpuq.events import Event, Kind
 from gpuq.model import ENDED, WAITING, Dependency, Driver, Ending, Job, State
 from gpuq.policy.explain import impossible
-from gpuq.policy.lifecycle import POSSIBLE, Cancelled, Fact, Held, Released, Retried, dependency, ended_words
+from gpuq.policy.lifecycle import (
+    POSSIBLE,
+    Cancelled,
+    DependencyBroken,
+    Fact,
+    Held,
+    Released,
+    Retried,
+    advance,
+    dependency,
+    ended_words,
+)
 from gpuq.protocol import Message, Selection
 
 #: A submit waits at most this long for the first word on the GPUs, in seconds.
@@ -99,6 +111,9 @@ async def submit(daemon: Daemon, session: Session, message: Message) -> Message:
     first_job = core.store.next_id() == 1
     ids = _queue(daemon, key, checked)
     note = views.gpus_note(core) if first_job else None
+    skipped = core.store.job(ids[0])
+    if skipped is not None and skipped.state is State.SKIPPED:
+        note = f"job {skipped.id} is skipped: it {skipped.note}"
     return {"ids": list(ids), "notes": [note] if note else []}
 
 
@@ -120,14 +135,18 @@ def _queue(daemon: Daemon, key: str, checked: submission.Submission) -> tuple[in
     if done is not None:
         return done  # sent again while this one waited for the GPUs
     with core.store.transaction():
+        unmet, broken = _dependencies(core, checked.template.after)
         jobs = submission.make_jobs(checked, core.store.next_id())
-        unmet = _dependencies(core, checked.template.after)
+        events = [Event(now, Kind.SUBMITTED, job.id, None, _brief(job)) for job in jobs]
+        if broken is not None:
+            # what can no longer hold is skipped at once: whether it ended before or after this is a matter of luck
+            steps = [advance(job, broken, now) for job in jobs]
+            jobs, events = [step.job for step in steps], events + [step.event for step in steps]
         core.store.put_environment(checked.template.env_hash, checked.environment)
-        core.store.insert_jobs(key, jobs, [Event(now, Kind.SUBMITTED, job.id, None, _brief(job)) for job in jobs])
-        if unmet is not None:
-            core.store.add_dependencies((job.id, d, d not in unmet) for job in jobs for d in job.after)
+        core.store.insert_jobs(key, jobs, events)
+        core.store.add_dependencies((job.id, d, d not in unmet) for job in jobs for d in job.after)
     for job in jobs:
-        core.waiting.put(job, len(unmet or ()), time.time())
+        core.waiting.put(job, len(unmet), time.time())
     core.hub.tell([job.id for job in jobs])
     daemon.runner.wake()
     return jobs[0].id, jobs[-1].id
@@ -137,19 +156,20 @@ def _brief(job: Job) -> dict[str, object]:
     return {"name": job.name, **({"held": True} if job.state is State.HELD else {})}
 
 
-def _dependencies(core: Core, after: Iterable[Dependency]) -> set[Dependency] | None:
-    """Those that are open. Raises for jobs that do not exist, or ended so that the dependency can never hold."""
+def _dependencies(core: Core, after: Iterable[Dependency]) -> tuple[set[Dependency], DependencyBroken | None]:
+    """Those that are open, and one that can never hold, if there is one. Raises NoSuchJob."""
     unmet: set[Dependency] = set()
+    broken: DependencyBroken | None = None
     for wanted in after:
         state = core.store.state_of(wanted.job_id)
         if state is None:
             raise NoSuchJob(f"--after {wanted}: there is no job {wanted.job_id}")
         holds = dependency(wanted.condition, state)
         if holds is False:
-            raise UsageError(f"--after {wanted} can never hold: job {wanted.job_id} {ended_words(state)}")
-        if holds is None:
+            broken = DependencyBroken(wanted.job_id, wanted.condition, state)
+        elif holds is None:
             unmet.add(wanted)
-    return unmet if after else None
+    return (set(), broken) if broken is not None else (unmet, None)
 
 
 # --- looking --------------------------------------------------------------------------------------
@@ -165,8 +185,13 @@ async def status(daemon: Daemon, _session: Session, _message: Message) -> Messag
         "socket": str(core.state_dir / "sock"),
         "started_at": views.moment(daemon.started_at),
         "jobs": core.store.counts(),
+        "settings": {name: _shown(setting, getattr(core.settings, name)) for name, setting in SETTINGS.items()},
         "gpus_note": views.gpus_note(core) if core.readings or core.silent else None,
     }
+
+
+def _shown(setting: Setting, value: object) -> str | None:
+    return None if value is None else setting.show(value)
 
 
 async def list_(daemon: Daemon, session: Session, message: Message) -> Message:

@@ -254,7 +254,10 @@ class Runner:
             log.error("the end of job %d cannot be recorded yet: %s", job_id, error)
             self._loop.call_later(RETRY_WRITE, self._finish, job_id, fact)
             return
-        log.info("job %d attempt %d ended: %s", job_id, running.attempt.number, fact)
+        job = self.core.store.job(job_id)
+        assert job is not None
+        how = f"exit {job.exit_code}" if job.exit_code is not None else f"signal {job.signal}"
+        log.info("job %d attempt %d: %s, %s, %s", job_id, running.attempt.number, job.state, how, job.note or "no note")
         self.wake()
 
     # --- GPUs -------------------------------------------------------------------------------------

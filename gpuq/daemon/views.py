@@ -13,11 +13,15 @@ import psutil
 
 from gpuq.daemon.core import Core, Running, over_text
 from gpuq.events import Event
-from gpuq.model import WAITING, Attempt, Claim, Job, Reason
+from gpuq.model import WAITING, ArrayPlace, Attempt, Claim, Driver, Job, Reason
 from gpuq.policy.explain import asked, gpu_verdict
 from gpuq.policy.ledger import GpuState
+from gpuq.units import format_size
 
 View = dict[str, Any]
+
+#: Foreign processes of a GPU that `why` names, the largest.
+MOST_STRANGERS = 5
 
 
 def moment(seconds: float | None) -> str | None:
@@ -67,7 +71,9 @@ def job_view(core: Core, job: Job) -> View:
         "priority": job.priority,
         "tags": list(job.tags),
         "after": [str(d) for d in job.after],
-        "array": {"id": job.array.array_id, "index": job.array.index, "limit": job.array.limit} if job.array else None,
+        "array": {"id": job.array.array_id, "index": job.array.index, "limit": job.array.limit or None}
+        if job.array
+        else None,
         "time_limit_seconds": job.time_limit,
         "begin_at": moment(job.begin_at),
         "attempt": job.attempt,
@@ -77,6 +83,10 @@ def job_view(core: Core, job: Job) -> View:
         "ended_at": moment(job.ended_at),
         "log_path": job.log_path,
     }
+
+
+def _array_view(place: ArrayPlace) -> View:
+    return {"id": place.array_id, "index": place.index, "limit": place.limit or None}
 
 
 def _was_over(job: Job) -> bool:
@@ -172,9 +182,10 @@ def gpus_note(core: Core) -> str | None:
     """One line for people on what the GPUs of this host are, where it is not plain."""
     fault = core.gpu_fault()
     if fault is not None:
-        return f"{fault}: --gpus 0 is the default" if core.readings and not core.readings.gpus else fault
+        none = core.readings is not None and core.readings.driver is Driver.NONE
+        return f"{fault}: jobs run on its CPUs (--gpus 0 is the default)" if none else fault
     if not core.gpu_states():
-        return "the driver lists no GPU: --gpus 0 is the default"
+        return "the driver lists no GPU: jobs run on CPUs (--gpus 0 is the default)"
     if not all(gpu.told for gpu in core.gpu_states()):
         return "the driver does not tell which process uses how much: claims stand in for it"
     return None
@@ -226,10 +237,19 @@ def _numbers(gpu: GpuState) -> View:
 
 
 def _resources(core: Core, job: Job) -> list[str]:
-    snapshot = core.snapshot()
-    lines = [f"asks for {asked(job.request)}, priority {job.priority}"]
-    if job.request.cpus:
-        lines.append(f"CPUs: asks for {job.request.cpus}, {snapshot.cpus_used} of {core.host.cpus} in use by jobs")
+    """What a job that may start asks for, and what stands against it besides GPUs."""
+    snapshot, request = core.snapshot(), job.request
+    lines = [f"asks for {asked(request)}, priority {job.priority}"]
+    if request.cpus:
+        lines.append(f"CPUs: asks for {request.cpus}, {snapshot.cpus_used} of {core.host.cpus} are given to jobs")
+    if request.ram:
+        given, has = format_size(snapshot.ram_used), format_size(core.host.ram)
+        lines.append(f"host memory: asks for {format_size(request.ram)}, {given} of {has} are given to jobs")
+    for gpu in core.gpu_states() if request.gpus else ():
+        for p in sorted(gpu.strangers, key=lambda p: -(p.used or 0))[:MOST_STRANGERS]:
+            who, uses = _who(p.pid), "some memory" if p.used is None else format_size(p.used)
+            name = f"{who['program']} of {who['owner']}" if who["program"] else "a program that cannot be seen"
+            lines.append(f"GPU {gpu.index}: foreign process {p.pid}, {name}, uses {uses}")
     return lines
 
 

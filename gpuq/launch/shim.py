@@ -271,7 +271,8 @@ def explain_exec(number: int, path: bytes) -> str:
     if number == errno.ENOENT and exists(path):
         return f"the interpreter that the first line of {file} names does not exist"
     if number in (errno.ENOENT, errno.ENOTDIR):
-        return f"no such file: {file}" + ("" if b"/" in path else " (looked in PATH)")
+        hint = "; quotes make one word of a command and its arguments" if b" " in path else ""
+        return f"no such file: {file}" + ("" if b"/" in path else " (looked in PATH)") + hint
     if number == errno.EACCES and is_folder(path):
         return f"not a program but a folder: {file}"
     if number == errno.EACCES:

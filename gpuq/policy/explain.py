@@ -86,7 +86,7 @@ def gpu_verdict(request: Request, gpu: GpuState) -> str:
             return f"job {gpu.claims[0].job_id} has the whole GPU"
         if gpu.capacity < request.vram:
             return f"too small: at most {format_size(gpu.capacity)} can be claimed"
-        return f"headroom {format_size(max(0, gpu.headroom))}, {format_size(request.vram - gpu.headroom)} too little"
+        return f"{format_size(request.vram - gpu.headroom)} too little"
     if gpu.claims:
         jobs = ", ".join(str(claim.job_id) for claim in gpu.claims)
         return f"claimed by job{'s' if len(gpu.claims) > 1 else ''} {jobs}"
@@ -103,8 +103,10 @@ def impossible(request: Request, host: Host, settings: Settings, *, gpus_known: 
         return f"{format_size(request.ram)} asked for with --ram, and this host has {format_size(host.ram)}"
     if not gpus_known:
         return None
+    if request.gpus and not host.capacities:
+        return f"{asked(request)} asked for, and this host has no GPUs: without --vram, --gpus 0 runs it on CPUs"
     if request.gpus > len(host.capacities):
-        has = f"{len(host.capacities)} GPU{'s' if len(host.capacities) != 1 else ''}" if host.capacities else "no GPUs"
+        has = f"{len(host.capacities)} GPU{'s' if len(host.capacities) != 1 else ''}"
         return f"{request.gpus} GPU{'s' if request.gpus != 1 else ''} asked for with --gpus, and this host has {has}"
     if request.gpus and request.vram is not None:
         # a GPU that has been out of order since the daemon started may turn out to be large enough

@@ -121,16 +121,32 @@ def test_dependencies_start_skip_and_cascade(box: Box) -> None:
     assert box.job(after_ok)["started_at"] >= box.job(root)["ended_at"]
 
 
-def test_impossible_dependencies_are_refused(box: Box) -> None:
+def test_a_dependency_that_can_never_hold_skips_whenever_it_is_submitted(box: Box) -> None:
     failed = box.submit("false")
     box.wait(failed)
-    with pytest.raises(UsageError, match=f"job {failed} failed"):
-        box.submit("true", after=[f"ok:{failed}"])
+    late = box.submit("true", after=[f"ok:{failed}"])
+    ended = box.wait(late)
+    assert (ended["state"], ended["note"]) == ("skipped", f"depends on ok:{failed}, which failed")
+    assert [event["kind"] for event in box.job(late)["events"]] == ["submitted", "skipped"]
+    chained = box.submit("true", after=[f"any:{late}", f"failed:{failed}"])
+    assert box.wait(chained)["state"] == "succeeded"
+
+
+def test_unknown_dependencies_are_refused(box: Box) -> None:
     with pytest.raises(NoSuchJob, match="there is no job 99"):
         box.submit("true", after=["99"])
-    with pytest.raises(NoSuchJob, match=f"there is no job {failed + 1}"):
-        box.submit("true", after=[str(failed + 1)])  # itself
-    assert box.wait(box.submit("true", after=[f"failed:{failed}"]))["state"] == "succeeded"
+    with pytest.raises(NoSuchJob, match="there is no job 1"):
+        box.submit("true", after=["1"])  # itself
+    assert box.request("list", sel={}, all=True)["total"] == 0
+
+
+def test_a_chain_is_cancelled_in_one_go(box: Box) -> None:
+    first = box.submit("true", hold=True)
+    second = box.submit("true", after=[str(first)])
+    third = box.submit("true", after=[str(second)])
+    other = box.submit("true", hold=True)
+    assert box.request("cancel", sel={"ranges": [[1, 99]]})["done"] == [first, second, third, other]
+    assert {box.job(n)["state"] for n in (first, second, third, other)} == {"cancelled"}
 
 
 def test_an_array_keeps_its_limit_and_knows_its_indexes(box: Box) -> None:
