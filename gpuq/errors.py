@@ -73,6 +73,10 @@ class LaunchError(GpuqError):
     """A supervisor process could not be started."""
 
 
+class HostBusy(LaunchError):
+    """The host has no room for another process or file now; the job waits and is tried again."""
+
+
 def all_errors() -> dict[str, type[GpuqError]]:
     """Every error class by name, for raising on one side of the socket what happened on the other."""
     found: dict[str, type[GpuqError]] = {}

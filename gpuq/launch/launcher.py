@@ -103,7 +103,12 @@ class Lost:
     complaint: str | None = None
 
 
-Found = Running | Starting | Ended | NeverStarted | Lost
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The run folder itself is missing, so that nothing tells whether the job began, and no supervisor of it lives."""
+
+
+Found = Running | Starting | Ended | NeverStarted | Lost | Gone
 
 
 def start(launch: Launch) -> Supervisor:
@@ -248,6 +253,8 @@ def adopt(run_dir: Path) -> Found:
     identity = _read_identity(run_dir)
     if identity is not None:
         return Lost(identity, _complaint(run_dir))
+    if not run_dir.is_dir():
+        return Gone()
     return NeverStarted(_complaint(run_dir))
 
 

@@ -17,7 +17,7 @@ import pytest
 from gpuq.errors import LaunchError, StoreError
 from gpuq.launch import launcher
 from gpuq.launch.identity import identity_of
-from gpuq.launch.launcher import Ended, Lost, NeverStarted, Running, Starting, adopt
+from gpuq.launch.launcher import Ended, Gone, Lost, NeverStarted, Running, Starting, adopt
 from gpuq.launch.outcome import read_result
 from tests.launch.conftest import SHELL_ENV, Attempts, gone, python, shell, until, written
 
@@ -136,10 +136,16 @@ def test_an_adopted_attempt_can_be_ended(attempts: Attempts) -> None:
 
 
 def test_adopt_never_started(tmp_path: Path) -> None:
-    assert adopt(tmp_path / "missing") == NeverStarted()
     assert adopt(tmp_path) == NeverStarted()
     (tmp_path / "lock").touch()
     assert adopt(tmp_path) == NeverStarted()
+
+
+def test_a_run_folder_that_is_missing_does_not_say_that_nothing_began(tmp_path: Path) -> None:
+    assert adopt(tmp_path / "missing") == Gone()
+    (tmp_path / "file").touch()
+    assert adopt(tmp_path / "file") == Gone()
+    assert adopt(tmp_path / "file" / "run") == Gone()
 
 
 def test_adopt_starting(tmp_path: Path) -> None:
