@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from gpuq import config, protocol
-from gpuq.errors import ConnectionLost, DaemonUnreachable, NotAllowed
+from gpuq.errors import ConnectionLost, DaemonUnreachable, NoDaemon, NotAllowed
 from gpuq.protocol import Message
 
 #: A daemon that answers nothing for this long, in seconds, is reported instead of waited for.
@@ -38,7 +38,7 @@ class Client:
         connection = _connect(folder)
         if connection is None:
             if not start:
-                raise DaemonUnreachable(f"no daemon runs for {folder}; `gpuq daemon start` starts one")
+                raise NoDaemon(f"no daemon runs for {folder}; `gpuq daemon start` starts one")
             connection = _start(folder)
         connection.settimeout(PATIENCE)
         return cls(connection)
@@ -166,8 +166,8 @@ def spawn(folder: Path) -> None:
     read, write = os.pipe()
     try:
         process = subprocess.Popen(
-            # -P: nothing is imported from the folder that the user happens to stand in
-            [sys.executable, "-P", "-m", "gpuq.daemon", str(write)],
+            # -P: nothing is imported from the folder that the user happens to stand in; utf8: whatever our locale is
+            [sys.executable, "-P", "-X", "utf8", "-m", "gpuq.daemon", str(write)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

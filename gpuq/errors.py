@@ -49,6 +49,10 @@ class DaemonUnreachable(GpuqError):
     exit_code = 5
 
 
+class NoDaemon(DaemonUnreachable):
+    """No daemon runs for this state folder, and none was to be started."""
+
+
 class ConnectionLost(DaemonUnreachable):
     """The connection ended in the middle: the daemon crashed or restarts. Nothing that it said itself."""
 
@@ -67,6 +71,10 @@ class IllegalTransition(GpuqError):
 
 class StoreError(GpuqError):
     """The database could not be read or written."""
+
+
+class StoreBusy(StoreError):
+    """The host has no room to look now, so that nothing is known; what was asked may be asked again."""
 
 
 class LaunchError(GpuqError):

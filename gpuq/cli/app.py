@@ -153,16 +153,23 @@ def invoke(args: Sequence[str]) -> int:
         return 130
     except Exception as error:  # noqa: BLE001 (the last resort, which reports)
         if hasattr(error, "format_message"):  # Typer's errors; their base class has no public name
-            context = getattr(error, "ctx", None)
-            hint = f"; see `{context.command_path} --help`" if context is not None else ""
-            text = error.format_message().rstrip(".")
-            return _complain(text + hint, getattr(error, "exit_code", UsageError.exit_code))
+            return _complain(_typed_wrongly(error, args), getattr(error, "exit_code", UsageError.exit_code))
         if os.environ.get("GPUQ_DEBUG"):
             import traceback
 
             traceback.print_exc()
         return _complain(f"internal error: {type(error).__name__}: {error}", 1)
     return code if isinstance(code, int) else 0
+
+
+def _typed_wrongly(error: Exception, args: Sequence[str]) -> str:
+    from gpuq.cli.wording import typing_error
+
+    context = getattr(error, "ctx", None)  # the parser's own errors carry none
+    words = args[: 2 if args[0] in VERBS and VERBS[args[0]].group else 1] if args[0] in VERBS else ()
+    command = context.command_path if context is not None else " ".join(("gpuq", *words))
+    text = typing_error(error)
+    return f"{text}{' ' if text.endswith('?') else '; '}see `{command} --help`"
 
 
 def _complain(text: str, code: int) -> int:
@@ -173,13 +180,14 @@ def _complain(text: str, code: int) -> int:
 
 
 def _flushed(code: int) -> int:
+    from gpuq.cli.common import flush
+
     try:
-        sys.stdout.flush()
+        flush()
     except BrokenPipeError:
         return _closed_pipe()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return _complain(f"the output could not be written: {error.strerror}", 1)
+    except GpuqError as error:
+        return _complain(error.message, error.exit_code)
     return code
 
 

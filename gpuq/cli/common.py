@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpuq.errors import UsageError
+from gpuq.errors import GpuqError, UsageError
 from gpuq.protocol import Selection, parse_ids
 from gpuq.units import printable
 
@@ -55,6 +55,15 @@ def select_some(ids: list[str] | None, states: str | None = None, tags: list[str
 
 def on_terminal() -> bool:
     return sys.stdout.isatty()
+
+
+def screen_width() -> int | None:
+    """Columns of the terminal that stdout is; None where it is none."""
+    if not on_terminal():
+        return None
+    import shutil
+
+    return shutil.get_terminal_size().columns
 
 
 def tell(text: str) -> None:
@@ -104,6 +113,17 @@ def spans(ids: Iterable[int]) -> list[list[int]]:
 def ranges(ids: Iterable[int]) -> str:
     """`3, 5-9` from 3 5 6 7 8 9."""
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans(ids))
+
+
+def flush() -> None:
+    """Everything printed so far to stdout. Raises BrokenPipeError, GpuqError where it cannot be written."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left need not be tried again
+        raise GpuqError(f"the output could not be written: {error.strerror}") from None
 
 
 def write_raw(data: bytes) -> None:

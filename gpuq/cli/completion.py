@@ -10,7 +10,6 @@ import typer
 
 from gpuq.cli.common import examples, new_app
 from gpuq.errors import GpuqError, UsageError
-from gpuq.units import printable
 
 app = new_app()
 
@@ -58,10 +57,22 @@ class Entry:
     argument: str
 
 
+#: What bash needs besides the file.
+BASH_NEEDS = f"install the bash-completion package, or write into ~/.bashrc: source {INSTALL['bash']}"
+
+
+def install_commands(shell: str) -> tuple[str, str]:
+    """What to type to install the script where the shell looks for it."""
+    place = INSTALL[shell]
+    return f"mkdir -p {place.rpartition('/')[0]}", f"gpuq completion {shell} > {place}"
+
+
 @app.command(
     "completion",
     epilog=examples(
-        *(f"gpuq completion {shell:<4} > {place}" for shell, place in INSTALL.items()),
+        *(line for shell in INSTALL for line in install_commands(shell)),
+        "for bash without the bash-completion package once in ~/.bashrc:",
+        f"  source {INSTALL['bash']}",
         "for zsh once in ~/.zshrc: fpath+=~/.zfunc; autoload -Uz compinit; compinit",
     ),
 )
@@ -79,7 +90,7 @@ def complete_ids(
     which: Annotated[str, typer.Argument(metavar="WHICH", help=f"{', '.join(WHICH)}.")] = "all",
 ) -> None:
     """Print ids and what they are, separated by a tab; nothing where no daemon runs."""
-    from gpuq.cli.fields import command_cell
+    from gpuq.cli.fields import command_cell, name_cell
     from gpuq.client import Client
 
     states = WHICH.get(which, [])
@@ -90,7 +101,7 @@ def complete_ids(
     except GpuqError:
         return  # a shell in the middle of a line is no place for messages
     for job in reply["jobs"]:
-        text = f"{job['state']} {printable(job['name'] or '')}: {command_cell(job['command'])}"
+        text = f"{job['state']} {name_cell(job)}: {command_cell(job['command'])}"
         print(f"{job['id']}\t{text if len(text) <= WIDTH else text[: WIDTH - 1] + '…'}")
 
 

@@ -16,6 +16,7 @@ from gpuq.cli.common import (
     ranges,
     select_some,
     spans,
+    tell,
     tell_refused,
 )
 
@@ -86,8 +87,10 @@ def _control(
     if as_json:
         print_json("gpuq.jobs/1", jobs=_objects(done))
     else:
-        sentence = f"{done_word}: {_which(done)}" if done else f"nothing was {done_word}"
-        print_done(done, sentence, quiet=quiet)
+        if done:
+            print_done(done, f"{done_word}: {_which(done)}", quiet=quiet)
+        elif not reply["refused"]:
+            tell("no job was chosen")
     return 1 if tell_refused(reply["refused"]) else 0
 
 

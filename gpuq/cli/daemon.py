@@ -14,7 +14,7 @@ from gpuq import __version__, config
 from gpuq.cli import plain
 from gpuq.cli.common import Json, count_jobs, examples, new_app, print_json, tell
 from gpuq.client import Client, only_starter, refuse_within_job, spawn
-from gpuq.errors import DaemonUnreachable, GpuqError, UsageError
+from gpuq.errors import DaemonUnreachable, GpuqError, NoDaemon, UsageError
 from gpuq.units import printable
 
 app = new_app()
@@ -26,7 +26,13 @@ def daemon() -> None:
     """Start, stop and look at the daemon. Verbs that need it start it by themselves."""
 
 
-@app.command("start", epilog=examples("gpuq daemon start", "GPUQ_GPUS=sim:2x24GiB gpuq daemon start"))
+@app.command(
+    "start",
+    epilog=examples(
+        "gpuq daemon start",
+        "export GPUQ_STATE_DIR=$(mktemp -d) GPUQ_GPUS=sim:2x24GiB; gpuq daemon start",
+    ),
+)
 def start() -> None:
     """Start the daemon if it does not run."""
     with Client.connect() as client:
@@ -41,7 +47,14 @@ def stop(
     jobs: Annotated[bool, typer.Option("--jobs", help="Cancel the running jobs first.")] = False,
 ) -> None:
     """Stop the daemon. Running jobs run on, and the next daemon takes them back."""
-    reply = _stop(jobs=jobs, restart=False)
+    try:
+        reply = _stop(jobs=jobs, restart=False)
+    except NoDaemon as error:
+        if not jobs:
+            raise
+        raise NoDaemon(
+            f"{error}; jobs that an earlier daemon left running run on, and `gpuq cancel --state running` ends them"
+        ) from None
     cancelled, running = int(reply["cancelled"]), int(reply["running"])
     parts = [f"{count_jobs(cancelled)} cancelled"] if jobs else []
     if running or not jobs:
@@ -54,6 +67,7 @@ def stop(
 @app.command("restart", epilog=examples("gpuq daemon restart     the new program takes the running jobs over"))
 def restart() -> None:
     """Replace the daemon, as after an upgrade or a change of settings. Running jobs run on."""
+    _check_settings()
     folder = config.state_dir()
     refuse_within_job(folder)
     running = 0
@@ -65,6 +79,14 @@ def restart() -> None:
     with Client.connect() as client:
         status = client.request("status")
     tell(f"the daemon runs: pid {status['pid']}, version {status['version']}; {count_jobs(running)} ran on")
+
+
+def _check_settings() -> None:
+    """Whether a daemon could start with what is set here. Raises UsageError."""
+    from gpuq.gpus.source import open_source
+
+    config.load_settings()
+    open_source(os.environ.get("GPUQ_GPUS")).close()
 
 
 @app.command("status", epilog=examples("gpuq daemon status", "gpuq daemon status --json | jq .pid"))

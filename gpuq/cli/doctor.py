@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gpuq import __version__, config
 from gpuq.cli.common import Json, examples, new_app, print_json
-from gpuq.errors import DaemonUnreachable, GpuqError
+from gpuq.errors import GpuqError, NoDaemon, NotAllowed
 from gpuq.model import Driver, GiB, Readings
 from gpuq.units import format_size, printable
 
@@ -20,6 +20,8 @@ app = new_app()
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 #: Less free space than this is worth a warning.
 LITTLE_SPACE = 1 * GiB
+#: What loads the completions of a person's own folder in bash, where distributions install it.
+BASH_COMPLETION = Path("/usr/share/bash-completion/bash_completion")
 OK, WARN, FAIL = "ok", "warn", "fail"
 
 
@@ -48,21 +50,28 @@ def doctor(as_json: Json = False) -> int:
 
 def run_checks() -> list[Check]:
     """Every check, in the order in which one thing needs another."""
-    found: list[Check] = []
-    groups: tuple[Callable[[], Iterable[Check]], ...] = (
-        check_program,
-        check_settings,
-        check_state,
-        check_daemon,
-        check_gpus,
-        check_pid_namespace,
-        check_sessions,
-        check_cgroups,
-        check_completion,
-    )
-    for group in groups:
-        found.extend(group())
-    return found
+    groups: dict[str, Callable[[], Iterable[Check]]] = {
+        "program": check_program,
+        "settings": check_settings,
+        "state folder": check_state,
+        "daemon": check_daemon,
+        "GPUs": check_gpus,
+        "processes": check_pid_namespace,
+        "logout": check_sessions,
+        "cgroups": check_cgroups,
+        "completion": check_completion,
+    }
+    return [check for name, group in groups.items() for check in _guarded(name, group)]
+
+
+def _guarded(name: str, group: Callable[[], Iterable[Check]]) -> Iterable[Check]:
+    """The findings of a group; an error in it is one of them, and keeps no other check from being made."""
+    try:
+        yield from group()
+    except GpuqError as error:
+        yield Check(name, FAIL, error.message)
+    except OSError as error:
+        yield Check(name, FAIL, f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
 def text_of(checks: Iterable[Check]) -> str:
@@ -143,16 +152,14 @@ def check_daemon() -> Iterable[Check]:
         with Client.connect(start=False) as client:
             client.socket.settimeout(5)
             status = client.request("status")
-    except DaemonUnreachable as error:
-        if (config.state_dir() / "sock").exists() and "no daemon runs" not in error.message:
-            yield Check(
-                "daemon", FAIL, error.message, "`gpuq daemon logs` tells more; `gpuq daemon restart` replaces it"
-            )
-        else:
-            yield Check("daemon", OK, "does not run; the first job starts it")
+    except NoDaemon:
+        yield Check("daemon", OK, "does not run; the first job starts it")
+        return
+    except NotAllowed as error:
+        yield Check("daemon", FAIL, error.message)
         return
     except GpuqError as error:
-        yield Check("daemon", FAIL, error.message, "`gpuq daemon logs` tells more")
+        yield Check("daemon", FAIL, error.message, "`gpuq daemon logs` tells more; `gpuq daemon restart` replaces it")
         return
     same = status["version"] == __version__
     text = f"runs, pid {status['pid']}, version {status['version']}"
@@ -270,14 +277,26 @@ def check_cgroups() -> Iterable[Check]:
 
 def check_completion() -> Iterable[Check]:
     """Whether the completion of the login shell is where its instructions put it."""
-    from gpuq.cli.completion import INSTALL
+    from gpuq.cli.completion import BASH_NEEDS, INSTALL, install_commands
 
     shell = Path(os.environ.get("SHELL", "")).name
     if shell not in INSTALL:
         yield Check("completion", OK, "for bash, zsh and fish: `gpuq completion --help`")
         return
     place = Path(INSTALL[shell]).expanduser()
-    if place.exists():
-        yield Check("completion", OK, f"installed for {shell}")
+    if not place.exists():
+        yield Check("completion", WARN, f"not installed for {shell}", " && ".join(install_commands(shell)))
+    elif shell == "bash" and not bash_finds_completions(BASH_COMPLETION, Path("~/.bashrc").expanduser()):
+        yield Check("completion", WARN, "installed for bash, which does not look there by itself", BASH_NEEDS)
     else:
-        yield Check("completion", WARN, f"not installed for {shell}", f"gpuq completion {shell} > {INSTALL[shell]}")
+        yield Check("completion", OK, f"installed for {shell}")
+
+
+def bash_finds_completions(package: Path, bashrc: Path) -> bool:
+    """Whether bash reads the script: through the bash-completion package, or because ~/.bashrc names it."""
+    if package.exists():
+        return True
+    try:
+        return "gpuq" in bashrc.read_text(errors="replace")
+    except FileNotFoundError:
+        return False

@@ -2,11 +2,12 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from gpuq.cli.common import Ids, Json, States, Tags, examples, new_app, print_json, select
+from gpuq.cli.common import Ids, Json, States, Tags, examples, flush, new_app, print_json, select, spans
 from gpuq.errors import UsageError
 
 app = new_app()
@@ -49,24 +50,42 @@ def events(
     if as_json:
         print_json("gpuq.events/1", events=found)
     else:
-        for event in found:
-            _print(event, as_json=False)
+        _print(found, {})
 
 
 def _follow(fields: dict[str, Any], as_json: bool) -> None:
     from gpuq.cli.link import stream
 
+    indexes: dict[str, int] = {}
     for message in stream("events", fields):
-        for event in message.get("events") or ([message["event"]] if "event" in message else []):
-            _print(event, as_json)
-            fields.update(since=event["id"], limit=None)  # where a new connection goes on
-        sys.stdout.flush()
+        found: list[Event] = message.get("events") or ([message["event"]] if "event" in message else [])
+        if as_json:
+            sys.stdout.writelines(json.dumps(event) + "\n" for event in found)
+        else:
+            _print(found, indexes)
+        if found:
+            fields.update(since=found[-1]["id"], limit=None)  # where a new connection goes on
+        flush()
 
 
-def _print(event: Event, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(event))
-        return
-    from gpuq.cli.show import event_line
+def _print(found: list[Event], indexes: dict[str, int]) -> None:
+    """A line per event. `indexes` of GPUs is what is known so far, and is added to."""
+    from gpuq.cli import event_text
 
-    print(event_line(event))
+    indexes.update(_indexes(found, indexes))
+    for event in found:
+        print((event_text.head(event, named=True) + event_text.details(event, indexes)).rstrip())
+
+
+def _indexes(found: list[Event], known: Mapping[str, int]) -> dict[str, int]:
+    """The indexes of GPUs that these events name and nobody told yet, from jobs that had them last."""
+    from gpuq.cli.event_text import indexes_of
+
+    jobs = {uuid: event["job"] for event in found for uuid in (event.get("data") or {}).get("gpus") or ()}
+    wanted = {job for uuid, job in jobs.items() if uuid not in known}
+    if not wanted:
+        return {}
+    from gpuq.client import request
+
+    listed = request("list", sel={"ranges": spans(wanted)}, all=True, limit=None, newest=False)["jobs"]
+    return {uuid: index for job in listed for uuid, index in indexes_of(job).items()}

@@ -18,7 +18,7 @@ def job_row(job: Object, now: float | None = None) -> tuple[str, ...]:
     """The cells of JOB_HEADER."""
     return (
         str(job["id"]),
-        printable(job["name"] or ""),
+        name_cell(job),
         job["state"],
         gpus_cell(job),
         vram_cell(job),
@@ -28,12 +28,18 @@ def job_row(job: Object, now: float | None = None) -> tuple[str, ...]:
     )
 
 
+def name_cell(job: Object) -> str:
+    """Its name; a member of an array with its index, `sweep[3]`."""
+    array = job.get("array")
+    return printable(job["name"] or "") + (f"[{array['index']}]" if array else "")
+
+
 def gpus_cell(job: Object) -> str:
-    """How many are asked for, and once placed, which: `gpu0,2`."""
+    """How many are asked for, `2x`, and once placed, which: `gpu0,2`."""
     indexes = job.get("gpu_indexes") or []
     if indexes:
         return "gpu" + ",".join("?" if index is None else str(index) for index in indexes)  # ? is lost by now
-    return str(job["gpu_count"]) if job["gpu_count"] else ""
+    return f"{job['gpu_count']}x" if job["gpu_count"] else ""
 
 
 def vram_cell(job: Object) -> str:
@@ -85,6 +91,18 @@ def failure_cell(job: Object) -> str:
     if failure == "signal":
         return f"signal {signal_name(job['signal'])}"
     return str(failure or "")
+
+
+def failure_and_note(job: Object) -> tuple[str, str]:
+    """How it failed, with the time limit that it ran into, and the evidence, without saying a signal twice."""
+    failure, note = failure_cell(job), printable(job.get("note") or "")
+    limit = job.get("time_limit_seconds")
+    if failure == "timeout" and limit:
+        return f"timeout after {format_short_duration(limit)}", note
+    name, comma, more = note.partition(",")
+    if job.get("failure") == "signal" and failure.endswith(f" ({name.removeprefix('SIG')})"):
+        return f"{failure}{comma}{more}", ""
+    return failure, note
 
 
 def signal_name(number: int) -> str:

@@ -1,5 +1,6 @@
 """`list`: the queue as a table."""
 
+import shlex
 import sys
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from gpuq.cli.common import (
     States,
     Tags,
     examples,
+    flush,
     new_app,
     on_terminal,
     print_json,
@@ -20,6 +22,7 @@ from gpuq.cli.common import (
 )
 from gpuq.errors import NoSuchJob, UsageError
 from gpuq.protocol import Selection
+from gpuq.units import printable
 
 app = new_app()
 
@@ -65,7 +68,10 @@ def list_(
     elif not jobs:
         tell("no job was chosen" if state or tag or everything else "no jobs are waiting or running")
     else:
-        _print(jobs, reply["total"])
+        command = ["gpuq", "list", *(ids or []), *(["--all"] if everything else [])]
+        command += ["--state", state] if state is not None else []
+        command += [word for one in tag or [] for word in ("--tag", one)]
+        _print(jobs, reply["total"], shlex.join([*command, "-n", "0"]))
 
 
 def _ask(selection: Selection, everything: bool, limit: int | None) -> dict[str, Any]:
@@ -83,7 +89,7 @@ def _default_limit(*, bare: bool) -> int:
     return load_settings().list_rows
 
 
-def _print(jobs: list[dict[str, Any]], total: int) -> None:
+def _print(jobs: list[dict[str, Any]], total: int, for_all: str) -> None:
     if on_terminal():
         from gpuq.cli import render
 
@@ -93,5 +99,6 @@ def _print(jobs: list[dict[str, Any]], total: int) -> None:
 
         sys.stdout.write(plain.columns(fields.JOB_HEADER, map(fields.job_row, jobs)))
     if total > len(jobs):
-        more = f"… and {total - len(jobs):,} more (gpuq list -n 0 shows all)"
+        more = f"… and {total - len(jobs):,} more ({printable(for_all)} shows all)"
+        flush()  # where both go to one file, the table comes first
         print(more, file=sys.stdout if on_terminal() else sys.stderr)

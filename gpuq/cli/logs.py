@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from gpuq.cli.common import examples, new_app, select, tell, write_raw
+from gpuq.cli.outcome import sentence
 from gpuq.errors import GpuqError, UsageError
 
 app = new_app()
@@ -30,7 +31,7 @@ def logs(
 ) -> None:
     """Print what a job wrote to its standard output and error, as it wrote it.
 
-    With -f a job that has not started is waited for.
+    With -f a job that has not started is waited for. Exit code 1 for a job that ended before it ever ran.
     """
     if number is not None and not 0 <= number < 2**31:
         raise UsageError(f"-n {number} is not a number of lines")
@@ -40,11 +41,16 @@ def logs(
     if follow:
         from gpuq.cli.follow import Follower
 
-        Follower(found["id"], lines=number).run()
+        ended = Follower(found["id"], lines=number).run()
+        _refuse_what_never_ran(ended)
+        _tell_failed_launch(ended)
         return
     path = _path(found, attempt)
-    if path is not None:
-        print_file(path, number)
+    if path is None:
+        return
+    if attempt is None:
+        _tell_failed_launch(found)
+    print_file(path, number)
 
 
 def _show(word: str) -> dict[str, Any]:
@@ -60,6 +66,7 @@ def _show(word: str) -> dict[str, Any]:
 def _path(job: dict[str, Any], attempt: int | None) -> str | None:
     """The log's path; None for a job that has none yet, which is said."""
     if attempt is None:
+        _refuse_what_never_ran(job)
         if job["log_path"]:
             return str(job["log_path"])
         tell(f"job {job['id']} is {job['state']} and has written nothing yet; `gpuq logs -f {job['id']}` waits for it")
@@ -69,6 +76,24 @@ def _path(job: dict[str, Any], attempt: int | None) -> str | None:
         had = f"its attempts are {', '.join(map(str, sorted(numbers)))}" if numbers else "it had none yet"
         raise UsageError(f"job {job['id']} has no attempt {attempt}; {had}")
     return str(numbers[attempt])
+
+
+def _refuse_what_never_ran(job: dict[str, Any]) -> None:
+    """Raises GpuqError for a job that ended before it started: its newest attempt will never write."""
+    if job["log_path"] or job["state"] not in ("cancelled", "skipped"):
+        return
+    note = f" ({job['note']})" if job["note"] else ""
+    head = f"job {job['id']} was {job['state']}{note}"
+    if job["attempt"]:  # it ran before, and was to run again
+        last = f"`gpuq logs {job['id']} --attempt {job['attempt']}` prints the last output"
+        raise GpuqError(f"{head} before attempt {job['attempt'] + 1}: {last}")
+    raise GpuqError(f"{head}: it never ran, and has no output")
+
+
+def _tell_failed_launch(job: dict[str, Any]) -> None:
+    """The program did not start, so that only gpuq can say why."""
+    if job["failure"] == "launch":
+        tell(sentence(job))
 
 
 def print_file(path: str, lines: int | None) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpuq.cli import fields
-from gpuq.units import printable
 
 
 def exit_code(job: Mapping[str, Any]) -> int:
@@ -23,6 +22,4 @@ def exit_code(job: Mapping[str, Any]) -> int:
 
 def sentence(job: Mapping[str, Any]) -> str:
     """`job 12 failed: exit 3: …`."""
-    why = fields.failure_cell(job)
-    note = printable(job.get("note") or "")
-    return f"job {job['id']} {job['state']}" + "".join(f": {part}" for part in (why, note) if part)
+    return f"job {job['id']} {job['state']}" + "".join(f": {part}" for part in fields.failure_and_note(job) if part)

@@ -11,8 +11,25 @@ def columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() + "\n" for row in table)
 
 
-def pairs(rows: Iterable[tuple[str, str]], indent: str = "") -> str:
-    """`label  value` lines, the values aligned; those without a value are left out."""
+def pairs(rows: Iterable[tuple[str, str]], indent: str = "", screen: int | None = None) -> str:
+    """`label  value` lines, the values aligned; those without a value are left out.
+
+    On a `screen` of so many columns long values go on below themselves.
+    """
     kept = [(label, value) for label, value in rows if value]
     width = max((len(label) for label, _ in kept), default=0)
-    return "".join(f"{indent}{label:<{width}}  {value}\n" for label, value in kept)
+    return "".join(wrapped(f"{indent}{label:<{width}}  ", value, screen) for label, value in kept)
+
+
+def wrapped(head: str, text: str, screen: int | None) -> str:
+    """`head` and `text` as lines of at most `screen` columns, the text below itself; one line where that is None.
+
+    A word that is longer, as a path may be, is left whole: a cut one could not be copied.
+    """
+    if screen is None or len(head) + len(text) <= screen:
+        return f"{head}{text}".rstrip() + "\n"
+    import textwrap
+
+    room = max(20, screen - len(head))
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+    return "".join(f"{(' ' * len(head)) if i else head}{line}\n" for i, line in enumerate(lines))

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -97,19 +97,62 @@ def _table() -> Table:
 
 
 def frame(data: Object, width: int, height: int | None = None) -> Group:
-    """One picture of the host: a bar per GPU, running jobs, the head of the queue."""
+    """One picture of the host: a bar per GPU, running jobs, the head of the queue.
+
+    With a `height` at most so many lines: rows of the tables go first, then GPUs, then headings.
+    """
+    gpus, running, waiting = data["gpus"], data["running"], data["waiting"]
+    total = data.get("waiting_total", len(waiting))
     parts: list[RenderableType] = [_counts(data)]
     if data.get("note"):
         parts.append(Text(printable(str(data["note"])), "yellow"))
-    gpus: list[Object] = data["gpus"]
-    parts += [_gpu_line(gpu, width) for gpu in gpus]
+    shown = _Shares(len(gpus), len(running), len(waiting))
+    if height is not None:
+        for line in parts:
+            _keep_to_one_line(line)
+        shown = shown.fitted(height - len(parts), len(gpus), len(running), total)
+    parts += [_gpu_line(gpu, width) for gpu in gpus[: shown.gpus]]
+    parts += _more(len(gpus) - shown.gpus, " GPUs")
     if gpus:
         parts.append(_legend())
-    rows = None if height is None else max(2, height - len(parts) - 6)
-    running, waiting = _shares(len(data["running"]), len(data["waiting"]), rows)
-    parts += _running(data["running"], running, width)
-    parts += _waiting(data["waiting"], waiting, data.get("waiting_total", len(data["waiting"])), width)
-    return Group(*parts)
+    parts += _running(running, shown.running, width)
+    parts += _waiting(waiting, shown.waiting, total, width)
+    return Group(*parts[:height])
+
+
+class _Shares(NamedTuple):
+    """How many GPUs, running and waiting jobs get a row."""
+
+    gpus: int
+    running: int
+    waiting: int
+
+    def lines(self, gpus: int, running: int, waiting: int) -> int:
+        """What GPUs and tables take in all, where there are so many of each."""
+        bars = self.gpus + (self.gpus < gpus) + 1 if gpus else 0
+        return bars + _table_lines(self.running, running) + _table_lines(self.waiting, waiting)
+
+    def fitted(self, room: int, gpus: int, running: int, waiting: int) -> "_Shares":
+        """Reduced to `room` lines, the longer table first; not enough where even the headings do not fit."""
+        shares = self
+        while shares.lines(gpus, running, waiting) > room and any(shares):
+            if shares.waiting and shares.waiting >= shares.running:
+                shares = shares._replace(waiting=shares.waiting - 1)
+            elif shares.running:
+                shares = shares._replace(running=shares.running - 1)
+            else:
+                shares = shares._replace(gpus=shares.gpus - 1)
+        return shares
+
+
+def _table_lines(rows: int, total: int) -> int:
+    """Lines of a table: blank, title, header with its rows, and a last one where some are left out."""
+    return 0 if not total else 2 + (1 + rows if rows else 0) + (rows < total)
+
+
+def _keep_to_one_line(part: RenderableType) -> None:
+    if isinstance(part, Text):
+        part.no_wrap, part.overflow = True, "ellipsis"
 
 
 def _counts(data: Object) -> Text:
@@ -121,14 +164,6 @@ def _counts(data: Object) -> Text:
     if not any(counts.values()):
         text.append("  nothing runs or waits", "dim")
     return text
-
-
-def _shares(running: int, waiting: int, rows: int | None) -> tuple[int, int]:
-    """How many rows each table gets: half each where both want more."""
-    if rows is None:
-        return running, waiting
-    first = min(running, max(rows - waiting, rows // 2))
-    return first, min(waiting, rows - first)
 
 
 def _gpu_line(gpu: Object, width: int) -> Text:
@@ -170,7 +205,7 @@ def _cells(sizes: Sequence[int | None], total: int, cells: int) -> list[int]:
 
 
 def _legend() -> Text:
-    text = Text("      ")
+    text = Text("      ", no_wrap=True, overflow="ellipsis")
     for label, char, style in (OURS, CLAIMED, FOREIGN, FREE, MARGIN):
         text.append(char, style)
         text.append(f" {label}  ", "dim")
@@ -187,10 +222,10 @@ def _running(jobs: Sequence[Object], rows: int, width: int) -> list[RenderableTy
     now = time.time()
     for job in jobs[:rows]:
         vram = Text(fields.vram_cell(job), "red" if job.get("over_claim") else "")
-        cells = [Text(str(job["id"])), Text(printable(job["name"] or "")), Text(fields.gpus_cell(job) or "-"), vram]
+        cells = [Text(str(job["id"])), Text(fields.name_cell(job)), Text(fields.gpus_cell(job) or "-"), vram]
         cells += [Text(fields.time_cell(job, now)), _progress(job, now, 8 if width < 100 else 16)]
         table.add_row(*cells, Text(fields.command_cell(job["command"])))
-    return [Text("\nRunning", "bold"), table, *_more(len(jobs) - rows)]
+    return [Text(), Text("Running", "bold"), *([table] if rows else []), *_more(len(jobs) - rows)]
 
 
 def _add_narrow(table: Table, name: str, screen: int) -> None:
@@ -221,13 +256,13 @@ def _waiting(jobs: Sequence[Object], rows: int, total: int, width: int) -> list[
     now = time.time()
     for job in jobs[:rows]:
         why = fields.because(job.get("reason"), job.get("reason_text"))
-        cells = (str(job["id"]), job["name"] or "", fields.gpus_cell(job), fields.vram_cell(job))
-        table.add_row(*(Text(printable(c) or "-") for c in (*cells, fields.time_cell(job, now), why)))
-    return [Text("\nWaiting", "bold"), table, *_more(total - min(rows, len(jobs)))]
+        cells = (str(job["id"]), fields.name_cell(job), fields.gpus_cell(job), fields.vram_cell(job))
+        table.add_row(*(Text(c or "-") for c in (*cells, fields.time_cell(job, now), why)))
+    return [Text(), Text("Waiting", "bold"), *([table] if rows else []), *_more(total - min(rows, len(jobs)))]
 
 
-def _more(count: int) -> list[RenderableType]:
-    return [Text(f"… and {count:,} more", "dim")] if count > 0 else []
+def _more(count: int, what: str = "") -> list[RenderableType]:
+    return [Text(f"… and {count:,} more{what}", "dim")] if count > 0 else []
 
 
 def print_frame(data: Object) -> None:
@@ -283,4 +318,5 @@ class Screen:
     def show(self, data: Object) -> None:
         size = os.get_terminal_size(1)
         hint = Text("q leaves", "dim")
-        self._live.update(Group(frame(data, size.columns, size.lines - 2), Text(), hint), refresh=True)
+        room = max(0, size.lines - 2)  # the hint and the blank line above it
+        self._live.update(Group(frame(data, size.columns, room), *([Text()] if room else []), hint), refresh=True)

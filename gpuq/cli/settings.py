@@ -2,10 +2,16 @@
 
 import sys
 
-from gpuq.cli.common import Json, examples, new_app, on_terminal, print_json
+from gpuq.cli.common import Json, examples, flush, new_app, print_json, screen_width, tell
+from gpuq.errors import GpuqError
 from gpuq.units import printable
 
 app = new_app()
+
+#: Settings that the command line itself uses, at each call.
+OURS = ("list_rows", "default_gpus", "default_vram", "default_time")
+#: Seconds after which a daemon that does not answer is not asked any more.
+ANSWER = 5
 
 
 @app.callback()
@@ -34,13 +40,47 @@ def show(as_json: Json = False) -> None:
             for key, one in found.items()
         }
         print_json("gpuq.config/1", file=str(paths.config_file()), settings=settings)
+        _tell_stale(shown)
         return
     rows = [(key, shown[key] or "-", printable(one.source), paths.SETTINGS[key].doc) for key, one in found.items()]
-    if on_terminal():
-        text = plain.columns(("setting", "value", "source"), [row[:3] for row in rows])
+    width = screen_width()
+    if width is not None:
+        sys.stdout.write(_for_terminal(rows, str(paths.config_file()), width))
     else:
-        text = plain.columns(("setting", "value", "source", "meaning"), rows)
-    sys.stdout.write(text)
+        sys.stdout.write(plain.columns(("setting", "value", "source", "meaning"), rows))
+    flush()
+    _tell_stale(shown)
+
+
+def _for_terminal(rows: list[tuple[str, str, str, str]], file: str, width: int) -> str:
+    """The table with each meaning on a line of its own, and the file's path once, below."""
+    from gpuq.cli import plain
+
+    short = [(key, value, "config.toml" if source == printable(file) else source) for key, value, source, _ in rows]
+    header, *lines = plain.columns(("setting", "value", "source"), short).splitlines(keepends=True)
+    text = header + "".join(
+        line + plain.wrapped("    ", doc, width) for line, (*_, doc) in zip(lines, rows, strict=True)
+    )
+    return f"{text}config.toml is {printable(file)}\n"
+
+
+def _tell_stale(shown: dict[str, str]) -> None:
+    """Say which settings a running daemon read otherwise when it started; nothing where none runs or tells."""
+    from gpuq.client import Client
+
+    try:
+        with Client.connect(start=False) as client:
+            client.socket.settimeout(ANSWER)
+            used = client.request("status").get("settings") or {}
+    except GpuqError:
+        return
+    other = [
+        f"{key} = {used[key] or '-'} (here {value or '-'})"
+        for key, value in shown.items()
+        if key not in OURS and used.get(key, value) != value
+    ]
+    if other:
+        tell(f"the daemon still uses {', '.join(other)}; `gpuq daemon restart` applies what is set here")
 
 
 def _shown(key: str, value: object) -> str:

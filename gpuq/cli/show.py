@@ -2,11 +2,12 @@
 
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gpuq.cli import fields, plain
-from gpuq.cli.common import Ids, Json, States, Tags, examples, new_app, print_json, select_some
+from gpuq.cli import event_text, fields, plain
+from gpuq.cli.common import Ids, Json, States, Tags, examples, new_app, print_json, screen_width, select_some
 from gpuq.units import format_duration, format_short_duration, format_size, printable
 
 app = new_app()
@@ -24,29 +25,36 @@ def show(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json 
     if as_json:
         print_json("gpuq.jobs/1", jobs=jobs)
         return
-    sys.stdout.write("\n".join(describe(job) for job in jobs))
+    sys.stdout.write("\n".join(describe(job, screen_width()) for job in jobs))
 
 
-def describe(job: Mapping[str, Any]) -> str:
-    """A job as text of several lines."""
+def describe(job: Mapping[str, Any], screen: int | None = None) -> str:
+    """A job as text of several lines, on a terminal of `screen` columns wrapped to them."""
     attempts = job.get("attempts") or []
-    text = plain.pairs([("job", str(job["id"])), *_about(job)])
+    text = plain.pairs([("job", str(job["id"])), *_about(job, time.time())], screen=screen)
     for attempt in attempts:
-        text += f"attempt {attempt['attempt']}\n" + plain.pairs(_attempt(attempt), indent="  ")
+        rows = _attempt({**attempt, "time_limit_seconds": job.get("time_limit_seconds")})
+        text += f"attempt {attempt['attempt']}\n" + plain.pairs(rows, indent="  ", screen=screen)
     events = job.get("events") or []
-    if events:
-        text += "events\n" + "".join(f"  {event_line(event, named=False)}\n" for event in events)
-    return text
+    indexes = event_text.indexes_of(job)
+    return (
+        text
+        + ("events\n" if events else "")
+        + "".join(
+            plain.wrapped(f"  {event_text.head(event)}", event_text.details(event, indexes), screen) for event in events
+        )
+    )
 
 
-def _about(job: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "name", printable(job["name"] or "")
+def _about(job: Mapping[str, Any], now: float) -> Iterator[tuple[str, str]]:
+    failure, note = fields.failure_and_note(job)
+    yield "name", fields.name_cell(job)
     yield "state", job["state"] + (f", to be ended ({job['ending']})" if job.get("ending") else "")
     yield "reason", fields.because(job.get("reason"), job.get("reason_text"))
-    yield "failure", fields.failure_cell(job)
-    yield "note", printable(job.get("note") or "")
+    yield "failure", failure
+    yield "note", note
     yield "exit code", "" if job["exit_code"] is None else str(job["exit_code"])
-    yield "signal", "" if job["signal"] is None else fields.signal_name(job["signal"])
+    yield "signal", _signal(job)
     yield "command", printable(shlex.join(job["command"]))
     yield "folder", printable(job["cwd"])
     yield "owner", printable(str(job["owner"]))
@@ -64,7 +72,16 @@ def _about(job: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "submitted", fields.local_time(job["submitted_at"])
     yield "started", fields.local_time(job["started_at"])
     yield "ended", fields.local_time(job["ended_at"])
+    if job["state"] == "running":
+        elapsed = now - fields.epoch(job["started_at"])
+        yield "elapsed", format_duration(elapsed)
+        yield "time left", format_duration(limit - elapsed) if limit else ""
     yield "log", printable(job.get("log_path") or "")
+
+
+def _signal(job: Mapping[str, Any]) -> str:
+    """The signal that ended it, where that is not what its failure says."""
+    return "" if job.get("signal") is None or job["failure"] == "signal" else fields.signal_name(job["signal"])
 
 
 def _gpus(job: Mapping[str, Any]) -> str:
@@ -97,13 +114,15 @@ def _attempt(attempt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         index = claim["index"]
         label = f"GPU {index}" if index is not None else "lost GPU"
         declared = "the whole GPU" if claim["declared_bytes"] is None else format_size(claim["declared_bytes"])
-        used = _size(claim["peak_bytes"]) or "nothing seen"
+        peak = _size(claim["peak_bytes"])
         over = ", more than was claimed" if claim["over"] else ""
-        yield label, f"claimed {declared}, used at most {used}{over}  {printable(claim['gpu'])}"
+        yield label, f"claimed {declared}, " + (f"used at most {peak}{over}" if peak else "no use was seen")
+        yield "", printable(claim["gpu"])
     yield "exit code", "" if attempt.get("exit_code") is None else str(attempt["exit_code"])
-    yield "signal", "" if attempt.get("signal") is None else fields.signal_name(attempt["signal"])
-    yield "failure", str(attempt.get("failure") or "")
-    yield "note", printable(attempt.get("note") or "")
+    failure, note = fields.failure_and_note(attempt)
+    yield "signal", _signal(attempt)
+    yield "failure", failure
+    yield "note", note
     user, system = attempt.get("user_seconds"), attempt.get("system_seconds")
     if user is not None and system is not None:
         yield "CPU time", f"{user:.1f}s user, {system:.1f}s system"
@@ -113,18 +132,3 @@ def _attempt(attempt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _size(size: int | None) -> str:
     return format_size(size) if size is not None else ""
-
-
-def event_line(event: Mapping[str, Any], *, named: bool = True) -> str:
-    """Time, job, kind and what belongs to it, in columns; escaped."""
-    job = f"{event['job'] if event.get('job') is not None else '-':>6}  " if named else ""
-    data = "  ".join(f"{printable(str(k))}={_value(v)}" for k, v in (event.get("data") or {}).items())
-    return f"{fields.local_time(event['at'])}  {job}{event['kind']:<14}  {data}".rstrip()
-
-
-def _value(value: object) -> str:
-    if isinstance(value, str):
-        return printable(value)
-    import json
-
-    return json.dumps(value)

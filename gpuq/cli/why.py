@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpuq.cli import fields, plain
-from gpuq.cli.common import Ids, Json, States, Tags, examples, new_app, print_json, select_some
+from gpuq.cli.common import Ids, Json, States, Tags, examples, new_app, print_json, select_some, spans
 from gpuq.units import printable
 
 app = new_app()
@@ -25,17 +25,22 @@ def why(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json =
     if as_json:
         print_json("gpuq.why/1", explanations=explanations)
         return
-    sys.stdout.write("\n".join(describe(explanation) for explanation in explanations))
+    ranges = spans(explanation["job"] for explanation in explanations)
+    listed = request("list", sel={"ranges": ranges}, all=True, limit=None, newest=False)["jobs"] if ranges else []
+    members = {job["id"]: fields.name_cell(job) for job in listed if job.get("array")}
+    sys.stdout.write("\n".join(describe(one, members.get(one["job"], "")) for one in explanations))
 
 
-def describe(explanation: Mapping[str, Any]) -> str:
-    """One explanation as text of several lines."""
-    head = f"job {explanation['job']} ({explanation['state']})"
+def describe(explanation: Mapping[str, Any], member: str = "") -> str:
+    """One explanation as text of several lines; `member` is what the job is called in its array."""
+    head = f"job {explanation['job']} ({f'{member}, ' if member else ''}{explanation['state']})"
     what = fields.because(explanation.get("reason"), explanation.get("text"))
+    position = explanation.get("position")
+    place = f"  position {position:,} of those that may start\n" if position is not None else ""
     lines = "".join(f"  {printable(line)}\n" for line in explanation.get("lines") or [])
     gpus = explanation.get("gpus") or []
     table = plain.columns(_HEADER, map(_gpu_row, gpus)) if gpus else ""
-    return f"{head}: {what}\n{lines}" + "".join(f"  {line}\n" for line in table.splitlines())
+    return f"{head}: {what}\n{place}{lines}" + "".join(f"  {line}\n" for line in table.splitlines())
 
 
 def _gpu_row(gpu: Mapping[str, Any]) -> tuple[str, ...]:

@@ -107,7 +107,7 @@ def test_show_declared_against_used(sim: Box) -> None:
     wait_until(lambda: sim.job(1)["over_claim"], "the over-use")
     assert "3GiB/2GiB!" in sim.ok("list") and "over claim" in sim.ok("list")
     text = spaces(sim.ok("show", "1"))
-    assert "GPU 0 claimed 2GiB, used at most 3GiB, more than was claimed GPU-sim" in text
+    assert "GPU 0 claimed 2GiB, used at most 3GiB, more than was claimed\n GPU-sim" in text
     assert "peak GPU memory 3GiB, more than was claimed\n" in text
     assert "over-claim" in sim.ok("events", "1")
     sim.ok("cancel", "1")
