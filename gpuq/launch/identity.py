@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from gpuq.model import Identity
 
 #: Longest parent chain that is followed. PIDs can be used again while a chain is read, so a loop is possible.
 MAX_ANCESTORS = 512
+#: The end of a supervisor's code as its arguments show it, by which it is known.
+MARKER = b"# gpuq supervisor"
 
 
 class Stat(NamedTuple):
@@ -19,6 +22,7 @@ class Stat(NamedTuple):
     pid: int
     state: str
     parent: int
+    group: int
     session: int
     threads: int
     #: clock ticks since boot
@@ -41,7 +45,8 @@ def read_stat(pid: int) -> Stat | None:
     fields = line.rpartition(b")")[2].split()
     if len(fields) < 20:
         return None
-    return Stat(pid, fields[0].decode("ascii"), int(fields[1]), int(fields[3]), int(fields[17]), int(fields[19]))
+    parent, group, session, threads, start_time = (int(fields[i]) for i in (1, 2, 3, 17, 19))
+    return Stat(pid, fields[0].decode("ascii"), parent, group, session, threads, start_time)
 
 
 @functools.cache
@@ -87,30 +92,85 @@ def job_of(pid: int, shims: Mapping[int, int]) -> int | None:
     return None if session is None else shims.get(session)
 
 
-def members(supervisor: Identity) -> list[Identity]:
+def members(supervisor: Identity, run_dir: Path | None = None) -> list[Identity]:
     """What still runs of an attempt whose supervisor is gone: its session, and all descendants of that.
 
-    The kernel does not give a pid away while a session of that number has members. So a process that has the pid
-    and is not the supervisor proves that nothing is left.
+    With `run_dir` also whoever was given that folder in its environment, which a process that left the session and
+    lost its parent still has. The kernel does not give a pid away while a session of that number has members. So a
+    process that has the pid and is not the supervisor proves that nothing is left of the session.
     """
     if supervisor.boot_id != boot_id():
         return []
     processes = all_processes()
+    pending = [] if run_dir is None else _of_folder(run_dir, processes)
+    named = {stat.pid for stat in pending}
     heir = processes.get(supervisor.pid)
-    if heir is not None and heir.start_time != supervisor.start_time:
-        return []
+    if heir is None or heir.start_time == supervisor.start_time:
+        pending += [stat for stat in processes.values() if stat.session == supervisor.pid]
     children: dict[int, list[Stat]] = {}
     for stat in processes.values():
         children.setdefault(stat.parent, []).append(stat)
     found: dict[int, Stat] = {}
-    pending = [stat for stat in processes.values() if stat.session == supervisor.pid]
     while pending:
         stat = pending.pop()
-        if stat.pid not in found:
+        if stat.pid not in found and stat.pid != os.getpid():
             found[stat.pid] = stat
             pending.extend(children.get(stat.pid, ()))
-    found.pop(supervisor.pid, None)
+    if supervisor.pid not in named:
+        found.pop(supervisor.pid, None)
     return [Identity(stat.pid, stat.start_time, boot_id()) for stat in found.values() if not stat.gone]
+
+
+def leftover(run_dir: Path) -> Identity | None:
+    """Any one process that the attempt in `run_dir` left behind, known by its environment."""
+    for stat in _of_folder(run_dir, all_processes()):
+        if not stat.gone:
+            return Identity(stat.pid, stat.start_time, boot_id())
+    return None
+
+
+def _of_folder(run_dir: Path, processes: Mapping[int, Stat]) -> list[Stat]:
+    """Those whose environment names the attempt's folder; no supervisor, which has the daemon's, and not us."""
+    entry = b"GPUQ_JOB_DIR=" + os.fsencode(run_dir) + b"/work"
+    return [
+        stat
+        for stat in processes.values()
+        if stat.pid != os.getpid() and entry in _words(stat.pid, "environ") and not _marked(_words(stat.pid, "cmdline"))
+    ]
+
+
+def is_supervisor(pid: int, run_dir: Path) -> bool:
+    """Whether the process was started as the supervisor of the attempt in `run_dir`, or was just forked by it."""
+    words = _words(pid, "cmdline")
+    return _marked(words) and words[-1] == os.fsencode(run_dir)
+
+
+def find_supervisor(run_dir: Path) -> Identity | None:
+    """The living supervisor of the attempt in `run_dir`, whatever became of its files. Raises OSError."""
+    for name in os.listdir("/proc"):
+        if name.isdigit() and is_supervisor(int(name), run_dir):
+            stat = read_stat(int(name))
+            # a supervisor leads its session; a process that it forked and that is no program yet does not
+            if stat is not None and not stat.gone and stat.session == stat.pid:
+                return Identity(stat.pid, stat.start_time, boot_id())
+    return None
+
+
+def _marked(words: list[bytes]) -> bool:
+    """Whether these are a supervisor's arguments: `… CODE job=N attempt=M RUN_DIR`."""
+    return len(words) > 4 and words[-4].endswith(MARKER) and words[-3].startswith(b"job=")
+
+
+def _words(pid: int, name: str) -> list[bytes]:
+    """The arguments or the environment of a process of our own user; none of anybody else's, or of one that ended."""
+    folder = f"/proc/{pid}"
+    try:
+        if os.stat(folder).st_uid != os.geteuid():
+            return []
+        with open(f"{folder}/{name}", "rb") as file:
+            return file.read().split(b"\0")[:-1]
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return []  # gone, or a set-user-id program
 
 
 def all_processes() -> dict[int, Stat]:

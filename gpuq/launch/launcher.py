@@ -17,29 +17,29 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.abc import InspectLoader
 from pathlib import Path
 from typing import cast
 
-from gpuq.errors import LaunchError, StoreError
-from gpuq.launch import shim
-from gpuq.launch.identity import alive, members
+from gpuq.errors import LaunchError, StoreBusy, StoreError
+from gpuq.launch import runfolder, shim
+from gpuq.launch.identity import MARKER, alive, all_processes, find_supervisor, is_supervisor, leftover, members
+from gpuq.launch.runfolder import BUSY, IDENTITY, LOCK, RESULT, launch_failure, unreadable, valid_text
 from gpuq.model import Identity
-
-LOCK = "lock"
-IDENTITY = "identity"
-RESULT = "result"
 
 #: The supervisor's code travels with its orders, compiled: a script would be compiled at each start, which takes longer
 #: than what it does before the job runs, and an upgrade on disk must not change the code under a running daemon.
 _CODE = cast(InspectLoader, shim.__loader__).get_code(shim.__name__)
-_BOOTSTRAP = "import marshal; code, spec = marshal.load(open(0, 'rb', closefd=False)); exec(code); main(spec)"
-#: Longest complaint of a broken supervisor that is read, in bytes.
-_COMPLAINT = 64 * 1024
+_BOOTSTRAP = (
+    "import marshal; code, spec = marshal.load(open(0, 'rb', closefd=False)); exec(code); main(spec)  "
+    + MARKER.decode("ascii")
+)
 #: Between rounds of KILL, in seconds; a further round is for what was forked meanwhile.
 _KILL_ROUND = 0.1
+#: Leftovers that are waited for at once: each takes a file descriptor, and any one end wakes us.
+_WAITED_FOR = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,10 @@ class NeverStarted:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The supervisor vanished after the job may have begun; see `end_leftovers`."""
+    """The supervisor vanished after the job may have begun; see `end_leftovers`.
+
+    `identity` is the supervisor's, or, where the job removed what told it, that of a process that it left behind.
+    """
 
     identity: Identity
     complaint: str | None = None
@@ -114,14 +117,15 @@ Found = Running | Starting | Ended | NeverStarted | Lost | Gone
 def start(launch: Launch) -> Supervisor:
     """Start the attempt's supervisor, which starts the job. An attempt's run folder is started in once only.
 
-    Raises LaunchError, with nothing running.
+    Raises LaunchError, with nothing running; HostBusy where the same may succeed later, in the same folder.
     """
     try:
         lock = _take_lock(launch.run_dir)
     except FileExistsError:
-        raise LaunchError(f"an attempt was already started in {launch.run_dir}") from None
+        raise LaunchError(valid_text(f"an attempt was already started in {launch.run_dir}")) from None
     except OSError as error:
-        raise LaunchError(f"the run folder {launch.run_dir} cannot be made: {error.strerror}") from None
+        text = f"the run folder {launch.run_dir} cannot be made: {error.strerror}"
+        raise launch_failure(text, error) from None
     try:
         supervisor = _spawn(launch, lock)
     except UnicodeEncodeError as error:
@@ -131,7 +135,7 @@ def start(launch: Launch) -> Supervisor:
         ) from None
     except OSError as error:
         (launch.run_dir / LOCK).unlink()
-        raise LaunchError(_explain(error)) from None
+        raise launch_failure(_explain(error), error) from None
     finally:
         os.close(lock)
     return supervisor
@@ -144,6 +148,7 @@ def _take_lock(run_dir: Path) -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
+        (run_dir / LOCK).unlink()
         os.close(lock)
         raise
     return lock
@@ -152,7 +157,9 @@ def _take_lock(run_dir: Path) -> int:
 def _spawn(launch: Launch, lock: int) -> Supervisor:
     """A new interpreter in a session of its own. What it says when it breaks goes into the lock file."""
     orders = _orders(launch, lock)
-    argv = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, f"job={launch.job_id}", f"attempt={launch.attempt}"]
+    argv = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP]
+    # By the folder an attempt's supervisor is found even if the job removed all files, see `find_supervisor`.
+    argv += [f"job={launch.job_id}", f"attempt={launch.attempt}", str(launch.run_dir)]
     # A request to end that comes before the supervisor can take it stays pending: the mask is inherited (execve(2)).
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
@@ -173,6 +180,9 @@ def _spawn(launch: Launch, lock: int) -> Supervisor:
     except OSError:
         process.kill()
         process.wait()
+        if (begun := _read_identity(launch.run_dir)) is not None:
+            end_leftovers(begun, 0.0, launch.run_dir)
+            raise LaunchError("its supervisor could not be watched and was ended, after the job began") from None
         raise
     process.returncode = 0  # `reap` waits for it; without this, Popen would complain that nobody did
     return Supervisor(process.pid, pidfd)
@@ -234,137 +244,199 @@ def end(supervisor: Supervisor) -> None:
     """Ask the supervisor to end its job: TERM, the attempt's grace period, KILL. Asking again changes nothing."""
     with contextlib.suppress(ProcessLookupError):  # it has ended
         signal.pidfd_send_signal(supervisor.pidfd, signal.SIGTERM)
+        signal.pidfd_send_signal(supervisor.pidfd, signal.SIGCONT)  # its job may have stopped it
 
 
 # --- what an earlier daemon started ---------------------------------------------------------------
 
 
 def adopt(run_dir: Path) -> Found:
-    """What became of the attempt in `run_dir`. Raises StoreError for files that cannot be read or make no sense."""
-    if _locked(run_dir):
-        identity = _read_identity(run_dir)
-        supervisor = None if identity is None else _supervisor(identity)
+    """What became of the attempt in `run_dir`.
+
+    Raises StoreError for files that cannot be read or make no sense, once no supervisor of the attempt lives, and
+    StoreBusy where the host is so short of files or memory that nothing could be looked at: ask again.
+    """
+    try:
+        return _running(run_dir) or _after(run_dir)
+    except OSError as error:
+        raise unreadable(str(run_dir), error) from None
+
+
+def _running(run_dir: Path) -> Running | Starting | Ended | None:
+    """What the lock says; where it says anything else than that the attempt ended well, /proc is asked too.
+
+    The job may have removed or replaced every file, and must neither be run beside itself nor be called lost.
+    """
+    held = _held(run_dir)
+    if held:
+        supervisor = _named_supervisor(run_dir)
         if supervisor is not None:
             return Running(supervisor)
-        if _locked(run_dir):
-            return Starting(run_dir / LOCK)
-    if (run_dir / RESULT).exists():
+    elif held is False and runfolder.has_result(run_dir):
         return Ended()
-    identity = _read_identity(run_dir)
-    if identity is not None:
-        return Lost(identity, _complaint(run_dir))
-    if not run_dir.is_dir():
-        return Gone()
-    return NeverStarted(_complaint(run_dir))
+    identity = find_supervisor(run_dir)
+    supervisor = None if identity is None else _supervisor(identity, run_dir)
+    if supervisor is not None:
+        return Running(supervisor)
+    return Starting(run_dir / LOCK) if held and _held(run_dir) else None
+
+
+def _held(run_dir: Path) -> bool | None:
+    """As `locked`; None also for a lock that is none, which `_after` complains about."""
+    try:
+        return runfolder.locked(run_dir)
+    except StoreBusy:
+        raise
+    except StoreError:
+        return None
+
+
+def _after(run_dir: Path) -> Ended | Lost | NeverStarted | Gone:
+    """What is there to be read when no supervisor lives."""
+    if runfolder.has_result(run_dir):
+        return Ended()
+    if (identity := _read_identity(run_dir)) is not None:
+        return Lost(identity, runfolder.complaint(run_dir))
+    there = runfolder.is_there(run_dir)
+    if (identity := leftover(run_dir)) is not None:
+        return Lost(identity, "its supervisor and its files are gone" if there else "its run folder is gone")
+    # Whatever stands in place of these: a job made it, so one did begin. Reading it raises.
+    runfolder.read_file(run_dir / RESULT)
+    runfolder.locked(run_dir)
+    return NeverStarted(runfolder.complaint(run_dir)) if there else Gone()
 
 
 def wait_unlocked(run_dir: Path) -> None:
     """Block until the supervisor has ended. For `Starting`, which is rare and seldom lasts; then `adopt` again."""
-    try:
-        lock = os.open(run_dir / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-    finally:
-        os.close(lock)
+    runfolder.wait_unlocked(run_dir)
 
 
-def end_leftovers(supervisor: Identity, grace: float) -> None:
-    """End what is left of an attempt whose supervisor is gone: TERM, `grace` seconds, KILL. Blocks until then."""
+def end_leftovers(supervisor: Identity, grace: float, run_dir: Path | None = None) -> None:
+    """End what is left of an attempt whose supervisor is gone: TERM, `grace` seconds, KILL. Blocks until then.
+
+    With `run_dir` also what left the supervisor's session, see `members`.
+    """
     asked: set[Identity] = set()
+    killed: set[Identity] = set()
     kill_at = time.monotonic() + grace
-    while left := members(supervisor):
-        killing = time.monotonic() >= kill_at
-        pidfds: list[int] = []
-        for identity in left:
+    while True:
+        try:
+            left = members(supervisor, run_dir)
+            if not left:
+                return
+            if time.monotonic() < kill_at:
+                _signal_each(set(left) - asked, (signal.SIGTERM, signal.SIGCONT))
+                asked.update(left)
+                _wait_for_any(left, kill_at - time.monotonic())
+                continue
+            _kill_groups(left)
+            _signal_each(left, (signal.SIGKILL,))
+            # what was forked meanwhile is looked for at once; what was killed needs a moment to go
+            if killed.issuperset(left):
+                _wait_for_any(left, _KILL_ROUND)
+            killed.update(left)
+        except OSError as error:
+            if error.errno not in BUSY:
+                raise
+            time.sleep(_KILL_ROUND)  # the host has no room to look: try again until it has
+
+
+def _kill_groups(processes: list[Identity]) -> None:
+    """KILL to every process group of which all are among these: a fork cannot escape that, as it can a scan."""
+    ours = {identity.pid for identity in processes}
+    groups: dict[int, set[int]] = {}
+    for stat in all_processes().values():
+        if stat.gone:
+            continue
+        groups.setdefault(stat.group, set()).add(stat.pid)
+    for group, pids in groups.items():
+        if pids <= ours:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or a set-user-id program
+                os.killpg(group, signal.SIGKILL)
+
+
+def _signal_each(processes: Iterable[Identity], numbers: tuple[int, ...]) -> None:
+    for identity in processes:
+        pidfd = _pidfd(identity)
+        if pidfd is None:
+            continue
+        try:
+            for number in numbers:
+                signal.pidfd_send_signal(pidfd, number)
+        except (ProcessLookupError, PermissionError):
+            pass  # it has ended, or became a set-user-id program; the caller looks again
+        finally:
+            os.close(pidfd)
+
+
+def _wait_for_any(processes: list[Identity], timeout: float) -> None:
+    """Until one of the processes has ended, or `timeout` seconds."""
+    poll = select.poll()
+    pidfds: list[int] = []
+    try:
+        for identity in processes[:_WAITED_FOR]:
             pidfd = _pidfd(identity)
             if pidfd is None:
-                continue
+                return  # one has ended
             pidfds.append(pidfd)
-            if killing:
-                _send(pidfd, signal.SIGKILL)
-            elif identity not in asked:
-                asked.add(identity)
-                _send(pidfd, signal.SIGTERM)
-                _send(pidfd, signal.SIGCONT)  # a stopped process does not see the TERM before
-        _wait_for_any(pidfds, _KILL_ROUND if killing else kill_at - time.monotonic())
-
-
-def _wait_for_any(pidfds: list[int], timeout: float) -> None:
-    """Until one of the processes has ended, or `timeout` seconds. Closes the pidfds."""
-    poll = select.poll()
-    for pidfd in pidfds:
-        poll.register(pidfd, select.POLLIN)
-    try:
-        if pidfds:
-            poll.poll(max(0.0, timeout) * 1000)
+            poll.register(pidfd, select.POLLIN)
+        poll.poll(max(0.0, timeout) * 1000)
     finally:
         for pidfd in pidfds:
             os.close(pidfd)
 
 
-def _supervisor(identity: Identity) -> Supervisor | None:
+def _named_supervisor(run_dir: Path) -> Supervisor | None:
+    """The supervisor that the identity file names, if it lives and is one: the job may have written that file."""
+    try:
+        identity = _read_identity(run_dir)
+    except StoreBusy:
+        raise
+    except StoreError:
+        return None
+    return None if identity is None else _supervisor(identity, run_dir)
+
+
+def _supervisor(identity: Identity, run_dir: Path) -> Supervisor | None:
     pidfd = _pidfd(identity)
-    return None if pidfd is None else Supervisor(identity.pid, pidfd)
-
-
-def _send(pidfd: int, number: int) -> None:
-    # It has ended, or became a set-user-id program; the caller looks again.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        signal.pidfd_send_signal(pidfd, number)
+    if pidfd is None:
+        return None
+    if not is_supervisor(identity.pid, run_dir):
+        os.close(pidfd)
+        return None
+    return Supervisor(identity.pid, pidfd)
 
 
 def _pidfd(identity: Identity) -> int | None:
-    """A pidfd of this very process, None if it has ended: looked at once more when the number can no longer change."""
+    """A pidfd of this very process, None if it has ended: looked at once more when the number can no longer change.
+
+    Raises OSError where there is no room for it.
+    """
     try:
         pidfd = os.pidfd_open(identity.pid)
     except ProcessLookupError:
         return None
-    if not alive(identity):
+    try:
+        lives = alive(identity)
+    except OSError:
+        os.close(pidfd)
+        raise
+    if not lives:
         os.close(pidfd)
         return None
     return pidfd
 
 
-def _locked(run_dir: Path) -> bool:
-    """Whether a supervisor lives. Shared, so that two who look do not take each other for one."""
-    try:
-        lock = os.open(run_dir / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise StoreError(f"{run_dir / LOCK} cannot be opened: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
-
-
 def _read_identity(run_dir: Path) -> Identity | None:
     """None before the supervisor wrote it. It is renamed into place, so half a file is damage: raises StoreError."""
-    path = run_dir / IDENTITY
-    try:
-        fields = json.loads(path.read_bytes())
-        return Identity(int(fields["pid"]), int(fields["start_time"]), str(fields["boot_id"]))
-    except (FileNotFoundError, NotADirectoryError):
+    data = runfolder.read_file(run_dir / IDENTITY)
+    if data is None:
         return None
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise StoreError(f"{path} is damaged: it does not name a process") from None
-
-
-def _complaint(run_dir: Path) -> str | None:
-    """The last line that a broken supervisor printed."""
     try:
-        with open(run_dir / LOCK, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _COMPLAINT))
-            lines = file.read(_COMPLAINT).decode("utf-8", "replace").split("\n")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1] if said else None
+        fields = json.loads(data)
+        identity = Identity(int(fields["pid"]), int(fields["start_time"]), str(fields["boot_id"]))
+        if not 0 < identity.pid < 2**31:
+            raise ValueError("no process has such a number")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise StoreError(valid_text(f"{run_dir / IDENTITY} is damaged: it does not name a process")) from None
+    return identity

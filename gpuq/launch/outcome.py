@@ -6,13 +6,12 @@ import json
 import os
 import re
 import signal
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpuq.errors import StoreError
-from gpuq.launch.launcher import RESULT
+from gpuq.launch.runfolder import RESULT, read_file, read_tail, valid_text
 from gpuq.model import Failure
 
 #: How much of the end of a log is searched, in bytes.
@@ -73,14 +72,13 @@ def read_result(run_dir: Path) -> Result | None:
     attempt then counts as lost, with the error's message as its note, because its true outcome cannot be known.
     """
     path = run_dir / RESULT
-    try:
-        return _parse(json.loads(path.read_bytes()))
-    except (FileNotFoundError, NotADirectoryError):
+    data = read_file(path)
+    if data is None:
         return None
-    except OSError as error:
-        raise StoreError(f"the result {path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise StoreError(f"the result {path} is damaged: {type(error).__name__}: {error}") from None
+    try:
+        return _parse(json.loads(data))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise StoreError(valid_text(f"the result {path} is damaged: {type(error).__name__}: {error}")) from None
 
 
 def _parse(fields: Any) -> Result:
@@ -88,21 +86,42 @@ def _parse(fields: Any) -> Result:
     if (status is None) == (failure is None):
         raise ValueError("an attempt has a wait status or a reason why it did not start")
     return Result(
-        wait_status=None if status is None else int(status),
+        wait_status=None if status is None else _wait_status(status),
         start_failure=None
         if failure is None
-        else StartFailure(str(failure["step"]), int(failure["errno"]), str(failure["text"])),
+        else StartFailure(valid_text(str(failure["step"])), _count(failure["errno"]), valid_text(str(failure["text"]))),
         timed_out=bool(fields["timed_out"]),
         ended=bool(fields["ended"]),
-        leftovers=int(fields["leftovers"]),
-        log_start=int(fields["log_start"]),
-        log_end=int(fields["log_end"]),
-        started_at=float(fields["started_at"]),
-        ended_at=float(fields["ended_at"]),
-        user_seconds=float(fields["user_seconds"]),
-        system_seconds=float(fields["system_seconds"]),
-        max_rss_bytes=int(fields["max_rss_bytes"]),
+        leftovers=_count(fields["leftovers"]),
+        log_start=_count(fields["log_start"]),
+        log_end=_count(fields["log_end"]),
+        started_at=_seconds(fields["started_at"]),
+        ended_at=_seconds(fields["ended_at"]),
+        user_seconds=_seconds(fields["user_seconds"]),
+        system_seconds=_seconds(fields["system_seconds"]),
+        max_rss_bytes=_count(fields["max_rss_bytes"]),
     )
+
+
+def _count(value: Any) -> int:
+    number = int(value)
+    if not 0 <= number < 2**63:  # what a database can hold
+        raise ValueError("a count is out of range")
+    return number
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not 0 <= seconds < 253402300800:  # the year 10000, with which calendars end
+        raise ValueError("a time is out of range")
+    return seconds
+
+
+def _wait_status(value: Any) -> int:
+    status = int(value)
+    if not 0 <= status < 2**16 or not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
+        raise ValueError("the wait status is not that of a process that ended")
+    return status
 
 
 def judge(result: Result, tail: bytes) -> Outcome:
@@ -143,17 +162,9 @@ def _describe(number: int, dumped: bool, asked: bool) -> str:
 def log_tail(path: str | os.PathLike[str], start: int, size: int = TAIL) -> bytes:
     """The last `size` bytes of what a log holds from the offset `start`; nothing for what is not a regular file."""
     try:
-        log = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
+        return read_tail(path, start, size)
+    except (OSError, ValueError):
         return b""  # gone, renamed or unreadable: then there is no evidence, which is no error
-    try:
-        found = os.fstat(log)
-        if not stat.S_ISREG(found.st_mode):
-            return b""
-        offset = max(start, found.st_size - size)
-        return os.pread(log, max(0, found.st_size - offset), offset)
-    finally:
-        os.close(log)
 
 
 # --- GPU memory ran out -------------------------------------------------------------------------
@@ -198,5 +209,5 @@ def find_vram_oom(tail: bytes) -> str | None:
 
 
 def _one_line(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(valid_text(text).split())
     return line if len(line) <= MAX_NOTE else line[: MAX_NOTE - 1] + "…"

@@ -47,6 +47,10 @@ PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 DEFAULT_PATH = b"/bin:/usr/bin"
 #: Between rounds of KILL, in seconds. Exits wake the supervisor; a further round is for what was forked meanwhile.
 KILL_ROUND = 0.1
+#: Most scans in one round of KILL, so that a job which forks without end does not keep us from reaping it.
+MAX_SCANS = 32
+#: Most repairs of a run folder for one file of ours in it.
+MAX_REPAIRS = 8
 #: Writing fails with these for a while, not for good.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.ENFILE)
 HANDLED = (_signal.SIGCHLD, _signal.SIGTERM)
@@ -386,9 +390,15 @@ class Watch:
             self._kill_at = now + self.grace
 
     def _kill(self) -> None:
-        if self.status is None:
-            signal_group(self.main, (_signal.SIGKILL,))
-        signal_each(descendants(), (_signal.SIGKILL,))
+        """KILL to all that is left, and at once to what was forked between looking and killing."""
+        known: set[tuple[int, int]] = set()
+        for _ in range(MAX_SCANS):
+            left = descendants()
+            found = {(stat.pid, stat.start_time) for stat in left if not stat.gone}
+            if found <= known:
+                return
+            known |= found
+            kill_all(left)
 
 
 class Stat:
@@ -428,6 +438,18 @@ def descendants() -> list[Stat]:
     return found
 
 
+def kill_all(left: list[Stat]) -> None:
+    """KILL by process group, because a fork escapes a scan but not a signal to its group (fork(2) starts again then).
+
+    Groups do not span sessions (setpgid(2)), and every session of a descendant is ours or was made below us. So a
+    group with a descendant in it, zombies included, holds descendants only, unless it is our own.
+    """
+    own = os.getpgrp()
+    for group in {stat.group for stat in left if stat.group not in (own, 0)}:
+        signal_group(group, (_signal.SIGKILL,))
+    signal_each((stat for stat in left if stat.group == own and not stat.gone), (_signal.SIGKILL,))
+
+
 def signal_each(processes: "Iterable[Stat]", signals: tuple[int, ...]) -> None:
     """Through a pidfd, looked at once more after it is open: the number may be somebody else's by now."""
     for stat in processes:
@@ -458,18 +480,43 @@ def signal_group(group: int, signals: tuple[int, ...]) -> None:
 
 
 def write_durably(folder: int, name: str, data: bytes) -> None:
-    """The whole file or none, also after a power cut. Raises OSError."""
-    temporary = f"{name}.tmp"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    """The whole file or none, also after a power cut, in spite of what the job did to the folder. Raises OSError."""
+    for _ in range(MAX_REPAIRS):
+        try:
+            write_once(folder, name, data)
+            return
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM):
+                os.fchmod(folder, 0o700)
+            elif error.errno in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
+                # A folder stands where the file belongs: it is kept, under another name.
+                os.rename(name, f"{name}.{random_name()}.moved", src_dir_fd=folder, dst_dir_fd=folder)
+            else:
+                raise
+    write_once(folder, name, data)
+
+
+def write_once(folder: int, name: str, data: bytes) -> None:
+    """By a temporary name that nobody can have taken before, fsync and rename(2). Raises OSError."""
+    temporary = f"{name}.{random_name()}.tmp"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     file = os.open(temporary, flags, 0o600, dir_fd=folder)
     try:
-        while data:
-            data = data[os.write(file, data) :]
-        os.fsync(file)
-    finally:
-        os.close(file)
-    os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+        try:
+            while data:
+                data = data[os.write(file, data) :]
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        os.unlink(temporary, dir_fd=folder)
+        raise
     os.fsync(folder)
+
+
+def random_name() -> str:
+    return os.urandom(8).hex()
 
 
 def write_result(folder: int, data: bytes) -> None:

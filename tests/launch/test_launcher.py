@@ -52,7 +52,7 @@ def test_without_free_file_numbers_nothing_is_started_and_it_may_be_tried_again(
     code = (
         "import os, resource, sys\n"
         "from pathlib import Path\n"
-        "from gpuq.errors import LaunchError\n"
+        "from gpuq.errors import HostBusy\n"
         "from gpuq.launch import launcher\n"
         "folder = Path(sys.argv[1])\n"
         "log = str(folder / 'log')\n"
@@ -65,7 +65,7 @@ def test_without_free_file_numbers_nothing_is_started_and_it_may_be_tried_again(
         "    try:\n"
         "        supervisor = launcher.start(launch)\n"
         "        break\n"
-        "    except LaunchError as error:\n"
+        "    except HostBusy as error:\n"
         "        assert 'ulimit -n' in str(error) or 'Too many open files' in str(error), error\n"
         "        failures += 1\n"
         "        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]\n"
@@ -240,7 +240,7 @@ def test_a_lock_that_is_a_link_is_not_followed(attempts: Attempts, tmp_path: Pat
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     (run_dir / "lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(StoreError, match="cannot be opened"):
+    with pytest.raises(StoreError, match="cannot be read"):
         adopt(run_dir)
     with pytest.raises(LaunchError, match="already started"):
         launcher.start(attempts.launch(["true"], run_dir=run_dir, env=SHELL_ENV))
