@@ -5,6 +5,7 @@ but the state folder itself.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 from collections.abc import Callable, Mapping
@@ -106,7 +107,7 @@ def filesystem_type(path: Path, mountinfo: str) -> str:
         fields = left.split()
         if len(fields) < 5 or not right:
             continue
-        mount = fields[4].encode("ascii", "replace").decode("unicode_escape")
+        mount = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
         if (path == Path(mount) or Path(mount) in path.parents) and len(mount) >= best:
             best, kind = len(mount), right.split()[0]
     return kind
@@ -120,7 +121,7 @@ NETWORK_FILESYSTEMS = frozenset(
 
 def on_network(path: Path) -> bool:
     try:
-        text = Path("/proc/self/mountinfo").read_text()
+        text = Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "surrogateescape")
     except OSError:
         return False
     return filesystem_type(path, text) in NETWORK_FILESYSTEMS

@@ -126,7 +126,7 @@ def _id(value: object) -> int:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(value)
-    return value
+    return value.encode("utf-8", "replace").decode("utf-8")  # as tags are kept
 
 
 def parse_ids(words: list[str], states: str | None = None, tags: list[str] | None = None) -> Selection:

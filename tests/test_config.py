@@ -94,3 +94,9 @@ def test_defaults_are_what_the_design_says() -> None:
     assert settings.whole_foreign == 512 * MiB
     assert settings.whole_foreign_percent == 5
     assert (settings.foreign_window, settings.settle) == (10, 2)
+
+
+def test_mount_points_with_any_name_are_read() -> None:
+    text = MOUNTS + "40 22 0:40 / /mnt/\udcff rw - vfat /dev/sdc rw\n"
+    assert config.filesystem_type(Path("/mnt/\udcff/x"), text) == "vfat"
+    assert config.filesystem_type(Path("/home/x"), text) == "nfs4"

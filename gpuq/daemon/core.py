@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gpuq.daemon.hub import Hub
+from gpuq.errors import StoreError
 from gpuq.events import Event, Kind
 from gpuq.launch.launcher import Supervisor
 from gpuq.model import WAITING, Attempt, Claim, Driver, GpuReading, Host, Job, Readings, Reason, Settings, State
@@ -116,6 +117,7 @@ class Core:
         if running is None:
             return
         if isinstance(fact, Ended):
+            self.store.set_peaks(claim for claim in running.claims if claim.peak)
             self.store.end_attempt(with_outcome(running.attempt, job, fact.user_seconds, fact.system_seconds))
         elif isinstance(fact, NeverStarted):
             self.store.end_attempt(replace(running.attempt, ended_at=now, note="never started"))
@@ -161,8 +163,7 @@ class Core:
 
     def take_readings(self, readings: Readings) -> list[Running]:
         """Keep what a reading says; returns the attempts that it newly shows to use more than they claimed."""
-        for event in self._gpu_events(readings):
-            self.note_event(event)
+        events = self._gpu_events(readings)
         self.readings = readings
         self.silent = None
         known = self.host.capacities
@@ -183,21 +184,25 @@ class Core:
             if not running.over_told and any(claim.over for claim in claims):
                 running.over_told = True
                 over.append(running)
-        self._keep_peaks(grown, over)
+        try:
+            self._keep_peaks(grown, over, events)
+        except StoreError as error:  # memory knows it, and the end of the attempt will write it
+            log.error("a reading could not be recorded: %s", error.message)
         return over
 
-    def _keep_peaks(self, grown: list[Claim], over: list[Running]) -> None:
-        if not grown:
+    def _keep_peaks(self, grown: list[Claim], over: list[Running], events: list[Event]) -> None:
+        for claim in grown:
+            running = self.running[claim.job_id]
+            running.job = replace(running.job, peak_vram=max(running.job.peak_vram or 0, claim.peak))
+        if not grown and not events:
             return
         with self.store.transaction():
             self.store.set_peaks(grown)
+            self.store.add_events(events)
             self.store.add_events(
                 Event(time.time(), Kind.OVER_CLAIM, r.job.id, r.job.attempt, {"note": over_text(r, self.gpu_index)})
                 for r in over
             )
-        for claim in grown:
-            running = self.running[claim.job_id]
-            running.job = replace(running.job, peak_vram=max(running.job.peak_vram or 0, claim.peak))
         self.hub.tell({claim.job_id for claim in grown})
 
     def _gpu_events(self, readings: Readings) -> list[Event]:

@@ -199,9 +199,7 @@ async def list_(daemon: Daemon, session: Session, message: Message) -> Message:
     core = daemon.core
     selection = _selection(core, session, message)
     everything = message.get("all") is True or bool(selection.ranges or selection.states)
-    limit = message.get("limit")
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-        raise BadRequest(f"limit is a count, not {limit!r:.60}")
+    limit = _count(message, "limit")
     parts = [((State.RUNNING,), "id"), (tuple(sorted(WAITING)), "priority DESC, id")]
     if everything:
         parts.append((tuple(sorted(ENDED)), "ended_at DESC, id DESC"))
@@ -322,27 +320,27 @@ def _problem(core: Core, session: Session, job: Job, fact: Fact) -> str | None:
     return None
 
 
-async def stop(daemon: Daemon, _session: Session, message: Message) -> Message:
-    """End the daemon; running jobs run on, unless `jobs` asks to end them first."""
+# --- waiting for news -----------------------------------------------------------------------------
+
+
+async def stop(daemon: Daemon, _session: Session, message: Message) -> AsyncIterator[Message]:
+    """End the daemon; running jobs run on, unless `jobs` asks to end them first. Who asked may give up on that."""
     core = daemon.core
-    cancelled = 0
-    if message.get("jobs") is True:
-        core.draining = True
-        mine = list(core.running)
+    mine = list(core.running) if message.get("jobs") is True else []
+    core.draining = True
+    try:
         with core.hub.listen(mine) as news:
             for job_id in mine:
                 if core.running[job_id].job.ending is None:
                     daemon.runner.end(core.running[job_id].job, Ending.CANCEL)
             while core.running.keys() & set(mine):
                 await news.wait()
-        cancelled = len(mine)
-    core.draining = True
-    # after this reply went out: the server waits for the answers that are under way
-    asyncio.get_running_loop().call_soon(daemon.end, message.get("restart") is True)
-    return {"running": len(core.running), "cancelled": cancelled}
-
-
-# --- waiting for news -----------------------------------------------------------------------------
+        yield {"running": len(core.running), "cancelled": len(mine), "end": True}
+        daemon.end(message.get("restart") is True)
+    finally:
+        if not daemon.stop.done():
+            core.draining = False
+            daemon.runner.wake()
 
 
 async def wait(daemon: Daemon, session: Session, message: Message) -> AsyncIterator[Message]:
@@ -405,9 +403,7 @@ async def events(daemon: Daemon, session: Session, message: Message) -> AsyncIte
     where = None if selection.empty else selection
     if where is not None:
         _selected(core, session, message)
-    since, limit = message.get("since") or 0, message.get("limit")
-    if not isinstance(since, int) or not (limit is None or isinstance(limit, int)):
-        raise BadRequest("since and limit are whole numbers")
+    since, limit = _count(message, "since") or 0, _count(message, "limit")
     follows = message.get("follow") is True
     with core.hub.listen() as news:
         last, past = core.store.last_event(), core.store.events(since, where, limit)
@@ -419,6 +415,16 @@ async def events(daemon: Daemon, session: Session, message: Message) -> AsyncIte
             for event in fresh:
                 yield {"event": views.event_view(event)}
             last = horizon
+
+
+def _count(message: Message, name: str) -> int | None:
+    """A field that counts something, None where it is not given."""
+    value = message.get(name)
+    if value is not None and (
+        not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= protocol.MAX_ID
+    ):
+        raise BadRequest(f"{name} is a count, not {value!r:.60}")
+    return value
 
 
 # --- selecting ------------------------------------------------------------------------------------
@@ -473,6 +479,5 @@ ANSWERS: dict[str, Answer] = {
     "hold": hold,
     "release": release,
     "retry": retry,
-    "stop": stop,
 }
-STREAMS: dict[str, Stream] = {"wait": wait, "follow": follow, "top": top, "events": events}
+STREAMS: dict[str, Stream] = {"stop": stop, "wait": wait, "follow": follow, "top": top, "events": events}

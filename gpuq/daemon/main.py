@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import signal
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from gpuq.daemon.core import Core
 from gpuq.daemon.handlers import Daemon
 from gpuq.daemon.runner import Runner
 from gpuq.daemon.server import STOPPED, Server
-from gpuq.errors import DaemonUnreachable, GpuqError
+from gpuq.errors import DaemonUnreachable, GpuqError, StateFolderError, StoreError
 from gpuq.events import Event, Kind
 from gpuq.model import Host, Settings
 from gpuq.store.store import Store
@@ -47,9 +48,11 @@ def main(ready_fd: int) -> None:
             _open_log(folder / "daemon.log")
             _raise_descriptor_limit()
             settings = config.load_settings()
+            run_root = _run_root(folder)
             store = Store(folder / "queue.db", network=config.on_network(folder))
+            store.start_ids_after(_last_run(run_root))
             try:
-                asyncio.run(_live(settings, store, folder, ready_fd))
+                asyncio.run(_live(settings, store, folder, run_root, ready_fd))
             finally:
                 store.close()
     except GpuqError as error:
@@ -69,25 +72,46 @@ def _alone(folder: Path) -> Iterator[None]:
     lock = filelock.FileLock(folder / "daemon.lock", timeout=LOCK_PATIENCE, mode=0o600)
     try:
         lock.acquire()
-    except (filelock.Timeout, OSError) as error:
+    except filelock.Timeout:
         raise DaemonUnreachable(
-            f"another daemon holds {folder / 'daemon.lock'} and does not answer ({error})"
+            f"{_holder(folder)} holds {folder / 'daemon.lock'} and does not listen on {folder / 'sock'}: end it by its "
+            "pid, and the next command starts another; running jobs run on"
         ) from None
+    except OSError as error:
+        raise StateFolderError(f"{folder / 'daemon.lock'} cannot be locked: {error.strerror}") from None
     try:
+        _write_pid(folder)
         yield
     finally:
         lock.release()
 
 
-async def _live(settings: Settings, store: Store, folder: Path, ready_fd: int) -> None:
+def _write_pid(folder: Path) -> None:
+    """For people who meet a daemon that does not answer; nothing relies on it."""
+    try:
+        (folder / "daemon.pid").unlink(missing_ok=True)
+        fd = os.open(folder / "daemon.pid", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        os.close(fd)
+    except OSError as error:
+        log.warning("the pid could not be written down: %s", error)
+
+
+def _holder(folder: Path) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        return f"daemon {int((folder / 'daemon.pid').read_bytes()[:20])}"
+    return "another process"
+
+
+async def _live(settings: Settings, store: Store, folder: Path, run_root: Path, ready_fd: int) -> None:
     loop = asyncio.get_running_loop()
-    core = Core(settings, store, _host(), folder, _run_root(folder))
+    core = Core(settings, store, _host(), folder, run_root)
     runner = Runner(core, loop)
     daemon = Daemon(core, runner, time.time(), loop.create_future())
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.end, False)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
-    core.note_event(Event(time.time(), Kind.DAEMON_STARTED, data={"pid": os.getpid()}))
+    _note(core, Kind.DAEMON_STARTED, pid=os.getpid())
     runner.begin()
     server = Server(daemon)
     await server.listen()
@@ -98,15 +122,26 @@ async def _live(settings: Settings, store: Store, folder: Path, ready_fd: int) -
     core.draining = True
     cleaning.cancel()
     log.info("daemon %d stops with %d running jobs", os.getpid(), len(core.running))
-    core.note_event(Event(time.time(), Kind.DAEMON_STOPPED, data={"running": len(core.running)}))
+    _note(core, Kind.DAEMON_STOPPED, running=len(core.running))
     await server.close(None if restart else STOPPED)
+
+
+def _note(core: Core, kind: Kind, **data: object) -> None:
+    """An event of the daemon's own life. A full disk is no reason not to live it."""
+    try:
+        core.note_event(Event(time.time(), kind, data=data))
+    except StoreError as error:
+        log.error("%s", error.message)
 
 
 async def _clean(core: Core) -> None:
     """Erase environments that no attempt can need any more, now and once a day."""
     while True:
-        with core.store.transaction():
-            core.store.erase_environments(time.time() - core.settings.keep_environment)
+        try:
+            with core.store.transaction():
+                core.store.erase_environments(time.time() - core.settings.keep_environment)
+        except StoreError as error:
+            log.error("%s", error.message)
         await asyncio.sleep(CLEAN_EVERY)
 
 
@@ -127,10 +162,25 @@ def _run_root(folder: Path) -> Path:
     return local / "jobs"
 
 
+def _last_run(run_root: Path) -> int:
+    """The largest id that has a run folder: a new database beside old folders must not use it again."""
+    with contextlib.suppress(OSError):
+        return max((int(name) for name in os.listdir(run_root) if name.isdecimal()), default=0)
+    return 0
+
+
 def _open_log(path: Path) -> None:
     if path.exists() and path.stat().st_size > LOG_SIZE:
         path.replace(path.with_suffix(".log.1"))
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    # not blocking: opening a FIFO would wait for a reader
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, 0o600)
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+    except OSError as error:
+        raise StateFolderError(f"the log {path} cannot be opened: {error.strerror}; move it away") from None
+    if not regular:
+        raise StateFolderError(f"the log {path} is not a file: move it away")
     handler = logging.StreamHandler(os.fdopen(fd, "a", encoding="utf-8", errors="backslashreplace"))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

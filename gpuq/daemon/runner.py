@@ -17,10 +17,10 @@ from pathlib import Path
 
 from gpuq.daemon.core import Core, Running, blame, over_text
 from gpuq.daemon.watch import Watcher
-from gpuq.errors import GpuqError, LaunchError, StoreError
+from gpuq.errors import GpuqError, HostBusy, LaunchError, StoreBusy, StoreError
 from gpuq.launch import launcher, outcome
 from gpuq.launch.environment import job_environment, log_path
-from gpuq.model import Attempt, Claim, Ending, Failure, Identity, Job, OverClaim, Readings, State
+from gpuq.model import Attempt, Claim, Ending, Failure, Identity, Job, OverClaim, Readings, Reason, State
 from gpuq.policy import ledger, scheduler
 from gpuq.policy.explain import Verdict
 from gpuq.policy.lifecycle import EndAsked, Ended, Fact, NeverStarted, Started, advance
@@ -43,6 +43,8 @@ class Runner:
         self._begin_timer: asyncio.TimerHandle | None = None
         #: people who look at the GPUs: readings go on while there are any
         self.onlookers = 0
+        #: why nothing is started for a while, None while all is well
+        self._paused: str | None = None
         self._first_reading = asyncio.Event()
         self._reading_done = asyncio.Event()
         #: when the newest reading that was delivered began, on the monotonic clock
@@ -88,16 +90,19 @@ class Runner:
             self._begin_timer = self._loop.call_later(min(max(0.0, due - now), 3600.0), self.wake)
 
     def _plan(self, *, gpus: bool) -> None:
-        if self.core.draining:
+        stopped = "the daemon is about to stop" if self.core.draining else self._paused
+        if stopped is not None:
+            self._keep_verdicts({key: Verdict(Reason.RESOURCES, stopped) for key in self.core.waiting.groups})
             return
         states = self.core.gpu_states() if gpus else None
         plan = scheduler.plan(self.core.snapshot(), states)
         try:
             for start in plan.starts:
-                self._launch(start)
-        except StoreError as error:
+                if self._paused is None:
+                    self._launch(start)
+        except (StoreError, OSError) as error:
             log.error("an attempt could not be recorded: %s", error)
-            self._loop.call_later(RETRY_WRITE, self.wake)
+            self._pause(f"an attempt could not be recorded: {error}")
         self._keep_verdicts(plan.verdicts)
 
     def _keep_verdicts(self, fresh: Mapping[GroupKey, Verdict]) -> None:
@@ -119,6 +124,7 @@ class Runner:
         run_dir = core.run_root / str(job.id) / str(number)
         step = advance(job, Started(start.gpus, log_path(job, str(run_dir))), time.time())
         assert step.job.log_path is not None and step.job.started_at is not None
+        _make_work_folder(run_dir)
         claims = tuple(Claim(job.id, number, uuid, job.request.vram) for uuid in start.gpus)
         attempt = Attempt(job.id, number, step.job.started_at, str(run_dir), step.job.log_path, claims)
         with core.store.transaction():
@@ -130,6 +136,11 @@ class Runner:
         core.hub.tell([job.id])
         try:
             core.supervised(running, launcher.start(self._orders(step.job, attempt)))
+        except HostBusy as error:
+            log.warning("job %d cannot be started yet: %s", job.id, error)
+            self._pause(error.message)
+            self._finish(job.id, NeverStarted())
+            return
         except LaunchError as error:
             self._finish(job.id, Ended(failure=Failure.LAUNCH, note=error.message))
             return
@@ -142,11 +153,6 @@ class Runner:
         body = core.store.environment(job.env_hash)
         if body is None:
             raise LaunchError("its environment was erased; submit it anew")
-        work = Path(attempt.run_dir) / "work"
-        try:
-            work.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise LaunchError(f"the run folder {work} cannot be made: {error.strerror}") from None
         return launcher.Launch(
             job_id=job.id,
             attempt=attempt.number,
@@ -161,6 +167,15 @@ class Runner:
             time_limit=job.time_limit,
             grace=core.settings.grace,
         )
+
+    def _pause(self, why: str) -> None:
+        """Start nothing for a while: the host has no room for another process, which no event tells the end of."""
+        self._paused = why
+        self._loop.call_later(RETRY_WRITE, self._resume)
+
+    def _resume(self) -> None:
+        self._paused = None
+        self.wake()
 
     def end(self, job: Job, ending: Ending, note: str | None = None) -> None:
         """Ask a running attempt to end; its result tells when it has."""
@@ -182,14 +197,18 @@ class Runner:
         self._take(job_id, restarted=False)
 
     def _take(self, job_id: int, *, restarted: bool) -> None:
-        """Learn what became of an attempt, and act on it."""
+        """Learn what became of an attempt, and act on it. Whatever one run folder holds, the others are looked at."""
         running = self.core.running[job_id]
         run_dir = Path(running.attempt.run_dir)
         try:
             self._act_on(launcher.adopt(run_dir), running, run_dir, restarted)
-        except StoreError as error:
-            log.error("the result of job %d cannot be read: %s", job_id, error)
-            self._finish(job_id, Ended(failure=Failure.LOST, note=error.message))
+        except StoreBusy as error:
+            log.warning("job %d cannot be looked at yet: %s", job_id, error)
+            self._loop.call_later(RETRY_WRITE, lambda: self._take(job_id, restarted=restarted))
+        except Exception as error:
+            log.exception("the result of job %d cannot be read", job_id)
+            note = error.message if isinstance(error, StoreError) else f"its result cannot be read: {error}"
+            self._finish(job_id, Ended(failure=Failure.LOST, note=note))
 
     def _act_on(self, found: launcher.Found, running: Running, run_dir: Path, restarted: bool) -> None:
         job_id = running.job.id
@@ -217,6 +236,8 @@ class Runner:
                     self._finish(job_id, Ended(failure=Failure.LAUNCH, note=note.splitlines()[-1]))
             case launcher.Lost(identity, complaint):
                 self._lost(job_id, identity, complaint)
+            case launcher.Gone():
+                self._finish(job_id, Ended(failure=Failure.LOST, note="its run folder is gone, and its result with it"))
 
     async def _finish_with_blame(self, running: Running, fact: Ended) -> None:
         """Whoever filled the card may have done so since the last reading: look once more before saying who."""
@@ -228,8 +249,9 @@ class Runner:
         """The supervisor vanished: end what it left, and only then give its GPUs to others."""
         note = complaint.splitlines()[-1] if complaint else "its supervisor vanished without a result"
         grace = self.core.settings.grace
+        run_dir = Path(self.core.running[job_id].attempt.run_dir)
         self._later(
-            lambda: launcher.end_leftovers(identity, grace),
+            lambda: launcher.end_leftovers(identity, grace, run_dir),
             lambda: self._finish(job_id, Ended(failure=Failure.LOST, note=note)),
         )
 
@@ -237,7 +259,10 @@ class Runner:
         """Do blocking work in a thread of its own, which does not keep the daemon from ending; then go on here."""
 
         def run() -> None:
-            work()
+            try:
+                work()
+            except Exception:
+                log.exception("work in a thread failed")
             try:
                 self._loop.call_soon_threadsafe(then)
             except RuntimeError:
@@ -292,11 +317,7 @@ class Runner:
             self._patience_timer = None
         late = self.core.silent is not None
         self._read_at = readings.at
-        try:
-            over = self.core.take_readings(readings)
-        except StoreError as error:
-            log.error("a reading could not be recorded: %s", error)
-            over = []
+        over = self.core.take_readings(readings)
         self._first_reading.set()
         self._reading_done.set()
         for running in over:
@@ -344,6 +365,11 @@ class Runner:
                     self.end(running.job, Ending.OVER_MEMORY, over_text(running, self.core.gpu_index))
                 except GpuqError as error:
                     log.error("job %d could not be ended: %s", running.job.id, error)
+
+
+def _make_work_folder(run_dir: Path) -> None:
+    """Before the claim: a claimed attempt without a folder is one whose folder is gone. Raises OSError."""
+    (run_dir / "work").mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _ended(run_dir: Path, path: str) -> Ended:

@@ -20,6 +20,7 @@ from gpuq.errors import (
     GpuqError,
     NotAllowed,
     ProtocolMismatch,
+    StateFolderError,
 )
 from gpuq.protocol import Message
 
@@ -51,7 +52,11 @@ class Server:
     async def listen(self) -> None:
         """Bind the socket, 0600. A socket left by a dead daemon is replaced: we hold the daemon's lock."""
         folder = self._daemon.core.state_dir
-        (folder / "sock").unlink(missing_ok=True)
+        try:
+            (folder / "sock").unlink(missing_ok=True)
+        except OSError as error:
+            text = f"{folder / 'sock'} is in the way of the socket: {error.strerror}; move it away"
+            raise StateFolderError(text) from None
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         with config.socket_address(folder) as address:
             listener.bind(address)

@@ -82,7 +82,12 @@ def check_environment(value: object) -> bytes:
     for name, text in value.items():
         if not name or "=" in name or "\0" in name or "\0" in text:
             raise UsageError(f"the environment variable {name!r} cannot be given to a program")
-        size += len(_bytes(name)) + len(_bytes(text)) + 2
+        try:
+            size += len(os.fsencode(name)) + len(os.fsencode(text)) + 2
+        except UnicodeEncodeError:  # the value is not shown
+            raise UsageError(
+                f"the environment variable {name!r} holds characters that no program can be given"
+            ) from None
     if size > protocol.MAX_ENVIRONMENT:
         raise UsageError(f"the environment has {size:,} bytes, and {protocol.MAX_ENVIRONMENT:,} are allowed")
     return dump(dict(sorted(value.items()))).encode("ascii")

@@ -67,7 +67,7 @@ def live_values(job: Job) -> dict[str, Any]:
         "exit_code": job.exit_code,
         "signal": job.signal,
         "failure": job.failure,
-        "note": None if job.note is None else _clean(job.note),
+        "note": clean(job.note),
         "ending": job.ending,
         "peak_vram": job.peak_vram,
         "peak_ram": job.peak_ram,
@@ -75,9 +75,9 @@ def live_values(job: Job) -> dict[str, Any]:
     }
 
 
-def _clean(text: str) -> str:
+def clean(text: str | None) -> str | None:
     """Text for a UTF-8 column; what no UTF-8 can say becomes an escape."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def job_from_row(row: Row) -> Job:

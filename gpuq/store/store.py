@@ -21,6 +21,7 @@ from gpuq.store.migrations import migrate
 from gpuq.store.rows import (
     attempt_from_row,
     claim_from_row,
+    clean,
     dump,
     event_from_row,
     job_from_row,
@@ -77,6 +78,13 @@ class Store:
     def next_id(self) -> int:
         row = self.conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
         return 1 if row is None else int(row["seq"]) + 1
+
+    def start_ids_after(self, job_id: int) -> None:
+        """Never give out this id, or a smaller one."""
+        if job_id >= self.next_id():
+            with self.transaction():
+                self.conn.execute("DELETE FROM sqlite_sequence WHERE name = 'jobs'")
+                self.conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('jobs', ?)", (job_id,))
 
     def insert_jobs(self, key: str, jobs: Sequence[Job], events: Sequence[Event]) -> None:
         """Add jobs, whose ids follow each other, as the submission `key`, with their dependencies and events."""
@@ -148,7 +156,7 @@ class Store:
                 attempt.exit_code,
                 attempt.signal,
                 attempt.failure,
-                attempt.note,
+                clean(attempt.note),
                 attempt.peak_ram,
                 attempt.user_seconds,
                 attempt.system_seconds,

@@ -173,6 +173,10 @@ REMOVALS = {
     "lock is a pipe": "rm -f lock; mkfifo lock",
     "identity is a folder": "rm -f identity; mkdir identity",
     "identity is damaged": "echo x > identity",
+    "identity of the job": (
+        'echo "{\\"pid\\": $$, \\"start_time\\": $(cut -d " " -f 22 /proc/$$/stat),'
+        ' \\"boot_id\\": \\"$(cat /proc/sys/kernel/random/boot_id)\\"}" > identity'
+    ),
     "a result of its own": "rm -f lock; echo {} > result",
 }
 

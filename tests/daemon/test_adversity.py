@@ -1,0 +1,192 @@
+"""Jobs, files and hosts that do what they should not: the daemon goes on, and what it says is true."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from gpuq.client import Client
+from gpuq.errors import BadRequest, NoSuchJob, UsageError
+from tests.harness import Box, gone, wait_until
+
+FOLDER = 'cd "$GPUQ_JOB_DIR/.."'
+
+
+def test_a_command_that_is_not_text_fails_like_any_other(box: Box) -> None:
+    for argv in (["\udcff"], ["/no/\udcff/such"]):
+        ended = box.wait(box.submit(*argv))
+        assert (ended["state"], ended["failure"]) == ("failed", "launch")
+        assert "\\xff" in ended["note"] or "\\udcff" in ended["note"]
+    ended = box.wait(box.submit("true", output="/no/\udcff/log"))
+    assert ended["failure"] == "launch"
+    box.kill_daemon()
+    assert box.wait(box.submit("true"))["state"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    "mischief",
+    [
+        f"{FOLDER}; rm lock identity; mkdir lock; kill -9 $PPID",
+        f"{FOLDER}; rm -f lock; mkfifo lock; exit 3",
+        f"{FOLDER}; rm identity; mkfifo identity; kill -9 $PPID",
+        f"{FOLDER}; mkfifo result.tmp; exit 3",
+        f"{FOLDER}; mkdir result; exit 3",
+        f"{FOLDER}; chmod 500 .; exit 3",
+        f"{FOLDER}; rm -r lock identity log; exit 3",
+        'rm -r "$(dirname "$GPUQ_JOB_DIR")"; exit 3',
+        "kill -STOP $PPID; exit 3",
+    ],
+)
+def test_a_job_that_breaks_its_own_run_folder_harms_only_itself(box: Box, mischief: str) -> None:
+    vandal = box.submit("sh", "-c", mischief, cpus=0)
+    bystander = box.submit("true", cpus=0)
+    assert box.wait(bystander)["state"] == "succeeded"
+    if "STOP" in mischief:
+        box.request("cancel", sel={"ranges": [[vandal, vandal]]})
+    ended = box.wait(vandal)
+    assert ended["state"] in ("failed", "cancelled")
+    assert ended["failure"] != "launch", "it did begin"
+    assert ended["exit_code"] in (3, None)
+    box.kill_daemon()
+    assert box.job(vandal)["attempt"] == 1
+    assert box.job(vandal)["state"] == ended["state"]
+
+
+@pytest.mark.parametrize("mischief", ["lock", "identity", "lock identity", "../1"])
+def test_a_job_that_removed_its_traces_is_not_run_twice(box: Box, mischief: str) -> None:
+    ran, gate = box.folder / "ran", box.folder / "gate"
+    script = f'{FOLDER}; rm -r {mischief}; echo $GPUQ_ATTEMPT >> "{ran}"; until [ -e "{gate}" ]; do sleep 0.02; done'
+    job = box.submit("sh", "-c", script)
+    wait_until(ran.exists, "the job")
+    box.kill_daemon()
+    assert box.job(job)["state"] == "running"
+    gate.touch()
+    ended = box.wait(job)
+    assert ran.read_text() == "1\n"
+    assert ended["attempt"] == 1
+    if mischief != "../1":
+        assert ended["state"] == "succeeded"
+
+
+def test_a_new_database_does_not_use_old_ids_again(box: Box) -> None:
+    box.wait(box.submit("true"), box.submit("true"))
+    box.ok("daemon", "stop")
+    for file in box.state.glob("queue.db*"):
+        file.unlink()
+    job = box.submit("true")
+    assert job == 3
+    assert box.wait(job)["state"] == "succeeded"
+
+
+def test_few_descriptors_make_jobs_wait_and_not_fail(box: Box) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    starter = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); "
+        "from gpuq.client import request; request('status')"
+    )
+    subprocess.run([sys.executable, "-c", starter], check=True)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
+    gate = box.folder / "gate"
+    jobs = box.submit_many([["sh", "-c", f'until [ -e "{gate}" ]; do sleep 0.05; done']] * 40, cpus=0)
+    wait_until(
+        lambda: "Too many open files" in str(box.request("list", sel={})["jobs"][-1]["reason_text"]), "the reason"
+    )
+    gate.touch()
+    box.wait(*jobs)
+    assert {box.job(n)["state"] for n in jobs} == {"succeeded"}
+
+
+def test_a_daemon_started_in_the_c_locale_takes_any_text(box: Box) -> None:
+    c = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    box.ok("daemon", "start", env=c)
+    job = box.submit("echo", "é🚀", name="é")
+    box.wait(job)
+    assert box.log(job) == "é🚀\n"
+
+
+def test_no_message_shows_the_value_of_a_variable(box: Box) -> None:
+    with pytest.raises(UsageError) as error:
+        box.submit("true", env={"TOKEN": "s3cret-\ud800"})
+    assert "TOKEN" in str(error.value)
+    assert "s3cret" not in str(error.value)
+    assert b"s3cret" not in (box.state / "daemon.log").read_bytes()
+
+
+def test_tags_and_counts_that_no_database_can_hold(box: Box) -> None:
+    job = box.submit("true", tags=["\udcff"])
+    assert box.request("list", sel={"tags": ["\udcff"]}, all=True)["jobs"][0]["id"] == job
+    for fields in ({"limit": 2**63}, {"limit": True}):
+        with pytest.raises(BadRequest):
+            box.request("list", sel={}, **fields)
+        with pytest.raises(BadRequest):
+            box.request("events", **fields)
+    with pytest.raises(NoSuchJob):
+        box.request("show", sel={"ranges": [[2**62, 2**62]]})
+
+
+def test_a_lock_held_by_somebody_who_does_not_listen_is_explained(box: Box) -> None:
+    pid = box.daemon_pid()
+    (box.state / "sock").unlink()
+    said = box.fails(5, "list")
+    assert f"daemon {pid}" in said
+    os.kill(pid, 15)
+    wait_until(lambda: gone(pid))
+    box.ok("list")
+
+
+def test_files_that_are_none_are_named(box: Box) -> None:
+    box.state.mkdir(mode=0o700)
+    os.mkfifo(box.state / "daemon.log")
+    assert "daemon.log" in box.fails(5, "list")
+    (box.state / "daemon.log").unlink()
+    (box.state / "daemon.log").mkdir()
+    assert "daemon.log" in box.fails(5, "list")
+    (box.state / "daemon.log").rmdir()
+    (box.state / "sock").mkdir()
+    assert "sock" in box.fails(5, "list")
+    (box.state / "sock").rmdir()
+    box.ok("list")
+
+
+def test_giving_up_on_the_end_of_jobs_lets_the_queue_go_on(box: Box) -> None:
+    begun = box.folder / "begun"
+    stubborn = box.submit("sh", "-c", f'trap "" TERM; touch "{begun}"; while :; do sleep 0.05; done', cpus=0)
+    wait_until(begun.exists)
+    with Client.connect() as client:
+        client.send("stop", jobs=True)
+        wait_until(lambda: box.job(stubborn)["ending"] == "cancel", "the request")
+        late = box.submit("true", cpus=0)
+        client.socket.shutdown(socket.SHUT_RDWR)
+    assert box.wait(late)["state"] == "succeeded"
+    assert box.wait(stubborn)["state"] == "cancelled"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+def test_a_full_disk_loses_nothing(box: Box) -> None:
+    box.state.mkdir(mode=0o700)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "gpuq-test", str(box.state)])
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        gate, begun = box.folder / "gate", box.folder / "begun"
+        job = box.submit("sh", "-c", f'touch "{begun}"; until [ -e "{gate}" ]; do sleep 0.02; done; exit 7')
+        wait_until(begun.exists)
+        filler = box.state / "filler"
+        with pytest.raises(OSError):
+            while True:
+                with filler.open("ab", buffering=0) as file:
+                    file.write(b"x" * 4096)
+        assert "could not be written" in box.fails(1, "submit", "--", "true")
+        gate.touch()
+        filler.unlink()
+        assert box.wait(job)["exit_code"] == 7
+        assert box.request("list", sel={}, all=True)["total"] == 1
+        box.ok("daemon", "stop", "--jobs")
+    finally:
+        box.close()
+        subprocess.run(["umount", str(box.state)], check=True)
