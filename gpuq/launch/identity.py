@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,7 +92,20 @@ def job_of(pid: int, shims: Mapping[int, int]) -> int | None:
     return None if session is None else shims.get(session)
 
 
+class Left(NamedTuple):
+    """What still runs of an attempt whose supervisor is gone."""
+
+    processes: list[Identity]
+    #: process groups in which nobody else is
+    groups: set[int]
+
+
 def members(supervisor: Identity, run_dir: Path | None = None) -> list[Identity]:
+    """The processes of `look_for_left`."""
+    return look_for_left(supervisor, run_dir).processes
+
+
+def look_for_left(supervisor: Identity, run_dir: Path | None = None) -> Left:
     """What still runs of an attempt whose supervisor is gone: its session, and all descendants of that.
 
     With `run_dir` also whoever was given that folder in its environment, which a process that left the session and
@@ -100,10 +113,9 @@ def members(supervisor: Identity, run_dir: Path | None = None) -> list[Identity]
     process that has the pid and is not the supervisor proves that nothing is left of the session.
     """
     if supervisor.boot_id != boot_id():
-        return []
-    processes = all_processes()
-    pending = [] if run_dir is None else _of_folder(run_dir, processes)
-    named = {stat.pid for stat in pending}
+        return Left([], set())
+    processes, named = _with_folder(run_dir)
+    pending = [processes[pid] for pid in named]
     heir = processes.get(supervisor.pid)
     if heir is None or heir.start_time == supervisor.start_time:
         pending += [stat for stat in processes.values() if stat.session == supervisor.pid]
@@ -118,25 +130,39 @@ def members(supervisor: Identity, run_dir: Path | None = None) -> list[Identity]
             pending.extend(children.get(stat.pid, ()))
     if supervisor.pid not in named:
         found.pop(supervisor.pid, None)
-    return [Identity(stat.pid, stat.start_time, boot_id()) for stat in found.values() if not stat.gone]
+    left = [stat for stat in found.values() if not stat.gone]
+    groups = {stat.group for stat in left}
+    # what ended while we looked, as those that fork all the time do, is nobody that a signal could hit
+    for pid in processes.keys() - found.keys():
+        if processes[pid].group in groups and (now := read_stat(pid)) is not None and not now.gone:
+            groups.discard(processes[pid].group)
+    return Left([Identity(stat.pid, stat.start_time, boot_id()) for stat in left], groups)
 
 
 def leftover(run_dir: Path) -> Identity | None:
     """Any one process that the attempt in `run_dir` left behind, known by its environment."""
-    for stat in _of_folder(run_dir, all_processes()):
+    processes, named = _with_folder(run_dir)
+    for stat in (processes[pid] for pid in named):
         if not stat.gone:
             return Identity(stat.pid, stat.start_time, boot_id())
     return None
 
 
-def _of_folder(run_dir: Path, processes: Mapping[int, Stat]) -> list[Stat]:
-    """Those whose environment names the attempt's folder; no supervisor, which has the daemon's, and not us."""
-    entry = b"GPUQ_JOB_DIR=" + os.fsencode(run_dir) + b"/work"
-    return [
-        stat
-        for stat in processes.values()
-        if stat.pid != os.getpid() and entry in _words(stat.pid, "environ") and not _marked(_words(stat.pid, "cmdline"))
-    ]
+def _with_folder(run_dir: Path | None) -> tuple[dict[int, Stat], set[int]]:
+    """Every process, and the pids of those whose environment names the attempt's folder.
+
+    Supervisors are not among these, for they have the daemon's environment, and neither are we.
+    """
+    processes: dict[int, Stat] = {}
+    named: set[int] = set()
+    entry = None if run_dir is None else b"GPUQ_JOB_DIR=" + os.fsencode(run_dir) + b"/work"
+    for stat in _each_process():
+        processes[stat.pid] = stat
+        if entry is None or stat.pid == os.getpid() or entry not in _words(stat.pid, "environ"):
+            continue
+        if not _marked(_words(stat.pid, "cmdline")):
+            named.add(stat.pid)
+    return processes, named
 
 
 def is_supervisor(pid: int, run_dir: Path) -> bool:
@@ -175,8 +201,10 @@ def _words(pid: int, name: str) -> list[bytes]:
 
 def all_processes() -> dict[int, Stat]:
     """Every process that can be seen, by pid. Not one moment: processes come and go while it is read."""
-    found: dict[int, Stat] = {}
+    return {stat.pid: stat for stat in _each_process()}
+
+
+def _each_process() -> Iterator[Stat]:
     for name in os.listdir("/proc"):
         if name.isdigit() and (stat := read_stat(int(name))) is not None:
-            found[stat.pid] = stat
-    return found
+            yield stat

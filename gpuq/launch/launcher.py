@@ -25,7 +25,7 @@ from typing import cast
 
 from gpuq.errors import LaunchError, StoreBusy, StoreError
 from gpuq.launch import runfolder, shim
-from gpuq.launch.identity import MARKER, alive, all_processes, find_supervisor, is_supervisor, leftover, members
+from gpuq.launch.identity import MARKER, alive, find_supervisor, is_supervisor, leftover, look_for_left
 from gpuq.launch.runfolder import BUSY, IDENTITY, LOCK, RESULT, launch_failure, unreadable, valid_text
 from gpuq.model import Identity
 
@@ -314,14 +314,14 @@ def wait_unlocked(run_dir: Path) -> None:
 def end_leftovers(supervisor: Identity, grace: float, run_dir: Path | None = None) -> None:
     """End what is left of an attempt whose supervisor is gone: TERM, `grace` seconds, KILL. Blocks until then.
 
-    With `run_dir` also what left the supervisor's session, see `members`.
+    With `run_dir` also what left the supervisor's session, see `look_for_left`.
     """
     asked: set[Identity] = set()
     killed: set[Identity] = set()
     kill_at = time.monotonic() + grace
     while True:
         try:
-            left = members(supervisor, run_dir)
+            left, groups = look_for_left(supervisor, run_dir)
             if not left:
                 return
             if time.monotonic() < kill_at:
@@ -329,7 +329,8 @@ def end_leftovers(supervisor: Identity, grace: float, run_dir: Path | None = Non
                 asked.update(left)
                 _wait_for_any(left, kill_at - time.monotonic())
                 continue
-            _kill_groups(left)
+            for group in groups:
+                _kill_group(group)
             _signal_each(left, (signal.SIGKILL,))
             # what was forked meanwhile is looked for at once; what was killed needs a moment to go
             if killed.issuperset(left):
@@ -341,18 +342,10 @@ def end_leftovers(supervisor: Identity, grace: float, run_dir: Path | None = Non
             time.sleep(_KILL_ROUND)  # the host has no room to look: try again until it has
 
 
-def _kill_groups(processes: list[Identity]) -> None:
-    """KILL to every process group of which all are among these: a fork cannot escape that, as it can a scan."""
-    ours = {identity.pid for identity in processes}
-    groups: dict[int, set[int]] = {}
-    for stat in all_processes().values():
-        if stat.gone:
-            continue
-        groups.setdefault(stat.group, set()).add(stat.pid)
-    for group, pids in groups.items():
-        if pids <= ours:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or a set-user-id program
-                os.killpg(group, signal.SIGKILL)
+def _kill_group(group: int) -> None:
+    """A fork cannot escape a signal to its group, as it can a look at /proc (fork(2) starts again after one)."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or a set-user-id program
+        os.killpg(group, signal.SIGKILL)
 
 
 def _signal_each(processes: Iterable[Identity], numbers: tuple[int, ...]) -> None:

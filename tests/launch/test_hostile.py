@@ -13,6 +13,7 @@ import pytest
 
 from gpuq.errors import LaunchError, StoreError
 from gpuq.launch import launcher
+from gpuq.launch.identity import members
 from gpuq.launch.launcher import Ended, Gone, Lost, NeverStarted, Running, adopt
 from gpuq.launch.outcome import judge, log_tail, read_result
 from gpuq.launch.runfolder import valid_text
@@ -31,7 +32,8 @@ def make_folder(path: Path) -> None:
 
 
 def make_link(path: Path) -> None:
-    path.symlink_to("/dev/zero")
+    path.with_name("elsewhere").write_text('{"pid": 1, "start_time": 1, "boot_id": "b"}')
+    path.symlink_to("elsewhere")
 
 
 def make_huge(path: Path) -> None:
@@ -324,6 +326,30 @@ def test_what_forks_all_the_time_is_killed_in_one_go(tmp_path: Path) -> None:
     )
     env = {**os.environ, "PYTHONPATH": ROOT}
     subprocess.run([sys.executable, "-c", code], check=True, env=env)
+    assert not (tmp_path / "lived").exists()
+
+
+def test_what_forks_all_the_time_is_ended_without_its_supervisor(attempts: Attempts, tmp_path: Path) -> None:
+    forker = (
+        "import os, signal, time\n"
+        "signal.signal(15, signal.SIG_IGN)\n"
+        "if os.fork(): time.sleep(1000)\n"
+        "os.setsid()\n"
+        "open('t', 'w').write('x'); os.rename('t', 'forks')\n"
+        "for _ in range(20000):\n"
+        "    if os.fork(): os._exit(0)\n"
+        "open('lived', 'w').close()\n"
+    )
+    run_dir = tmp_path / "run-1"
+    launch = attempts.launch(python(forker), env={**SHELL_ENV, "GPUQ_JOB_DIR": f"{run_dir}/work"})
+    supervisor = attempts.start(launch)
+    until((tmp_path / "forks").exists)
+    os.kill(supervisor.pid, signal.SIGKILL)
+    attempts.wait(supervisor)
+    found = adopt(run_dir)
+    assert isinstance(found, Lost)
+    launcher.end_leftovers(found.identity, 0.0, run_dir)
+    assert members(found.identity, run_dir) == []
     assert not (tmp_path / "lived").exists()
 
 
