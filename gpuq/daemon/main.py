@@ -30,7 +30,7 @@ from gpuq.store.store import Store
 log = logging.getLogger("gpuq.daemon")
 
 #: A daemon that is about to end releases its lock within this time, in seconds.
-LOCK_PATIENCE = 15.0
+LOCK_PATIENCE = 8.0
 #: At start a log of more than this many bytes is put aside as daemon.log.1.
 LOG_SIZE = 10 * 1024 * 1024
 #: Inode of the initial PID namespace: PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h.

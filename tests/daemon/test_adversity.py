@@ -154,6 +154,7 @@ def test_files_that_are_none_are_named(box: Box) -> None:
 
 
 def test_giving_up_on_the_end_of_jobs_lets_the_queue_go_on(box: Box) -> None:
+    box.setenv(GPUQ_GRACE="2s")
     begun = box.folder / "begun"
     stubborn = box.submit("sh", "-c", f'trap "" TERM; touch "{begun}"; while :; do sleep 0.05; done', cpus=0)
     wait_until(begun.exists)

@@ -73,12 +73,12 @@ def test_the_queue_survives_and_goes_on(box: Box) -> None:
 
 
 def test_a_cancel_is_carried_out_though_the_daemon_dies(box: Box) -> None:
+    box.setenv(GPUQ_GRACE="1s")
     command, begun, _ = gated(box, "a", "true")
     job = box.submit("sh", "-c", f"trap '' TERM; {command[2]}")
     wait_until(begun.exists)
     box.request("cancel", sel={"ranges": [[job, job]]})
     box.kill_daemon()
-    box.setenv(GPUQ_GRACE="1s")
     assert box.wait(job)["state"] == "cancelled"
 
 
@@ -95,10 +95,11 @@ def test_a_supervisor_that_is_killed_leaves_a_lost_job_and_no_process(box: Box) 
 
 
 def test_an_attempt_that_was_claimed_and_never_launched_is_queued_again(box: Box) -> None:
-    """A daemon that died between claim and launch leaves a running job without a lock: as the store then has it."""
+    """A daemon that died between claim and launch leaves a running job, and a run folder without a lock."""
     job = box.submit("true", hold=True)
     box.kill_daemon()
     run_dir = box.state / "jobs" / str(job) / "1"
+    (run_dir / "work").mkdir(parents=True)
     with sqlite3.connect(box.state / "queue.db") as db:
         db.execute("UPDATE jobs SET state = 'running', attempt = 1, started_at = 1.0 WHERE id = ?", (job,))
         db.execute(
