@@ -328,6 +328,8 @@ class Watch:
         #: when the next round of KILL is due; None while nothing is being ended
         self._kill_at: float | None = None
         self._swept = False
+        #: the last look did not take all of the dead, and the signal that tells of them may have been taken
+        self._more_dead = False
 
     def until_nothing_is_left(self) -> None:
         while self._reap():
@@ -350,14 +352,16 @@ class Watch:
             except ChildProcessError:
                 return False
             if pid == 0:
-                break
+                self._more_dead = False
+                return True
             if pid == self.main:
                 self.status = status
+        self._more_dead = True
         return True
 
     def _sleep(self, now: float) -> None:
         """Until a child ends, somebody asks for the end, or the time has come for something."""
-        due = self._kill_at
+        due = now if self._more_dead else self._kill_at
         if due is None and self.status is None:
             due = self._limit_at
         if due is None:

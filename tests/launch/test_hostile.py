@@ -353,6 +353,23 @@ def test_what_forks_all_the_time_is_ended_without_its_supervisor(attempts: Attem
     assert not (tmp_path / "lived").exists()
 
 
+def test_a_thousand_that_die_at_once_are_all_taken(attempts: Attempts) -> None:
+    code = (
+        "import os, signal\n"
+        "os.kill(os.getppid(), signal.SIGSTOP)\n"
+        "for _ in range(1000):\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        if not os.fork(): os._exit(0)\n"
+        "        os._exit(0)\n"
+        "    os.waitpid(child, 0)\n"
+        "os.kill(os.getppid(), signal.SIGCONT)\n"
+        "os._exit(7)\n"
+    )
+    result = attempts.run(attempts.launch(python(code)))
+    assert os.waitstatus_to_exitcode(result.wait_status or 0) == 7
+
+
 # --- true results ---------------------------------------------------------------------------------
 
 OBSTACLES = {
