@@ -6,7 +6,7 @@ import contextlib
 import pwd
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import psutil
@@ -24,6 +24,7 @@ View = dict[str, Any]
 MOST_STRANGERS = 5
 
 
+@lru_cache(maxsize=1024)
 def moment(seconds: float | None) -> str | None:
     """ISO 8601 in UTC, to the millisecond."""
     if seconds is None:

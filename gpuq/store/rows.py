@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from gpuq.events import Event, Kind
@@ -89,22 +90,22 @@ def job_from_row(row: Row) -> Job:
         name=row["name"],
         owner=row["owner"],
         state=State(row["state"]),
-        command=tuple(json.loads(row["command"])),
-        cwd=json.loads(row["cwd"]),
+        command=_strings(row["command"]),
+        cwd=_load(row["cwd"]),
         request=Request(row["gpus_asked"], row["vram"], row["cpus"], row["ram"]),
         env_hash=row["env_hash"],
         submitted_at=row["submitted_at"],
         priority=row["priority"],
         time_limit=row["time_limit"],
         begin_at=row["begin_at"],
-        after=tuple(_dependency(text) for text in json.loads(row["after"])),
-        tags=tuple(json.loads(row["tags"])),
+        after=_dependencies(row["after"]),
+        tags=_strings(row["tags"]),
         array=array,
         umask=row["umask"],
-        limits=tuple((number, soft) for number, soft in json.loads(row["limits"])),
-        output=None if row["output"] is None else json.loads(row["output"]),
+        limits=_limits(row["limits"]),
+        output=_load(row["output"]),
         attempt=row["attempt"],
-        gpus=tuple(json.loads(row["gpus"])),
+        gpus=_strings(row["gpus"]),
         started_at=row["started_at"],
         ended_at=row["ended_at"],
         exit_code=row["exit_code"],
@@ -114,13 +115,32 @@ def job_from_row(row: Row) -> Job:
         ending=None if row["ending"] is None else Ending(row["ending"]),
         peak_vram=row["peak_vram"],
         peak_ram=row["peak_ram"],
-        log_path=None if row["log_path"] is None else json.loads(row["log_path"]),
+        log_path=_load(row["log_path"]),
     )
 
 
-def _dependency(text: str) -> Dependency:
-    condition, _, job_id = text.partition(":")
-    return Dependency(Condition(condition), int(job_id))
+# What jobs have in common, folder, tags, limits and so on, is parsed once for a list of thousands.
+
+
+@lru_cache(maxsize=1024)
+def _load(text: str | None) -> Any:
+    return None if text is None else json.loads(text)
+
+
+@lru_cache(maxsize=1024)
+def _strings(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
+
+
+@lru_cache(maxsize=64)
+def _limits(text: str) -> tuple[tuple[int, int], ...]:
+    return tuple((number, soft) for number, soft in json.loads(text))
+
+
+@lru_cache(maxsize=1024)
+def _dependencies(text: str) -> tuple[Dependency, ...]:
+    found = (item.partition(":") for item in json.loads(text))
+    return tuple(Dependency(Condition(condition), int(job_id)) for condition, _, job_id in found)
 
 
 def attempt_from_row(row: Row, claims: tuple[Claim, ...]) -> Attempt:
