@@ -226,7 +226,7 @@ def test_a_follower_is_told_when_the_reason_changes(up: Box) -> None:
         while texts[-1] != f"asks for {cpus} CPU{'s' if cpus > 1 else ''}, 0 of {cpus} free":
             texts.append(client.receive()["job"]["reason_text"])
     gate.touch()
-    up.wait(waiting)
+    assert up.wait(waiting)["state"] == "succeeded"
 
 
 def test_events_committed_while_others_are_sent_are_not_lost(up: Box) -> None:
