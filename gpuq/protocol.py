@@ -114,6 +114,8 @@ class Selection:
             tags = tuple(_text(t) for t in value.get("tags", []))
         except (TypeError, ValueError):
             raise BadRequest(f"the selection {value!r} is malformed") from None
+        if len(tags) > MAX_TAGS:
+            raise UsageError(f"a selection has at most {MAX_TAGS} tags, and this one has {len(tags)}")
         return cls(ranges, value.get("last") is True, states, tags)
 
 

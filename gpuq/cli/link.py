@@ -10,7 +10,7 @@ from gpuq.protocol import Message
 
 #: A daemon that goes away again within this many seconds, this many times in a row, is given up on.
 SHORT = 5.0
-TRIES = 5
+TRIES = 30
 
 
 class Retries:

@@ -66,7 +66,8 @@ def list_(
     elif quiet:
         sys.stdout.writelines(f"{job['id']}\n" for job in jobs)
     elif not jobs:
-        tell("no job was chosen" if state or tag or everything else "no jobs are waiting or running")
+        chosen = "no job was chosen" if state or tag else "no job was submitted yet"
+        tell(chosen if state or tag or everything else "no jobs are waiting or running")
     else:
         command = ["gpuq", "list", *(ids or []), *(["--all"] if everything else [])]
         command += ["--state", state] if state is not None else []
@@ -78,7 +79,7 @@ def _ask(selection: Selection, everything: bool, limit: int | None) -> dict[str,
     from gpuq.client import request
 
     ended = everything or bool(selection.ranges or selection.last or selection.states)
-    return request("list", sel=selection.to_json(), all=ended, limit=limit, newest=everything)
+    return request("list", sel=selection.to_json(), all=ended, limit=limit)
 
 
 def _default_limit(*, bare: bool) -> int:

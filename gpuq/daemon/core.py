@@ -62,8 +62,8 @@ class Core:
         self.history: ledger.History = {}
         #: seconds for which the driver has been silent, None while it answers
         self.silent: float | None = None
-        #: no new attempt is started: the daemon is about to stop
-        self.draining = False
+        #: how many want no new attempt to be started, because the daemon is about to stop
+        self.draining = 0
 
     def load(self) -> list[Job]:
         """Fill memory from the store; returns the running jobs, whose attempts are to be taken back."""
@@ -130,7 +130,7 @@ class Core:
             if holds:
                 self.store.meet(job_id, job.id, condition)
                 freed.add(job_id)
-                if not self.store.open_dependencies(job_id):
+                if self.store.state_of(job_id) in WAITING and not self.store.open_dependencies(job_id):
                     self.store.add_events([Event(now, Kind.READY, job_id)])
             elif holds is False:
                 dependent = self.store.job(job_id)

@@ -296,8 +296,7 @@ def _change(daemon: Daemon, session: Session, message: Message, fact: Fact) -> M
     if facts:
         if isinstance(fact, Retried):
             with core.store.transaction():
-                for job, _ in facts:
-                    core.store.forget_dependencies(job.id)
+                core.store.renew_dependencies([job.id for job, _ in facts])
         core.apply(facts)
     for job in running:
         daemon.runner.end(core.running[job.id].job, Ending.CANCEL)
@@ -327,7 +326,7 @@ async def stop(daemon: Daemon, _session: Session, message: Message) -> AsyncIter
     """End the daemon; running jobs run on, unless `jobs` asks to end them first. Who asked may give up on that."""
     core = daemon.core
     mine = list(core.running) if message.get("jobs") is True else []
-    core.draining = True
+    core.draining += 1
     try:
         with core.hub.listen(mine) as news:
             for job_id in mine:
@@ -339,7 +338,7 @@ async def stop(daemon: Daemon, _session: Session, message: Message) -> AsyncIter
         daemon.end(message.get("restart") is True)
     finally:
         if not daemon.stop.done():
-            core.draining = False
+            core.draining -= 1
             daemon.runner.wake()
 
 

@@ -119,7 +119,7 @@ async def _live(settings: Settings, store: Store, folder: Path, run_root: Path, 
     log.info("daemon %d listens in %s", os.getpid(), folder)
     _say(ready_fd, "ready")
     restart = await daemon.stop
-    core.draining = True
+    core.draining += 1
     cleaning.cancel()
     log.info("daemon %d stops with %d running jobs", os.getpid(), len(core.running))
     _note(core, Kind.DAEMON_STOPPED, running=len(core.running))

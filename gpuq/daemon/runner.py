@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from gpuq.daemon.watch import Watcher
 from gpuq.errors import GpuqError, HostBusy, LaunchError, StoreBusy, StoreError
 from gpuq.launch import launcher, outcome
 from gpuq.launch.environment import job_environment, log_path
+from gpuq.launch.runfolder import BUSY
 from gpuq.model import Attempt, Claim, Ending, Failure, Identity, Job, OverClaim, Readings, Reason, State
 from gpuq.policy import ledger, scheduler
 from gpuq.policy.explain import Verdict
@@ -100,10 +102,13 @@ class Runner:
             for start in plan.starts:
                 if self._paused is None:
                     self._launch(start)
-        except (StoreError, OSError) as error:
-            log.error("an attempt could not be recorded: %s", error)
+        except Exception as error:  # whatever it is: the next look is in a moment, and readings go on
+            log.exception("an attempt could not be recorded")
             self._pause(f"an attempt could not be recorded: {error}")
-        self._keep_verdicts(plan.verdicts)
+        if self._paused is not None:
+            self._plan(gpus=False)
+        else:
+            self._keep_verdicts(plan.verdicts)
 
     def _keep_verdicts(self, fresh: Mapping[GroupKey, Verdict]) -> None:
         """Remember why groups wait, and tell those who follow a job of one whose reason has changed."""
@@ -124,7 +129,7 @@ class Runner:
         run_dir = core.run_root / str(job.id) / str(number)
         step = advance(job, Started(start.gpus, log_path(job, str(run_dir))), time.time())
         assert step.job.log_path is not None and step.job.started_at is not None
-        _make_work_folder(run_dir)
+        broken = _make_work_folder(run_dir)
         claims = tuple(Claim(job.id, number, uuid, job.request.vram) for uuid in start.gpus)
         attempt = Attempt(job.id, number, step.job.started_at, str(run_dir), step.job.log_path, claims)
         with core.store.transaction():
@@ -134,6 +139,9 @@ class Runner:
         running = core.running[job.id] = Running(step.job, attempt, claims)
         core.history = ledger.disturb(core.history, start.gpus, time.monotonic())
         core.hub.tell([job.id])
+        if broken is not None:
+            self._finish(job.id, Ended(failure=Failure.LAUNCH, note=broken))
+            return
         try:
             core.supervised(running, launcher.start(self._orders(step.job, attempt)))
         except HostBusy as error:
@@ -143,6 +151,11 @@ class Runner:
             return
         except LaunchError as error:
             self._finish(job.id, Ended(failure=Failure.LAUNCH, note=error.message))
+            return
+        except Exception as error:  # it is claimed, and may have begun: look at it as after a crash
+            log.exception("the start of job %d broke", job.id)
+            self._pause(f"a start broke: {error}")
+            self._loop.call_later(RETRY_WRITE, lambda: self._take(job.id, restarted=True))
             return
         log.info("job %d attempt %d started on %s", job.id, number, ", ".join(start.gpus) or "no GPU")
         assert running.supervisor is not None
@@ -221,7 +234,14 @@ class Runner:
             case launcher.Starting():
                 self._later(lambda: launcher.wait_unlocked(run_dir), lambda: self._take(job_id, restarted=restarted))
             case launcher.Ended():
-                fact = _ended(run_dir, running.attempt.log_path)
+                result = outcome.read_result(run_dir)
+                assert result is not None, f"{run_dir} has a result that is gone again"
+                failure = result.start_failure
+                if failure is not None and failure.step == "fork" and failure.errno in BUSY:
+                    self._pause(failure.text)
+                    self._finish(job_id, NeverStarted())
+                    return
+                fact = _ended(result, running.attempt.log_path)
                 if fact.failure is Failure.VRAM_OOM and running.claims:
                     task = self._loop.create_task(self._finish_with_blame(running, fact))
                     self._tasks.add(task)
@@ -367,15 +387,22 @@ class Runner:
                     log.error("job %d could not be ended: %s", running.job.id, error)
 
 
-def _make_work_folder(run_dir: Path) -> None:
-    """Before the claim: a claimed attempt without a folder is one whose folder is gone. Raises OSError."""
-    (run_dir / "work").mkdir(mode=0o700, parents=True, exist_ok=True)
+def _make_work_folder(run_dir: Path) -> str | None:
+    """Before the claim: a claimed attempt without a folder is one whose folder is gone.
+
+    What is wrong with this folder alone is returned. Raises OSError where no folder could be made.
+    """
+    try:
+        (run_dir / "work").mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        if not os.path.lexists(run_dir.parent):
+            raise
+        return f"the run folder {run_dir} cannot be made: {error.strerror}"
+    return None
 
 
-def _ended(run_dir: Path, path: str) -> Ended:
-    """The fact that a result file states."""
-    result = outcome.read_result(run_dir)
-    assert result is not None, f"{run_dir} has a result that is gone again"
+def _ended(result: outcome.Result, path: str) -> Ended:
+    """The fact that a result states."""
     failed = result.wait_status != 0 or result.start_failure is not None
     judged = outcome.judge(result, outcome.log_tail(path, result.log_start) if failed else b"")
     return Ended(

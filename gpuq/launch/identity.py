@@ -39,8 +39,8 @@ def read_stat(pid: int) -> Stat | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             line = file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None  # gone, or hidden from us (hidepid=1, proc(5)): then it is nobody of ours
     # Field 2, the name, may itself hold blanks and brackets: fields are counted from the last `)`.
     fields = line.rpartition(b")")[2].split()
     if len(fields) < 20:

@@ -394,7 +394,12 @@ def _supervisor(identity: Identity, run_dir: Path) -> Supervisor | None:
     pidfd = _pidfd(identity)
     if pidfd is None:
         return None
-    if not is_supervisor(identity.pid, run_dir):
+    try:
+        ours = is_supervisor(identity.pid, run_dir)
+    except OSError:
+        os.close(pidfd)
+        raise
+    if not ours:
         os.close(pidfd)
         return None
     return Supervisor(identity.pid, pidfd)

@@ -118,6 +118,8 @@ def advance(job: Job, fact: Fact, now: float) -> Step:
         case Ended():
             return _ended(job, fact, now)
         case NeverStarted():
+            if job.ending is Ending.CANCEL:
+                return _step(job, State.CANCELLED, Kind.CANCELLED, now, {}, ended_at=now, ending=None)
             return _step(job, State.QUEUED, Kind.REQUEUED, now, {}, started_at=None, gpus=(), ending=None)
         case EndAsked(ending, note):
             data = {"why": str(ending), **({"note": note} if note else {})}

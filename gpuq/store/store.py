@@ -196,9 +196,14 @@ class Store:
         )
         return [Dependency(Condition(row["condition"]), row["on_id"]) for row in rows]
 
-    def forget_dependencies(self, job_id: int) -> None:
-        """A job that is tried again waits for nothing that has ended."""
-        self.conn.execute("UPDATE dependencies SET met = 1 WHERE job_id = ?", (job_id,))
+    def renew_dependencies(self, job_ids: Sequence[int]) -> None:
+        """Jobs that are tried again wait for what has not ended, or is tried again with them; not for the rest."""
+        together = dump(job_ids)
+        self.conn.executemany(
+            """UPDATE dependencies SET met = on_id NOT IN (SELECT id FROM jobs WHERE ended_at IS NULL)
+               AND on_id NOT IN (SELECT value FROM json_each(?)) WHERE job_id = ?""",
+            ((together, job_id) for job_id in job_ids),
+        )
 
     # --- reading ----------------------------------------------------------------------------------
 

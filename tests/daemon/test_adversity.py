@@ -191,3 +191,13 @@ def test_a_full_disk_loses_nothing(box: Box) -> None:
     finally:
         box.close()
         subprocess.run(["umount", str(box.state)], check=True)
+
+
+def test_one_run_folder_that_cannot_be_made_hinders_no_other_job(box: Box) -> None:
+    first = box.submit("true", hold=True)
+    (box.state / "jobs").mkdir(exist_ok=True, mode=0o700)
+    (box.state / "jobs" / str(first)).write_text("in the way")
+    other = box.submit("true")
+    box.request("release", sel={"ranges": [[first, first]]})
+    assert box.wait(other)["state"] == "succeeded"
+    assert box.wait(first)["failure"] == "launch"

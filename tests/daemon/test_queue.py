@@ -315,3 +315,28 @@ def test_state_is_private(box: Box) -> None:
     for path in [box.state, *box.state.rglob("*")]:
         mode = path.lstat().st_mode & 0o777
         assert mode & 0o077 == 0, f"{path} has mode {mode:o}"
+
+
+def test_retrying_a_chain_keeps_its_order(box: Box) -> None:
+    flag = box.folder / "flag"
+    first = box.submit("sh", "-c", f'[ -e "{flag}" ]')
+    second = box.submit("true", after=[str(first)])
+    box.wait(first, second)
+    flag.touch()
+    box.request("retry", sel={"ranges": [[first, second]]})
+    box.wait(first, second)
+    assert [box.job(n)["state"] for n in (first, second)] == ["succeeded", "succeeded"]
+    assert box.job(second)["started_at"] >= box.job(first)["ended_at"]
+
+
+def test_a_retried_job_still_waits_for_what_runs(box: Box) -> None:
+    command, gate = blocker(box)
+    running = box.submit(*command)
+    dependent = box.submit("true", after=[str(running)])
+    box.request("cancel", sel={"ranges": [[dependent, dependent]]})
+    box.request("retry", sel={"ranges": [[dependent, dependent]]})
+    assert box.reason(dependent)[0] == "Dependency"
+    gate.touch()
+    assert box.wait(dependent, running)["state"] == "succeeded"
+    kinds = [event["kind"] for event in box.job(dependent)["events"]]
+    assert kinds == ["submitted", "cancelled", "retried", "ready", "started", "succeeded"]

@@ -114,6 +114,8 @@ def test_an_attempt_that_never_started_goes_back_to_the_queue() -> None:
     step = advance(running(), NeverStarted(), 9.0)
     assert step.job.state is State.QUEUED
     assert step.event.kind is Kind.REQUEUED
+    cancelled = advance(running(Ending.CANCEL), NeverStarted(), 9.0)
+    assert (cancelled.job.state, cancelled.event.kind) == (State.CANCELLED, Kind.CANCELLED)
 
 
 @pytest.mark.parametrize("condition", Condition)
