@@ -1,5 +1,6 @@
 """The entry point: finds the verb, imports its module and no other, and turns every error into a line and a code."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -147,9 +148,7 @@ def invoke(args: Sequence[str]) -> int:
         return _complain(error.message, error.exit_code)
     except (BrokenPipeError, SystemExit):  # Typer makes of the first the second
         return _closed_pipe()
-    except KeyboardInterrupt:
-        return 130
-    except typer.Abort:
+    except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception as error:  # noqa: BLE001 (the last resort, which reports)
         if hasattr(error, "format_message"):  # Typer's errors; their base class has no public name
@@ -158,6 +157,8 @@ def invoke(args: Sequence[str]) -> int:
             import traceback
 
             traceback.print_exc()
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return _complain("no space is left where the output goes, or in the state folder; jobs run on", 1)
         return _complain(f"internal error: {type(error).__name__}: {error}", 1)
     return code if isinstance(code, int) else 0
 

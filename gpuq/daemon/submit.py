@@ -26,7 +26,6 @@ class Submission:
     """A checked submission. `template` has every field of its jobs but id, command and place in an array."""
 
     template: Job
-    held: bool
     commands: tuple[tuple[str, ...], ...]
     #: indexes of an array, empty for none
     indexes: tuple[int, ...]
@@ -251,7 +250,7 @@ def read_submission(first: Message, commands: Sequence[tuple[str, ...]], templat
     digest = hashlib.sha256(environment).hexdigest()
     held = first["template"].get("hold") is True
     job = replace(template, env_hash=digest, state=State.HELD if held else State.QUEUED)
-    return Submission(job, held, tuple(commands), indexes, limit, environment)
+    return Submission(job, tuple(commands), indexes, limit, environment)
 
 
 def make_jobs(submission: Submission, first_id: int) -> list[Job]:

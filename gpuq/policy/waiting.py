@@ -40,9 +40,6 @@ class Waiting:
         self._blocked: dict[int, Reason] = {}
         self._begin: list[tuple[float, int]] = []
 
-    def __len__(self) -> int:
-        return len(self._key) + len(self._blocked)
-
     def put(self, job: Job, unmet: int, now: float) -> None:
         """Add a job, or move it to where it belongs now. `unmet` counts its open dependencies."""
         self.remove(job.id)

@@ -248,6 +248,24 @@ def test_somebody_elses_state_folder_is_refused(box: Box) -> None:
         assert said.startswith("refused: the state folder"), said
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be two users")
+def test_the_kernel_says_who_is_at_the_socket(box: Box) -> None:
+    """Even where the file system would let somebody else in."""
+    box.request("status")
+    box.state.chmod(0o777)
+    (box.state / "sock").chmod(0o777)
+    stranger = (
+        "import os, socket\n"
+        "os.setgroups([]); os.setgid(12345); os.setuid(12345)\n"
+        "connection = socket.socket(socket.AF_UNIX); connection.connect('sock')\n"
+        """connection.sendall(b'{"v": 1, "op": "status"}\\n'); print(connection.recv(65536).decode())"""
+    )
+    env = {**os.environ, "USER": "root", "LOGNAME": "root"}
+    done = subprocess.run([sys.executable, "-c", stranger], cwd=box.state, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["error"]["kind"] == "NotAllowed"
+
+
 def test_a_newer_database_is_refused_in_plain_words(box: Box) -> None:
     box.state.mkdir(mode=0o700)
     db = sqlite3.connect(box.state / "queue.db")
