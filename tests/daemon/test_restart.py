@@ -258,7 +258,7 @@ def test_the_kernel_says_who_is_at_the_socket(box: Box) -> None:
         "import os, socket\n"
         "os.setgroups([]); os.setgid(12345); os.setuid(12345)\n"
         "connection = socket.socket(socket.AF_UNIX); connection.connect('sock')\n"
-        "try: connection.sendall(b'{\"v\": 1, \"op\": \"status\"}\\n')\n"
+        'try: connection.sendall(b\'{"v": 1, "op": "status"}\\n\')\n'
         "except BrokenPipeError: pass  # it may be refused before it has said anything\n"
         "print(connection.recv(65536).decode())"
     )
