@@ -136,7 +136,7 @@ def _start(folder: Path) -> socket.socket:
             spawn(folder)
             connection = _connect(folder)
     if connection is None:
-        raise DaemonUnreachable(f"the daemon started and went away again; see {folder / 'daemon.log'}")
+        raise ConnectionLost(f"the daemon started and went away again; see {folder / 'daemon.log'}")
     return connection
 
 
@@ -160,7 +160,10 @@ def refuse_within_job(folder: Path) -> None:
 
 
 def spawn(folder: Path) -> None:
-    """Run the daemon in a session of its own, and wait for its word that it listens, or why it does not."""
+    """Run the daemon in a session of its own, and wait for its word that it listens, or why it does not.
+
+    Raises DaemonUnreachable with that reason; ConnectionLost where it died without one, so that the next may live.
+    """
     import subprocess
 
     read, write = os.pipe()
@@ -185,5 +188,7 @@ def spawn(folder: Path) -> None:
     with open(read, "rb") as pipe:
         said = pipe.read()
     if said != b"ready\n":
-        why = said.decode("utf-8", "replace").strip() or f"it ended without a word; see {folder / 'daemon.log'}"
+        why = said.decode("utf-8", "replace").strip()
+        if not why:
+            raise ConnectionLost(f"the daemon did not start: it ended without a word; see {folder / 'daemon.log'}")
         raise DaemonUnreachable(f"the daemon did not start: {why}")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from gpuq import crash
 from gpuq.daemon.hub import Hub
 from gpuq.errors import StoreError
 from gpuq.events import Event, Kind
@@ -87,6 +88,7 @@ class Core:
 
         Raises IllegalTransition or StoreError, and then nothing has changed.
         """
+        crash.point("transition-before")
         now = time.time()
         changed: dict[int, Job] = {}
         freed: set[int] = set()
@@ -110,6 +112,7 @@ class Core:
             if freed_job is not None:
                 self._settle(freed_job, now)
         self.hub.tell(changed.keys() | freed)
+        crash.point("transition-after")
         return list(changed.values())
 
     def _close_attempt(self, job: Job, fact: Fact, now: float) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import filelock
 import psutil
 
-from gpuq import config
+from gpuq import config, crash
 from gpuq.daemon.core import Core
 from gpuq.daemon.handlers import Daemon
 from gpuq.daemon.runner import Runner
@@ -46,6 +46,7 @@ def main(ready_fd: int) -> None:
     try:
         with _alone(folder):
             _open_log(folder / "daemon.log")
+            crash.arm(os.environ.get(crash.VARIABLE))
             _raise_descriptor_limit()
             settings = config.load_settings()
             run_root = _run_root(folder)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from gpuq import crash
 from gpuq.daemon.core import Core, Running, blame, over_text
 from gpuq.daemon.watch import Watcher
 from gpuq.errors import GpuqError, HostBusy, LaunchError, StoreBusy, StoreError
@@ -132,9 +133,11 @@ class Runner:
         broken = _make_work_folder(run_dir)
         claims = tuple(Claim(job.id, number, uuid, job.request.vram) for uuid in start.gpus)
         attempt = Attempt(job.id, number, step.job.started_at, str(run_dir), step.job.log_path, claims)
+        crash.point("claim-before")
         with core.store.transaction():
             core.store.change(job, step.job, step.event)
             core.store.add_attempt(attempt)
+        crash.point("claim-after")
         core.waiting.remove(job.id)
         running = core.running[job.id] = Running(step.job, attempt, claims)
         core.history = ledger.disturb(core.history, start.gpus, time.monotonic())
@@ -143,7 +146,9 @@ class Runner:
             self._finish(job.id, Ended(failure=Failure.LAUNCH, note=broken))
             return
         try:
+            crash.point("spawn-before")
             core.supervised(running, launcher.start(self._orders(step.job, attempt)))
+            crash.point("spawn-after")
         except HostBusy as error:
             log.warning("job %d cannot be started yet: %s", job.id, error)
             self._pause(error.message)
@@ -214,7 +219,10 @@ class Runner:
         running = self.core.running[job_id]
         run_dir = Path(running.attempt.run_dir)
         try:
-            self._act_on(launcher.adopt(run_dir), running, run_dir, restarted)
+            crash.point("result-before")
+            found = launcher.adopt(run_dir)
+            crash.point("result-after")
+            self._act_on(found, running, run_dir, restarted)
         except StoreBusy as error:
             log.warning("job %d cannot be looked at yet: %s", job_id, error)
             self._loop.call_later(RETRY_WRITE, lambda: self._take(job_id, restarted=restarted))
@@ -294,7 +302,9 @@ class Runner:
         """Record how an attempt ended. Where that cannot be written now, the result file waits, and we try again."""
         running = self.core.running[job_id]
         try:
+            crash.point("record-before")
             self.core.apply([(running.job, fact)])
+            crash.point("record-after")
         except StoreError as error:
             log.error("the end of job %d cannot be recorded yet: %s", job_id, error)
             self._loop.call_later(RETRY_WRITE, self._finish, job_id, fact)

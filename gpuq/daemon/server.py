@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from gpuq import __version__, config, protocol
+from gpuq import __version__, config, crash, protocol
 from gpuq.daemon.handlers import ANSWERS, STREAMS, Daemon, Session
 from gpuq.errors import (
     BadRequest,
@@ -126,7 +126,12 @@ class Server:
                 await self._stream(STREAMS[op](self._daemon, session, message), reader, writer)
                 return False
             reply = await ANSWERS[op](self._daemon, session, message)
+            submitted = op == "submit" and "ids" in reply
+            if submitted:
+                crash.point("reply-before")
             await _send(writer, {"ok": True, **reply})
+            if submitted:
+                crash.point("reply-after")
         except GpuqError as error:
             session.first, session.parts = None, []
             await _send(writer, protocol.error_reply(error))

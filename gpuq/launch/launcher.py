@@ -23,6 +23,7 @@ from importlib.abc import InspectLoader
 from pathlib import Path
 from typing import cast
 
+from gpuq import crash
 from gpuq.errors import LaunchError, StoreBusy, StoreError
 from gpuq.launch import runfolder, shim
 from gpuq.launch.identity import MARKER, alive, find_supervisor, is_supervisor, leftover, look_for_left
@@ -203,6 +204,8 @@ def _orders(launch: Launch, lock: int) -> int:
         "time_limit": launch.time_limit,
         "grace": launch.grace,
     }
+    if (at := crash.in_supervisor()) is not None:
+        spec["crash"] = at
     data = memoryview(marshal.dumps((_CODE, dict(spec))))
     orders = os.memfd_create("gpuq-orders")
     try:

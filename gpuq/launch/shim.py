@@ -24,7 +24,7 @@ if not TYPE_CHECKING:
 else:
     import signal as _signal
     from collections.abc import Iterable, Mapping
-    from typing import NoReturn, TypedDict
+    from typing import NoReturn, NotRequired, TypedDict
 
     class Spec(TypedDict):
         """The orders. Durations in seconds."""
@@ -40,6 +40,8 @@ else:
         limits: list[tuple[int, int]]
         time_limit: float | None
         grace: float
+        #: for tests: before or after which step whom to kill, a pid or 0 for ourselves (`gpuq.crash`)
+        crash: NotRequired[tuple[str, int]]
 
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -88,7 +90,9 @@ def supervise(spec: "Spec", lock_fd: int) -> None:
     failure: StartError | None = None
     try:
         become_subreaper()
+        crash_point(spec, "identity-before")
         write_identity(folder)
+        crash_point(spec, "identity-after")
         log = open_log(spec)
         log_start = os.fstat(log).st_size
         started_at = time.time()
@@ -115,7 +119,16 @@ def supervise(spec: "Spec", lock_fd: int) -> None:
         "system_seconds": usage.ru_stime,
         "max_rss_bytes": usage.ru_maxrss * 1024,
     }
+    crash_point(spec, "result-before")
     write_result(folder, to_json(report).encode("ascii") + b"\n")
+    crash_point(spec, "result-after")
+
+
+def crash_point(spec: "Spec", name: str) -> None:
+    """Only tests order it. The daemon is killed only while it is still our parent: its number may be another's."""
+    at = spec.get("crash")
+    if at is not None and at[0] == name and at[1] in (0, os.getppid()):
+        os.kill(at[1] or os.getpid(), _signal.SIGKILL)
 
 
 # --- before the job -------------------------------------------------------------------------------

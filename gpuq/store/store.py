@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from gpuq import crash
 from gpuq.errors import IllegalTransition, StoreError
 from gpuq.events import Event
 from gpuq.model import LIVE, Attempt, Claim, Condition, Dependency, Job, State
@@ -60,7 +61,9 @@ class Store:
             self.conn.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                crash.point("commit-before")
                 self.conn.execute("COMMIT")
+                crash.point("commit-after")
             except BaseException:
                 if self.conn.in_transaction:
                     self.conn.execute("ROLLBACK")
