@@ -27,16 +27,24 @@ from gpuq import crash
 from gpuq.errors import LaunchError, StoreBusy, StoreError
 from gpuq.launch import runfolder, shim
 from gpuq.launch.identity import MARKER, alive, find_supervisor, is_supervisor, leftover, look_for_left
+from gpuq.launch.parts import files, processes, watch
+from gpuq.launch.parts import start as start_of_job
 from gpuq.launch.runfolder import BUSY, IDENTITY, LOCK, RESULT, launch_failure, unreadable, valid_text
 from gpuq.model import Identity
 
 #: The supervisor's code travels with its orders, compiled: a script would be compiled at each start, which takes longer
 #: than what it does before the job runs, and an upgrade on disk must not change the code under a running daemon.
-_CODE = cast(InspectLoader, shim.__loader__).get_code(shim.__name__)
-_BOOTSTRAP = (
-    "import marshal; code, spec = marshal.load(open(0, 'rb', closefd=False)); exec(code); main(spec)  "
-    + MARKER.decode("ascii")
-)
+_PARTS = (files, processes, start_of_job, watch, shim)
+_CODE = tuple((part.__name__, cast(InspectLoader, part.__loader__).get_code(part.__name__)) for part in _PARTS)
+#: Each part becomes a module of its name, for those after it to import; the last is run.
+_BOOTSTRAP = """\
+import marshal, sys
+parts, spec = marshal.load(open(0, 'rb', closefd=False))
+for name, code in parts:
+    part = sys.modules[name] = type(sys)(name)
+    exec(code, vars(part))
+part.main(spec)
+""" + MARKER.decode("ascii")
 #: Between rounds of KILL, in seconds; a further round is for what was forked meanwhile.
 _KILL_ROUND = 0.1
 #: Leftovers that are waited for at once: each takes a file descriptor, and any one end wakes us.

@@ -311,13 +311,13 @@ def test_what_forks_all_the_time_is_killed_in_one_go(tmp_path: Path) -> None:
     )
     code = (
         "import os, subprocess, sys\n"
-        "from gpuq.launch import shim\n"
-        "shim.become_subreaper()\n"
+        "from gpuq.launch.parts import processes, start\n"
+        "start.become_subreaper()\n"
         "for _ in range(4):\n"
         f"    subprocess.Popen([sys.executable, '-I', '-S', '-c', {forker!r}])\n"
-        "while len([stat for stat in shim.descendants() if stat.gone]) < 40:\n"
+        "while len([stat for stat in processes.descendants() if stat.gone]) < 40:\n"
         "    pass\n"
-        "shim.kill_all(shim.descendants())\n"
+        "processes.kill_all(processes.descendants())\n"
         "while True:\n"
         "    try:\n"
         "        os.wait()\n"

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuq.launch import launcher, shim
+from gpuq.launch import launcher
 from gpuq.launch.outcome import read_result
+from gpuq.launch.parts.files import to_json
 from tests.launch.conftest import SHELL_ENV, Attempts, gone, python, shell, until, written
 
 IGNORE_TERM = "import signal,sys; signal.signal(15, signal.SIG_IGN); "
@@ -475,8 +476,8 @@ def test_use_of_processor_and_memory_counts_descendants(attempts: Attempts) -> N
     )
 )
 def test_json_is_read_back_as_it_was(value: object) -> None:
-    assert json.loads(shim.to_json(value)) == value
+    assert json.loads(to_json(value)) == value
 
 
 def test_json_keeps_bytes_that_are_not_text() -> None:
-    assert json.loads(shim.to_json("\udcff")) == "\udcff"
+    assert json.loads(to_json("\udcff")) == "\udcff"

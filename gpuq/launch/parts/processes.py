@@ -1,0 +1,109 @@
+"""The processes below the supervisor, as /proc tells of them, and signals that reach them and nobody else."""
+
+import posix as os
+
+#: Known to type checkers without the import of `typing`.
+TYPE_CHECKING = False
+if not TYPE_CHECKING:
+    import _signal
+else:
+    import signal as _signal
+    from collections.abc import Iterable
+
+#: Most scans in one round, so that a job which forks without end does not keep us from reaping it.
+MAX_SCANS = 32
+
+
+class Stat:
+    """Fields of /proc/PID/stat, as proc(5) numbers them. `launch.identity` has the same for those who may import it."""
+
+    def __init__(self, pid: int, fields: list[bytes]) -> None:
+        self.pid = pid
+        self.parent = int(fields[1])
+        self.group = int(fields[2])
+        self.start_time = int(fields[19])
+        #: a zombie; a leader that left its threads behind shows the same state, with a thread count above one
+        self.gone = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
+
+
+def read_stat(pid: int) -> Stat | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return Stat(pid, fields) if len(fields) >= 20 else None
+
+
+def descendants() -> list[Stat]:
+    """Every process below this one, zombies included."""
+    children: dict[int, list[Stat]] = {}
+    for name in os.listdir("/proc"):
+        stat = read_stat(int(name)) if name.isdigit() else None
+        if stat is not None:
+            children.setdefault(stat.parent, []).append(stat)
+    found: list[Stat] = []
+    pending = children.pop(os.getpid(), [])
+    while pending:
+        stat = pending.pop()
+        found.append(stat)
+        pending.extend(children.pop(stat.pid, ()))
+    return found
+
+
+def kill_all(left: list[Stat]) -> None:
+    """KILL by process group, because a fork escapes a scan but not a signal to its group (fork(2) starts again then).
+
+    Groups do not span sessions (setpgid(2)), and every session of a descendant is ours or was made below us. So a
+    group with a descendant in it, zombies included, holds descendants only, unless it is our own.
+    """
+    own = os.getpgrp()
+    # the newest first, because they are those that may be gone in a moment
+    for group in sorted({stat.group for stat in left if stat.group not in (own, 0)}, reverse=True):
+        signal_group(group, (_signal.SIGKILL,))
+    signal_each((stat for stat in left if stat.group == own and not stat.gone), (_signal.SIGKILL,))
+
+
+def kill_children() -> None:
+    """KILL to our children and their groups: a look that costs a hundredth of one at all of /proc.
+
+    It catches what forks and leaves its group all the time, for an orphan is our child at once. A child that was not
+    waited for keeps its number. Without the file (a kernel without CONFIG_PROC_CHILDREN) looking at all must do.
+    """
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+            children = [int(word) for word in file.read().split()]
+        own = os.getpgrp()
+        for pid in reversed(children):
+            os.kill(pid, _signal.SIGKILL)
+            group = os.getpgid(pid)
+            if group != own:
+                signal_group(group, (_signal.SIGKILL,))
+    except OSError:
+        pass  # no such file, or a set-user-id program
+
+
+def signal_each(processes: "Iterable[Stat]", signals: tuple[int, ...]) -> None:
+    """Through a pidfd, looked at once more after it is open: the number may be somebody else's by now."""
+    for stat in processes:
+        try:
+            pidfd = os.pidfd_open(stat.pid)
+        except OSError:
+            continue  # gone
+        try:
+            again = read_stat(stat.pid)
+            if again is not None and again.start_time == stat.start_time:
+                for number in signals:
+                    _signal.pidfd_send_signal(pidfd, number)
+        except OSError:
+            pass  # gone, or no longer ours to signal (a set-user-id program); the next round tries again
+        finally:
+            os.close(pidfd)
+
+
+def signal_group(group: int, signals: tuple[int, ...]) -> None:
+    try:
+        for number in signals:
+            os.killpg(group, number)
+    except OSError:
+        pass  # no process is left in it, or none that may be signalled
