@@ -49,16 +49,16 @@ _gpuq() {
         "")
             options="-h --help --version"
             values=""
-            argument="words:submit run cancel hold release retry wait list show why logs gpus top events daemon doctor config completion sim-job"
+            argument="words:submit run cancel hold release suspend resume retry wait list show why logs gpus top events daemon doctor config completion sim-job"
             ;;
         "submit")
-            options="--from -a --array -J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin -H --hold --tag -D --cwd --env --export -o --output --json -q --quiet -h --help"
-            values="--from -a --array -J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output"
+            options="--from -a --array -J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin -H --hold --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --requeue --json -q --quiet -h --help"
+            values="--from -a --array -J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry"
             argument="command"
             ;;
         "run")
-            options="-J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin -H --hold --tag -D --cwd --env --export -o --output -h --help"
-            values="-J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output"
+            options="-J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin -H --hold --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --requeue -h --help"
+            values="-J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry"
             argument="command"
             ;;
         "cancel")
@@ -75,6 +75,16 @@ _gpuq() {
             options="--state --tag --json -q --quiet -h --help"
             values="--state --tag"
             argument="ids:held"
+            ;;
+        "suspend")
+            options="--state --tag --json -q --quiet -h --help"
+            values="--state --tag"
+            argument="ids:running"
+            ;;
+        "resume")
+            options="--state --tag --json -q --quiet -h --help"
+            values="--state --tag"
+            argument="ids:suspended"
             ;;
         "retry")
             options="--state --tag --json -q --quiet -h --help"
@@ -205,16 +215,18 @@ _gpuq() {
             run:-d | run:--after) _gpuq_ids all ;;
             run:-D | run:--cwd) compopt -o default -o dirnames 2>/dev/null; COMPREPLY=($(compgen -d -- "$cur")) ;;
             run:-o | run:--output) compopt -o default 2>/dev/null ;;
-            cancel:--state) COMPREPLY=($(compgen -W "held queued running succeeded failed cancelled skipped" -- "$cur")) ;;
-            hold:--state) COMPREPLY=($(compgen -W "held queued running succeeded failed cancelled skipped" -- "$cur")) ;;
-            release:--state) COMPREPLY=($(compgen -W "held queued running succeeded failed cancelled skipped" -- "$cur")) ;;
-            retry:--state) COMPREPLY=($(compgen -W "held queued running succeeded failed cancelled skipped" -- "$cur")) ;;
-            wait:--state) COMPREPLY=($(compgen -W "held queued running succeeded failed cancelled skipped" -- "$cur")) ;;
-            list:--state) COMPREPLY=($(compgen -W "held queued running succeeded failed cancelled skipped" -- "$cur")) ;;
-            show:--state) COMPREPLY=($(compgen -W "held queued running succeeded failed cancelled skipped" -- "$cur")) ;;
-            why:--state) COMPREPLY=($(compgen -W "held queued running succeeded failed cancelled skipped" -- "$cur")) ;;
+            cancel:--state) COMPREPLY=($(compgen -W "held queued running suspended succeeded failed cancelled skipped" -- "$cur")) ;;
+            hold:--state) COMPREPLY=($(compgen -W "held queued running suspended succeeded failed cancelled skipped" -- "$cur")) ;;
+            release:--state) COMPREPLY=($(compgen -W "held queued running suspended succeeded failed cancelled skipped" -- "$cur")) ;;
+            suspend:--state) COMPREPLY=($(compgen -W "held queued running suspended succeeded failed cancelled skipped" -- "$cur")) ;;
+            resume:--state) COMPREPLY=($(compgen -W "held queued running suspended succeeded failed cancelled skipped" -- "$cur")) ;;
+            retry:--state) COMPREPLY=($(compgen -W "held queued running suspended succeeded failed cancelled skipped" -- "$cur")) ;;
+            wait:--state) COMPREPLY=($(compgen -W "held queued running suspended succeeded failed cancelled skipped" -- "$cur")) ;;
+            list:--state) COMPREPLY=($(compgen -W "held queued running suspended succeeded failed cancelled skipped" -- "$cur")) ;;
+            show:--state) COMPREPLY=($(compgen -W "held queued running suspended succeeded failed cancelled skipped" -- "$cur")) ;;
+            why:--state) COMPREPLY=($(compgen -W "held queued running suspended succeeded failed cancelled skipped" -- "$cur")) ;;
             top:--svg) compopt -o default 2>/dev/null ;;
-            events:--state) COMPREPLY=($(compgen -W "held queued running succeeded failed cancelled skipped" -- "$cur")) ;;
+            events:--state) COMPREPLY=($(compgen -W "held queued running suspended succeeded failed cancelled skipped" -- "$cur")) ;;
         esac
         return
     fi

@@ -38,7 +38,7 @@ function __gpuq_command
                 set -e words[1]
                 string join \n -- $words
                 return 0
-            case --from -a --array -J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output
+            case --from -a --array -J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry
                 set -e words[1]
                 set -e words[1]
             case '-*'
@@ -51,7 +51,7 @@ function __gpuq_command
     # nothing but options so far: the command begins here, unless an option or its value is being typed
     string match -q -- '-*' (commandline -ct); and return 1
     set -l words (__gpuq_words)
-    not contains -- "$words[-1]" --from -a --array -J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output
+    not contains -- "$words[-1]" --from -a --array -J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry
 end
 
 function __gpuq_options
@@ -99,6 +99,11 @@ complete -c gpuq -n '__gpuq_options submit' -s D -l cwd -d 'Folder to run in; th
 complete -c gpuq -n '__gpuq_options submit' -l env -d 'Set a variable; repeat for several' -x
 complete -c gpuq -n '__gpuq_options submit' -l export -d 'Which of your variables the job gets; all if not given' -x
 complete -c gpuq -n '__gpuq_options submit' -s o -l output -d 'Log file; %j is the id, %A the array\'s, %a the index, %x the name' -r -F
+complete -c gpuq -n '__gpuq_options submit' -l signal -d 'Send that signal so long before the time limit: USR1@300, TERM@5m' -x
+complete -c gpuq -n '__gpuq_options submit' -l grace -d 'Time between TERM and KILL; the setting\'s if not given' -x
+complete -c gpuq -n '__gpuq_options submit' -l log-limit -d 'Keep this much of the log: its beginning and its end' -x
+complete -c gpuq -n '__gpuq_options submit' -l retry -d 'Try again after a failure: 2, vram-oom:2*1.5 (a larger claim each time), lost,gpu-lost:3. Repeat' -x
+complete -c gpuq -n '__gpuq_options submit' -l requeue -d 'Try again, up to 10 times, when lost to a crash or reboot'
 complete -c gpuq -n '__gpuq_options submit' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options submit' -s q -l quiet -d 'Print ids only, one per line'
 complete -c gpuq -n '__gpuq_options submit' -s h -l help -d 'Show the help.'
@@ -118,37 +123,56 @@ complete -c gpuq -n '__gpuq_options run' -s D -l cwd -d 'Folder to run in; this 
 complete -c gpuq -n '__gpuq_options run' -l env -d 'Set a variable; repeat for several' -x
 complete -c gpuq -n '__gpuq_options run' -l export -d 'Which of your variables the job gets; all if not given' -x
 complete -c gpuq -n '__gpuq_options run' -s o -l output -d 'Log file; %j is the id, %A the array\'s, %a the index, %x the name' -r -F
+complete -c gpuq -n '__gpuq_options run' -l signal -d 'Send that signal so long before the time limit: USR1@300, TERM@5m' -x
+complete -c gpuq -n '__gpuq_options run' -l grace -d 'Time between TERM and KILL; the setting\'s if not given' -x
+complete -c gpuq -n '__gpuq_options run' -l log-limit -d 'Keep this much of the log: its beginning and its end' -x
+complete -c gpuq -n '__gpuq_options run' -l retry -d 'Try again after a failure: 2, vram-oom:2*1.5 (a larger claim each time), lost,gpu-lost:3. Repeat' -x
+complete -c gpuq -n '__gpuq_options run' -l requeue -d 'Try again, up to 10 times, when lost to a crash or reboot'
 complete -c gpuq -n '__gpuq_options run' -s h -l help -d 'Show the help.'
 complete -c gpuq -n __gpuq_no_verb -a cancel -d 'Cancel waiting or running jobs.'
-complete -c gpuq -n '__gpuq_options cancel' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options cancel' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options cancel' -l tag -d 'Only jobs with this tag; repeat for several' -x
 complete -c gpuq -n '__gpuq_options cancel' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options cancel' -s q -l quiet -d 'Print ids only, one per line'
 complete -c gpuq -n '__gpuq_options cancel' -s h -l help -d 'Show the help.'
 complete -c gpuq -n '__gpuq_verb cancel' -a '(__gpuq_ids live)'
 complete -c gpuq -n __gpuq_no_verb -a hold -d 'Keep waiting jobs from starting.'
-complete -c gpuq -n '__gpuq_options hold' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options hold' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options hold' -l tag -d 'Only jobs with this tag; repeat for several' -x
 complete -c gpuq -n '__gpuq_options hold' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options hold' -s q -l quiet -d 'Print ids only, one per line'
 complete -c gpuq -n '__gpuq_options hold' -s h -l help -d 'Show the help.'
 complete -c gpuq -n '__gpuq_verb hold' -a '(__gpuq_ids queued)'
 complete -c gpuq -n __gpuq_no_verb -a release -d 'Let held jobs start.'
-complete -c gpuq -n '__gpuq_options release' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options release' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options release' -l tag -d 'Only jobs with this tag; repeat for several' -x
 complete -c gpuq -n '__gpuq_options release' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options release' -s q -l quiet -d 'Print ids only, one per line'
 complete -c gpuq -n '__gpuq_options release' -s h -l help -d 'Show the help.'
 complete -c gpuq -n '__gpuq_verb release' -a '(__gpuq_ids held)'
+complete -c gpuq -n __gpuq_no_verb -a suspend -d 'Stop running jobs where they are; they keep their GPUs.'
+complete -c gpuq -n '__gpuq_options suspend' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options suspend' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options suspend' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options suspend' -s q -l quiet -d 'Print ids only, one per line'
+complete -c gpuq -n '__gpuq_options suspend' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_verb suspend' -a '(__gpuq_ids running)'
+complete -c gpuq -n __gpuq_no_verb -a resume -d 'Let suspended jobs go on.'
+complete -c gpuq -n '__gpuq_options resume' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options resume' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options resume' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options resume' -s q -l quiet -d 'Print ids only, one per line'
+complete -c gpuq -n '__gpuq_options resume' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_verb resume' -a '(__gpuq_ids suspended)'
 complete -c gpuq -n __gpuq_no_verb -a retry -d 'Queue ended jobs again, as a new attempt.'
-complete -c gpuq -n '__gpuq_options retry' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options retry' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options retry' -l tag -d 'Only jobs with this tag; repeat for several' -x
 complete -c gpuq -n '__gpuq_options retry' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options retry' -s q -l quiet -d 'Print ids only, one per line'
 complete -c gpuq -n '__gpuq_options retry' -s h -l help -d 'Show the help.'
 complete -c gpuq -n '__gpuq_verb retry' -a '(__gpuq_ids ended)'
 complete -c gpuq -n __gpuq_no_verb -a wait -d 'Wait until jobs have ended.'
-complete -c gpuq -n '__gpuq_options wait' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options wait' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options wait' -l tag -d 'Only jobs with this tag; repeat for several' -x
 complete -c gpuq -n '__gpuq_options wait' -l any -d 'Until the first of them ended; exit with its code'
 complete -c gpuq -n '__gpuq_options wait' -l timeout -d 'Give up after this time' -x
@@ -158,7 +182,7 @@ complete -c gpuq -n '__gpuq_options wait' -s h -l help -d 'Show the help.'
 complete -c gpuq -n '__gpuq_verb wait' -a '(__gpuq_ids live)'
 complete -c gpuq -n __gpuq_no_verb -a list -d 'Show jobs: running first, then waiting.'
 complete -c gpuq -n '__gpuq_options list' -s a -l all -d 'Ended jobs too, newest first'
-complete -c gpuq -n '__gpuq_options list' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options list' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options list' -l tag -d 'Only jobs with this tag; repeat for several' -x
 complete -c gpuq -n '__gpuq_options list' -s n -d 'At most this many rows, 0 for all; on a terminal 50 if not given' -x
 complete -c gpuq -n '__gpuq_options list' -l json -d 'Print one JSON object, with a `schema`'
@@ -166,13 +190,13 @@ complete -c gpuq -n '__gpuq_options list' -s q -l quiet -d 'Print ids only, one 
 complete -c gpuq -n '__gpuq_options list' -s h -l help -d 'Show the help.'
 complete -c gpuq -n '__gpuq_verb list' -a '(__gpuq_ids all)'
 complete -c gpuq -n __gpuq_no_verb -a show -d 'Show everything about a job.'
-complete -c gpuq -n '__gpuq_options show' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options show' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options show' -l tag -d 'Only jobs with this tag; repeat for several' -x
 complete -c gpuq -n '__gpuq_options show' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options show' -s h -l help -d 'Show the help.'
 complete -c gpuq -n '__gpuq_verb show' -a '(__gpuq_ids all)'
 complete -c gpuq -n __gpuq_no_verb -a why -d 'Say why a job waits, with the numbers behind it.'
-complete -c gpuq -n '__gpuq_options why' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options why' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options why' -l tag -d 'Only jobs with this tag; repeat for several' -x
 complete -c gpuq -n '__gpuq_options why' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options why' -s h -l help -d 'Show the help.'
@@ -192,7 +216,7 @@ complete -c gpuq -n '__gpuq_options top' -l svg -d 'Write one frame as an SVG pi
 complete -c gpuq -n '__gpuq_options top' -l json -d 'Print one frame as a JSON object'
 complete -c gpuq -n '__gpuq_options top' -s h -l help -d 'Show the help.'
 complete -c gpuq -n __gpuq_no_verb -a events -d 'Show what happened.'
-complete -c gpuq -n '__gpuq_options events' -l state -d 'Only jobs in these states' -x -a 'held queued running succeeded failed cancelled skipped'
+complete -c gpuq -n '__gpuq_options events' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options events' -l tag -d 'Only jobs with this tag; repeat for several' -x
 complete -c gpuq -n '__gpuq_options events' -s f -l follow -d 'Go on with what happens next'
 complete -c gpuq -n '__gpuq_options events' -s n -d 'The last N; 0 for all that are kept' -x

@@ -181,6 +181,7 @@ SETTINGS: Mapping[str, Setting] = {
     "settle": Setting(*_TIME, "time after a start or exit on a GPU whose readings are left out of that peak"),
     "nvml_patience": Setting(*_TIME, "a driver that has not answered for this long counts as unavailable"),
     "keep_environment": Setting(*_TIME, "ended jobs keep their environment, for `retry`, this long"),
+    "retry_backoff": Setting(*_TIME, "pause before the first retry of a job; each further one is twice as long"),
     "list_rows": Setting(_count, str, "rows that `list` shows on a terminal"),
     "default_gpus": Setting(_count, str, "`--gpus` where it is not given (default: 1 where there are GPUs)"),
     "default_vram": Setting(parse_size, format_size, "`--vram` where it is not given (default: whole GPUs)"),

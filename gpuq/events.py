@@ -21,6 +21,10 @@ class Kind(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     SKIPPED = "skipped"
+    SUSPENDED = "suspended"
+    RESUMED = "resumed"
+    #: an attempt failed, and the job was queued again by its own rules
+    RETRYING = "retrying"
     #: an ended job was queued again by its owner
     RETRIED = "retried"
     #: an attempt that never started was queued again

@@ -22,6 +22,8 @@ class State(StrEnum):
     QUEUED = "queued"
     #: an attempt is launched and its supervisor has not reported the end
     RUNNING = "running"
+    #: an attempt is launched and its processes are stopped; it keeps what it was given
+    SUSPENDED = "suspended"
     #: exit code 0
     SUCCEEDED = "succeeded"
     #: ended otherwise; `failure` says how
@@ -34,7 +36,9 @@ class State(StrEnum):
 
 ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.SKIPPED})
 WAITING = frozenset({State.HELD, State.QUEUED})
-LIVE = frozenset({State.HELD, State.QUEUED, State.RUNNING})
+#: states with an attempt that has not ended
+ACTIVE = frozenset({State.RUNNING, State.SUSPENDED})
+LIVE = WAITING | ACTIVE
 
 
 class Reason(StrEnum):
@@ -67,6 +71,10 @@ class Failure(StrEnum):
     TIMEOUT = "timeout"
     #: the program said that GPU memory ran out
     VRAM_OOM = "vram-oom"
+    #: the kernel ended it because host memory ran out
+    HOST_OOM = "host-oom"
+    #: its GPU went away under it
+    GPU_LOST = "gpu-lost"
     #: used more GPU memory than its claim, where the settings say kill
     OVER_MEMORY = "over-memory"
     #: could not be started: no such file, not executable, folder gone
@@ -112,6 +120,30 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class RetryRule:
+    """How often an attempt that failed in certain ways is followed by another."""
+
+    #: empty means any failure but `lost`, whose work may have been done
+    failures: tuple[Failure, ...]
+    times: int
+    #: what ran out is claimed this many times larger with each retry
+    growth: float = 1.0
+
+    def __str__(self) -> str:
+        names = ",".join(self.failures)
+        return (f"{names}:" if names else "") + str(self.times) + (f"*{self.growth:g}" if self.growth != 1 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class EarlySignal:
+    """A signal that an attempt gets before its time limit."""
+
+    signal: int
+    #: seconds before the limit
+    before: float
+
+
+@dataclass(frozen=True, slots=True)
 class ArrayPlace:
     """A job's place in its array. `limit` members at most run at a time (0: no limit)."""
 
@@ -145,12 +177,24 @@ class Job:
     limits: tuple[tuple[int, int], ...] = ()
     #: log path as the submitter wrote it (%j id, %a index, %A array id, %x name), None for the run folder
     output: str | None = None
+    #: seconds between TERM and KILL, None for the settings'
+    grace: float | None = None
+    early_signal: EarlySignal | None = None
+    #: most bytes of log that are kept, None for all
+    log_limit: int | None = None
+    #: the first rule that names a failure counts, then those for any
+    retry: tuple[RetryRule, ...] = ()
+    #: retries spent, by rule
+    spent: tuple[int, ...] = ()
     #: number of the newest attempt, 0 before the first
     attempt: int = 0
     #: GPUs of the newest attempt
     gpus: tuple[str, ...] = ()
     started_at: float | None = None
     ended_at: float | None = None
+    #: since when the newest attempt is suspended, and for how long it was before, in seconds
+    suspended_at: float | None = None
+    suspended_seconds: float = 0.0
     exit_code: int | None = None
     signal: int | None = None
     failure: Failure | None = None
@@ -300,6 +344,7 @@ class Settings:
     settle: float = 2.0
     nvml_patience: float = 5.0
     keep_environment: float = 30 * 86400.0
+    retry_backoff: float = 1.0
     list_rows: int = 50
     default_gpus: int | None = None
     default_vram: int | None = None

@@ -17,7 +17,7 @@ Operations and their fields (`sel` is a Selection as JSON; `job` is the object o
 | list | sel, all, limit | jobs, total, counts |
 | show | sel | jobs, each with attempts [{…, claims}] and events |
 | why | sel | explanations |
-| cancel hold release retry | sel | done [ids], refused [{id, message}] |
+| cancel hold release suspend resume retry | sel | done [ids], refused [{id, message}] |
 | wait | sel, any | jobs, once all (any: one) of them ended |
 | follow | id | stream: {"job": job} now and on each change, until the job ended |
 | gpus | | gpus, driver, fault, version, note |

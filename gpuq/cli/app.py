@@ -35,6 +35,8 @@ VERBS: dict[str, Verb] = {
     "cancel": Verb("control", "Cancel waiting or running jobs.", "Jobs"),
     "hold": Verb("control", "Keep waiting jobs from starting.", "Jobs"),
     "release": Verb("control", "Let held jobs start.", "Jobs"),
+    "suspend": Verb("control", "Stop running jobs where they are; they keep their GPUs.", "Jobs"),
+    "resume": Verb("control", "Let suspended jobs go on.", "Jobs"),
     "retry": Verb("control", "Queue ended jobs again, as a new attempt.", "Jobs"),
     "wait": Verb("wait", "Wait until jobs have ended.", "Jobs"),
     "list": Verb("listing", "Show jobs: running first, then waiting.", "Looking"),

@@ -22,13 +22,23 @@ INSTALL = {
 
 #: Which jobs a verb can be about, by their states. In words, because importing them takes longer than all else here.
 WHICH = {
-    "live": ["held", "queued", "running"],
+    "live": ["held", "queued", "running", "suspended"],
+    "running": ["running"],
+    "suspended": ["suspended"],
     "queued": ["queued"],
     "held": ["held"],
     "ended": ["cancelled", "failed", "skipped", "succeeded"],
     "all": [],
 }
-VERB_JOBS = {"cancel": "live", "wait": "live", "hold": "queued", "release": "held", "retry": "ended"}
+VERB_JOBS = {
+    "cancel": "live",
+    "wait": "live",
+    "hold": "queued",
+    "release": "held",
+    "suspend": "running",
+    "resume": "suspended",
+    "retry": "ended",
+}
 #: At most so many ids are offered, the newest.
 MOST = 200
 #: Characters of a description.

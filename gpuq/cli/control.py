@@ -1,4 +1,4 @@
-"""`cancel`, `hold`, `release` and `retry`: the same request under four names."""
+"""`cancel`, `hold`, `release`, `suspend`, `resume` and `retry`: the same request under six names."""
 
 from collections.abc import Iterable
 
@@ -34,7 +34,7 @@ app = new_app()
 def cancel(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json = False, quiet: Quiet = False) -> int:
     """Cancel waiting or running jobs.
 
-    A running job gets TERM, and KILL after the grace period of the settings. Prints the ids of the jobs that it
+    A running job gets TERM, and KILL after its grace period. Prints the ids of the jobs that it
     reached; exit code 1 if one could not be cancelled.
     """
     return _control("cancel", "cancelled", ids, state, tag, as_json=as_json, quiet=quiet)
@@ -55,6 +55,23 @@ def release(
 ) -> int:
     """Let held jobs start."""
     return _control("release", "released", ids, state, tag, as_json=as_json, quiet=quiet)
+
+
+@app.command("suspend", epilog=examples("gpuq suspend 12", "gpuq suspend --state running --tag big"))
+def suspend(
+    ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json = False, quiet: Quiet = False
+) -> int:
+    """Stop running jobs where they are, until `gpuq resume`.
+
+    All of their processes are stopped. They keep their GPUs and the memory on them; their time limit stands still.
+    """
+    return _control("suspend", "suspended", ids, state, tag, as_json=as_json, quiet=quiet)
+
+
+@app.command("resume", epilog=examples("gpuq resume 12", "gpuq resume --state suspended"))
+def resume(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json = False, quiet: Quiet = False) -> int:
+    """Let suspended jobs go on."""
+    return _control("resume", "resumed", ids, state, tag, as_json=as_json, quiet=quiet)
 
 
 @app.command(

@@ -47,7 +47,7 @@ def vram_cell(job: Object) -> str:
     if not job["gpu_count"]:
         return ""
     claim = format_size(job["vram_bytes"]) if job["vram_bytes"] is not None else "whole"
-    running = job["state"] == "running"
+    running = job["state"] in ("running", "suspended")
     used = job.get("used_vram_bytes") if running else job.get("peak_vram_bytes")
     if used is None or job["started_at"] is None:
         return claim
@@ -62,13 +62,21 @@ def time_cell(job: Object, now: float) -> str:
     if started is None:
         return ""
     if ended is None:
-        return format_duration(now - epoch(started))
-    return format_short_duration(epoch(ended) - epoch(started))
+        return format_duration(ran_for(job, now))
+    return format_short_duration(ran_for(job, epoch(ended)))
+
+
+def ran_for(job: Object, until: float) -> float:
+    """Seconds from its start, without the time that it was suspended; what its time limit counts."""
+    since = job.get("suspended_at")
+    if since is not None:
+        until = min(until, epoch(since))
+    return max(0.0, until - epoch(job["started_at"]) - (job.get("suspended_seconds") or 0.0))
 
 
 def reason_cell(job: Object) -> str:
     """Why it waits, or how it failed."""
-    if job["state"] == "running":
+    if job["state"] in ("running", "suspended"):
         return "over claim" if job.get("over_claim") else ""
     if job["state"] == "failed":
         return failure_cell(job)

@@ -15,6 +15,8 @@ from gpuq.protocol import MAX_COMMAND, MAX_ENVIRONMENT, MAX_NAME, MAX_TAGS, MAX_
 
 #: Slurm's --priority without its extremes; larger runs first.
 MAX_PRIORITY = 1000
+#: A host that goes down each time a job runs must not do so for ever.
+REQUEUES = 10
 
 Command = Annotated[
     list[str] | None,
@@ -79,6 +81,32 @@ Output = Annotated[
         "--output", "-o", metavar="FILE", help="Log file; %j is the id, %A the array's, %a the index, %x the name."
     ),
 ]
+Signal = Annotated[
+    str | None,
+    typer.Option(
+        "--signal", metavar="NAME@TIME", help="Send that signal so long before the time limit: USR1@300, TERM@5m."
+    ),
+]
+Grace = Annotated[
+    str | None,
+    typer.Option("--grace", metavar="TIME", help="Time between TERM and KILL; the setting's if not given."),
+]
+LogLimit = Annotated[
+    str | None,
+    typer.Option("--log-limit", metavar="SIZE", help="Keep this much of the log: its beginning and its end."),
+]
+Retry = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--retry",
+        metavar="[FAILURE,...:]N[*F]",
+        help="Try again after a failure: 2, vram-oom:2*1.5 (a larger claim each time), lost,gpu-lost:3. Repeat.",
+        show_default=False,
+    ),
+]
+Requeue = Annotated[
+    bool, typer.Option("--requeue", help=f"Try again, up to {REQUEUES} times, when lost to a crash or reboot.")
+]
 
 
 class Resources(NamedTuple):
@@ -97,6 +125,11 @@ class Resources(NamedTuple):
     tags: Sequence[str] = ()
     cwd: str | None = None
     output: str | None = None
+    signal: str | None = None
+    grace: str | None = None
+    log_limit: str | None = None
+    retry: Sequence[str] = ()
+    requeue: bool = False
 
 
 def make_template(options: Resources, now: float) -> dict[str, Any]:
@@ -125,6 +158,10 @@ def make_template(options: Resources, now: float) -> dict[str, Any]:
         "after": _resolve_last(parse.parse_after(options.after)),
         "cwd": _folder(options.cwd),
         "output": _short(options.output, "--output", MAX_TEXT),
+        "early_signal": options.signal,
+        "grace": units.parse_duration(options.grace, "--grace") if options.grace is not None else None,
+        "log_limit": units.parse_size(options.log_limit, "--log-limit") if options.log_limit is not None else None,
+        "retry": [*options.retry, *([f"lost:{REQUEUES}"] if options.requeue else [])],
         "umask": _umask(),
         "limits": _limits(),
     }

@@ -22,6 +22,7 @@ Object = Mapping[str, Any]
 
 STATE_STYLE = {
     "running": "green",
+    "suspended": "yellow",
     "queued": "yellow",
     "held": "yellow",
     "succeeded": "dim",
@@ -158,7 +159,7 @@ def _keep_to_one_line(part: RenderableType) -> None:
 def _counts(data: Object) -> Text:
     counts = data["counts"]
     text = Text("gpuq", "bold")
-    for state in ("running", "queued", "held", "succeeded", "failed", "cancelled", "skipped"):
+    for state in ("running", "suspended", "queued", "held", "succeeded", "failed", "cancelled", "skipped"):
         if counts.get(state):
             text.append(f"  {counts[state]:,} {state}", STATE_STYLE[state])
     if not any(counts.values()):
@@ -237,10 +238,12 @@ def _add_narrow(table: Table, name: str, screen: int) -> None:
 
 def _progress(job: Object, now: float, cells: int) -> Text:
     """How much of the time limit has passed."""
+    if job["state"] == "suspended":
+        return Text("suspended", STATE_STYLE["suspended"])
     limit = job.get("time_limit_seconds")
     if not limit or job["started_at"] is None:
         return Text("none", "dim")
-    part = min(1.0, max(0.0, now - fields.epoch(job["started_at"])) / limit)
+    part = min(1.0, fields.ran_for(job, now) / limit)
     full = round(part * cells)
     style = "red" if part > 0.9 else "cyan"
     return Text("━" * full, style).append("─" * (cells - full), "dim").append(f" {format_duration(limit)}")

@@ -1,6 +1,6 @@
 """`run`: submit, print the log, exit with the job's code."""
 
-import signal
+import signal as signals
 import time as clock
 from contextlib import suppress
 
@@ -40,6 +40,11 @@ def run(
     env: opt.Env = None,
     export: opt.Export = None,
     output: opt.Output = None,
+    signal: opt.Signal = None,
+    grace: opt.Grace = None,
+    log_limit: opt.LogLimit = None,
+    retry: opt.Retry = None,
+    requeue: opt.Requeue = False,
 ) -> int:
     """Submit a command, print its log, and exit with its code.
 
@@ -48,15 +53,32 @@ def run(
     """
     opt.check_command(command or [])
     resources = opt.Resources(
-        name, gpus, vram, cpus, ram, time, priority, after or [], begin, hold, tag or [], cwd, output
+        name,
+        gpus,
+        vram,
+        cpus,
+        ram,
+        time,
+        priority,
+        after or [],
+        begin,
+        hold,
+        tag or [],
+        cwd,
+        output,
+        signal,
+        grace,
+        log_limit,
+        retry or [],
+        requeue,
     )
     template = opt.make_template(resources, clock.time())
     environment = opt.make_environment(export, env or [])
-    with Signals(signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM) as signals:
+    with Signals(signals.SIGINT, signals.SIGQUIT, signals.SIGHUP, signals.SIGTERM) as heard:
         job_id, _ = send(template, environment, [command or []])
         attended = Attended(job_id)
         try:
-            job = Follower(job_id, signals=signals, on_signal=attended.heard).run()
+            job = Follower(job_id, signals=heard, on_signal=attended.heard).run()
         except Detached as detached:
             return int(detached.args[0])
         except BrokenPipeError:
@@ -76,13 +98,13 @@ class Attended:
 
     def heard(self, number: int) -> None:
         """A signal came. Raises Detached where it means not to wait any longer."""
-        if number == signal.SIGINT and not self._cancelled:
+        if number == signals.SIGINT and not self._cancelled:
             self._cancelled = True
             tell(f"cancelling job {self._id}; Ctrl-C again stops waiting for its end")
             request("cancel", sel={"ranges": [[self._id, self._id]]})
             return
         with suppress(OSError):  # after SIGHUP there is no terminal to say it on
-            if number == signal.SIGINT:
+            if number == signals.SIGINT:
                 tell(f"no longer waiting; job {self._id} is being cancelled")
             else:
                 tell(f"detached; job {self._id} goes on, `gpuq logs -f {self._id}` follows it")

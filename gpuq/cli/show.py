@@ -68,12 +68,19 @@ def _about(job: Mapping[str, Any], now: float) -> Iterator[tuple[str, str]]:
     yield "after", ", ".join(job["after"])
     yield "array", _array(job.get("array"))
     yield "time limit", format_duration(limit) if (limit := job.get("time_limit_seconds")) else ""
+    yield "early signal", _early_signal(job.get("signal_before_limit"))
+    yield "grace", format_short_duration(grace) if (grace := job.get("grace_seconds")) else ""
+    yield "log limit", _size(job.get("log_limit_bytes"))
+    yield "retry", _retry(job)
     yield "not before", fields.local_time(job.get("begin_at"))
     yield "submitted", fields.local_time(job["submitted_at"])
     yield "started", fields.local_time(job["started_at"])
     yield "ended", fields.local_time(job["ended_at"])
-    if job["state"] == "running":
-        elapsed = now - fields.epoch(job["started_at"])
+    suspended = job.get("suspended_seconds") or 0.0
+    yield "was suspended", format_short_duration(suspended) if suspended else ""
+    if job["state"] in ("running", "suspended"):
+        elapsed = fields.ran_for(job, now)
+        yield "suspended", fields.local_time(job.get("suspended_at"))
         yield "elapsed", format_duration(elapsed)
         yield "time left", format_duration(limit - elapsed) if limit else ""
     yield "log", printable(job.get("log_path") or "")
@@ -102,6 +109,17 @@ def _array(array: Mapping[str, Any] | None) -> str:
         return ""
     most = f", at most {array['limit']} at a time" if array["limit"] else ""
     return f"index {array['index']} of array {array['id']}{most}"
+
+
+def _early_signal(early: Mapping[str, Any] | None) -> str:
+    if early is None:
+        return ""
+    return f"{fields.signal_name(early['signal'])}, {format_short_duration(early['seconds'])} before the time limit"
+
+
+def _retry(job: Mapping[str, Any]) -> str:
+    spent = f"; retried {job['retries']} times" if job.get("retries") else ""
+    return " ".join(job.get("retry") or []) + spent
 
 
 def _attempt(attempt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -36,6 +36,8 @@ app = new_app()
         "gpuq submit --gpus 2 --time 8h --name big -- ./train.sh",
         "gpuq submit --array 0-99%4 --vram 4GiB -- ./eval.sh     sees GPUQ_ARRAY_INDEX",
         "gpuq submit --after ok:12 -- python report.py",
+        "gpuq submit --retry vram-oom:2*1.5 --requeue --vram 8GiB -- ./train.sh",
+        "gpuq submit --time 8h --signal USR1@300 --grace 2m -- ./train.sh",
         "gpuq submit --gpus 0 --from commands.txt                a shell command per line",
     ),
 )
@@ -66,6 +68,11 @@ def submit(
     env: opt.Env = None,
     export: opt.Export = None,
     output: opt.Output = None,
+    signal: opt.Signal = None,
+    grace: opt.Grace = None,
+    log_limit: opt.LogLimit = None,
+    retry: opt.Retry = None,
+    requeue: opt.Requeue = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -82,7 +89,24 @@ def submit(
         opt.check_command(command or [])
     members = parse.parse_array(array) if array is not None else None
     resources = opt.Resources(
-        name, gpus, vram, cpus, ram, time, priority, after or [], begin, hold, tag or [], cwd, output
+        name,
+        gpus,
+        vram,
+        cpus,
+        ram,
+        time,
+        priority,
+        after or [],
+        begin,
+        hold,
+        tag or [],
+        cwd,
+        output,
+        signal,
+        grace,
+        log_limit,
+        retry or [],
+        requeue,
     )
     template = opt.make_template(resources, clock.time())
     environment = opt.make_environment(export, env or [])

@@ -17,8 +17,21 @@ from gpuq.daemon.hub import Hub
 from gpuq.errors import StoreError
 from gpuq.events import Event, Kind
 from gpuq.launch.launcher import Supervisor
-from gpuq.model import WAITING, Attempt, Claim, Driver, GpuReading, Host, Job, Readings, Reason, Settings, State
-from gpuq.policy import ledger
+from gpuq.model import (
+    ACTIVE,
+    WAITING,
+    Attempt,
+    Claim,
+    Driver,
+    GpuReading,
+    Host,
+    Job,
+    Readings,
+    Reason,
+    Settings,
+    State,
+)
+from gpuq.policy import ledger, retry
 from gpuq.policy.explain import Verdict
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.lifecycle import DependencyBroken, Ended, Fact, NeverStarted, advance, dependency
@@ -73,7 +86,7 @@ class Core:
         for state in sorted(WAITING):
             for job in self.store.live_jobs(state):
                 self.waiting.put(job, unmet.get(job.id, 0), now)
-        running = list(self.store.live_jobs(State.RUNNING))
+        running = [job for state in sorted(ACTIVE) for job in self.store.live_jobs(state)]
         for job in running:
             attempt = self.store.attempt(job.id, job.attempt)
             assert attempt is not None, f"job {job.id} runs without an attempt"
@@ -100,8 +113,11 @@ class Core:
                 if isinstance(fact, DependencyBroken) and job.state not in WAITING:
                     continue  # it was cancelled together with the job that it waited for
                 step = advance(job, fact, now)
-                self.store.change(job, step.job, step.event)
                 self._close_attempt(step.job, fact, now)
+                again = self._again(step.job, now) if step.job.state is State.FAILED else None
+                if again is not None:
+                    step = advance(step.job, again, now)
+                self.store.change(job, step.job, step.event)
                 changed[job.id] = step.job
                 if step.job.ended:
                     todo.extend(self._dependents(step.job, freed, now))
@@ -114,6 +130,13 @@ class Core:
         self.hub.tell(changed.keys() | freed)
         crash.point("transition-after")
         return list(changed.values())
+
+    def _again(self, job: Job, now: float) -> Fact | None:
+        """Whether a job that has just failed is tried again."""
+        if not job.retry:
+            return None
+        capacities = [size - self.settings.margin for size in self.host.capacities.values()]
+        return retry.try_again(job, self.settings.retry_backoff, capacities, self.host.ram, now)
 
     def _close_attempt(self, job: Job, fact: Fact, now: float) -> None:
         running = self.running.get(job.id)
@@ -144,7 +167,7 @@ class Core:
     def _settle(self, job: Job, now: float) -> None:
         """Bring memory to what the store holds."""
         running = self.running.get(job.id)
-        if running is not None and job.state is not State.RUNNING:
+        if running is not None and job.state not in ACTIVE:
             del self.running[job.id]
             if running.shim is not None:
                 self.shims.pop(running.shim, None)
@@ -289,7 +312,8 @@ class Core:
         if blocked is Reason.DEPENDENCY:
             return Verdict(blocked, "waits for " + ", ".join(map(str, self.store.open_dependencies(job.id))))
         if blocked is Reason.BEGIN_TIME:
-            return Verdict(blocked, f"begins in {format_duration((job.begin_at or 0) - time.time())}")
+            tried = f": {job.note}" if job.note else ""
+            return Verdict(blocked, f"begins in {format_duration((job.begin_at or 0) - time.time())}{tried}")
         key = self.waiting.key(job.id)
         verdict = self.verdicts.get(key) if key is not None else None
         return verdict or Verdict(Reason.RESOURCES, "about to be looked at")

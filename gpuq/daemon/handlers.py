@@ -20,16 +20,19 @@ from gpuq.daemon.core import Core
 from gpuq.daemon.runner import Runner
 from gpuq.errors import BadRequest, CannotFit, NoSuchJob, NotAllowed, UsageError
 from gpuq.events import Event, Kind
-from gpuq.model import ENDED, WAITING, Dependency, Driver, Ending, Job, State
+from gpuq.model import ACTIVE, ENDED, WAITING, Dependency, Driver, Ending, Job, State
 from gpuq.policy.explain import impossible
 from gpuq.policy.lifecycle import (
     POSSIBLE,
     Cancelled,
     DependencyBroken,
+    EndAsked,
     Fact,
     Held,
     Released,
+    Resumed,
     Retried,
+    Suspended,
     advance,
     dependency,
     ended_words,
@@ -200,7 +203,7 @@ async def list_(daemon: Daemon, session: Session, message: Message) -> Message:
     selection = _selection(core, session, message)
     everything = message.get("all") is True or bool(selection.ranges or selection.states)
     limit = _count(message, "limit")
-    parts = [((State.RUNNING,), "id"), (tuple(sorted(WAITING)), "priority DESC, id")]
+    parts = [(tuple(sorted(ACTIVE)), "id"), (tuple(sorted(WAITING)), "priority DESC, id")]
     if everything:
         parts.append((tuple(sorted(ENDED)), "ended_at DESC, id DESC"))
     jobs: list[Job] = []
@@ -269,6 +272,14 @@ async def release(daemon: Daemon, session: Session, message: Message) -> Message
     return _change(daemon, session, message, Released())
 
 
+async def suspend(daemon: Daemon, session: Session, message: Message) -> Message:
+    return _change(daemon, session, message, Suspended())
+
+
+async def resume(daemon: Daemon, session: Session, message: Message) -> Message:
+    return _change(daemon, session, message, Resumed())
+
+
 async def retry(daemon: Daemon, session: Session, message: Message) -> Message:
     return _change(daemon, session, message, Retried())
 
@@ -281,25 +292,26 @@ def _change(daemon: Daemon, session: Session, message: Message, fact: Fact) -> M
     selection = _selection(core, session, message)
     named = {low for low, high in selection.ranges if low == high}
     facts: list[tuple[Job, Fact]] = []
-    running: list[Job] = []
+    active: list[Job] = []
     refused: list[Message] = []
     for job in _selected(core, session, message):
         problem = _problem(core, session, job, fact)
         if problem is not None:
             if job.id in named:
                 refused.append({"id": job.id, "message": problem})
-        elif job.state is State.RUNNING:
-            running.append(job)
+        elif job.state in ACTIVE:
+            active.append(core.running[job.id].job)
         else:
             facts.append((job, fact))
-    done = [job.id for job, _ in facts] + [job.id for job in running]
+    done = [job.id for job, _ in facts] + [job.id for job in active]
     if facts:
         if isinstance(fact, Retried):
             with core.store.transaction():
                 core.store.renew_dependencies([job.id for job, _ in facts])
         core.apply(facts)
-    for job in running:
-        daemon.runner.end(core.running[job.id].job, Ending.CANCEL)
+    for job in active:
+        told = fact if isinstance(fact, Suspended | Resumed) else EndAsked(Ending.CANCEL)
+        daemon.runner.direct(job, told)
     daemon.runner.wake()
     return {"done": sorted(done), "refused": refused}
 
@@ -309,8 +321,8 @@ def _problem(core: Core, session: Session, job: Job, fact: Fact) -> str | None:
     if job.owner != session.uid:
         return f"job {job.id} belongs to {views.owner_name(job.owner)}"
     states, verb = POSSIBLE[type(fact)]
-    running = isinstance(fact, Cancelled) and job.state is State.RUNNING
-    if job.state not in states and not running:
+    to_be_ended = isinstance(fact, Cancelled) and job.state in ACTIVE
+    if job.state not in states and not to_be_ended:
         if job.ended:
             return f"job {job.id} already ended: it {ended_words(job.state)}"
         return f"job {job.id} is {job.state}, and cannot {verb}"
@@ -331,7 +343,7 @@ async def stop(daemon: Daemon, _session: Session, message: Message) -> AsyncIter
         with core.hub.listen(mine) as news:
             for job_id in mine:
                 if core.running[job_id].job.ending is None:
-                    daemon.runner.end(core.running[job_id].job, Ending.CANCEL)
+                    daemon.runner.direct(core.running[job_id].job, EndAsked(Ending.CANCEL))
             while core.running.keys() & set(mine):
                 await news.wait()
         yield {"running": len(core.running), "cancelled": len(mine), "end": True}
@@ -477,6 +489,8 @@ ANSWERS: dict[str, Answer] = {
     "cancel": cancel,
     "hold": hold,
     "release": release,
+    "suspend": suspend,
+    "resume": resume,
     "retry": retry,
 }
 STREAMS: dict[str, Stream] = {"stop": stop, "wait": wait, "follow": follow, "top": top, "events": events}

@@ -26,7 +26,7 @@ from gpuq.launch.runfolder import BUSY
 from gpuq.model import Attempt, Claim, Ending, Failure, Identity, Job, OverClaim, Readings, Reason, State
 from gpuq.policy import ledger, scheduler
 from gpuq.policy.explain import Verdict
-from gpuq.policy.lifecycle import EndAsked, Ended, Fact, NeverStarted, Started, advance
+from gpuq.policy.lifecycle import EndAsked, Ended, Fact, NeverStarted, Resumed, Started, Suspended, advance
 from gpuq.policy.waiting import GroupKey
 
 log = logging.getLogger("gpuq.runner")
@@ -183,7 +183,10 @@ class Runner:
             umask=job.umask,
             limits=job.limits,
             time_limit=job.time_limit,
-            grace=core.settings.grace,
+            grace=core.settings.grace if job.grace is None else job.grace,
+            warn=None if job.early_signal is None else (job.early_signal.signal, job.early_signal.before),
+            log_limit=job.log_limit,
+            ram=job.request.ram or None,
         )
 
     def _pause(self, why: str) -> None:
@@ -195,12 +198,21 @@ class Runner:
         self._paused = None
         self.wake()
 
-    def end(self, job: Job, ending: Ending, note: str | None = None) -> None:
-        """Ask a running attempt to end; its result tells when it has."""
-        self.core.apply([(job, EndAsked(ending, note))])
-        running = self.core.running[job.id]
-        if running.supervisor is not None:
+    def direct(self, job: Job, fact: EndAsked | Suspended | Resumed) -> None:
+        """Have a running attempt ended (its result tells when it has), suspended or resumed."""
+        self.core.apply([(job, fact)])
+        self._steer(self.core.running[job.id])
+
+    def _steer(self, running: Running) -> None:
+        """Tell the supervisor what the store says of its attempt. Saying it again changes nothing."""
+        if running.supervisor is None:
+            return
+        if running.job.ending is not None:
             launcher.end(running.supervisor)
+        elif running.job.state is State.SUSPENDED:
+            launcher.suspend(running.supervisor)
+        else:
+            launcher.resume(running.supervisor)
 
     # --- results ----------------------------------------------------------------------------------
 
@@ -237,8 +249,7 @@ class Runner:
             case launcher.Running(supervisor):
                 self.core.supervised(running, supervisor)
                 self._watch(job_id, supervisor)
-                if running.job.ending is not None:
-                    launcher.end(supervisor)
+                self._steer(running)
             case launcher.Starting():
                 self._later(lambda: launcher.wait_unlocked(run_dir), lambda: self._take(job_id, restarted=restarted))
             case launcher.Ended():
@@ -392,7 +403,7 @@ class Runner:
         for running in list(self.core.running.values()):
             if running.over_told and running.supervisor is not None and running.job.ending is None:
                 try:
-                    self.end(running.job, Ending.OVER_MEMORY, over_text(running, self.core.gpu_index))
+                    self.direct(running.job, EndAsked(Ending.OVER_MEMORY, over_text(running, self.core.gpu_index)))
                 except GpuqError as error:
                     log.error("job %d could not be ended: %s", running.job.id, error)
 

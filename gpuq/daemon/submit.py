@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +13,18 @@ from typing import Any
 
 from gpuq import protocol
 from gpuq.errors import BadRequest, CannotFit, UsageError
-from gpuq.model import ArrayPlace, Condition, Dependency, Driver, Job, Request, State
+from gpuq.model import ArrayPlace, Condition, Dependency, Driver, EarlySignal, Job, KiB, Request, RetryRule, State
+from gpuq.policy.retry import parse_rule
 from gpuq.protocol import Message
 from gpuq.store.rows import dump
-from gpuq.units import MAX_SIZE, MAX_TIME
+from gpuq.units import MAX_SIZE, MAX_TIME, format_duration, parse_duration
 
 #: Longest single argument, with its NUL, that execve(2) takes: MAX_ARG_STRLEN.
 MAX_ARGUMENT = 32 * 4096
+#: Most rules for retries.
+MAX_RULES = 20
+#: Of a log that is limited, this much is kept at least, in bytes.
+SHORTEST_LOG = 64 * KiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +121,7 @@ def check_template(t: Mapping[str, Any], owner: int, driver: Driver | None, gpu_
     if gpus == 0 and vram is not None:
         raise UsageError("--vram without GPUs: it is the memory on each GPU, so leave it out or ask for --gpus 1")
     cpus = _optional(t, "cpus", "--cpus", 0, 65536)
+    time_limit = _seconds(t.get("time_limit"), "--time")
     return Job(
         id=0,
         name=_name(t.get("name")),
@@ -126,13 +133,17 @@ def check_template(t: Mapping[str, Any], owner: int, driver: Driver | None, gpu_
         env_hash="",
         submitted_at=now,
         priority=_integer(t.get("priority") or 0, "--priority", -protocol.MAX_PRIORITY, protocol.MAX_PRIORITY),
-        time_limit=_seconds(t.get("time_limit")),
+        time_limit=time_limit,
         begin_at=_moment(t.get("begin_at")),
         after=_after(t.get("after") or []),
         tags=_tags(t.get("tags") or []),
         umask=_integer(t.get("umask", 0o077), "the umask", 0, 0o777),
         limits=_limits(t.get("limits") or []),
         output=_output(t.get("output")),
+        grace=_seconds(t.get("grace"), "--grace"),
+        early_signal=_early_signal(t.get("early_signal"), time_limit),
+        log_limit=_optional(t, "log_limit", "--log-limit", SHORTEST_LOG),
+        retry=_retry(t.get("retry") or []),
     )
 
 
@@ -148,14 +159,51 @@ def _integer(value: object, what: str, low: int, high: int) -> int:
     return value
 
 
-def _seconds(value: object) -> float | None:
+def _seconds(value: object, what: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRequest(f"--time must be a number of seconds, not {value!r:.60}")
+        raise BadRequest(f"{what} must be a number of seconds, not {value!r:.60}")
     if not 0 < value <= MAX_TIME:  # false for NaN as well
-        raise UsageError(f"--time is {value} seconds, and must be more than zero and at most ten years")
+        raise UsageError(f"{what} is {value} seconds, and must be more than zero and at most ten years")
     return float(value)
+
+
+def _early_signal(value: object, time_limit: float | None) -> EarlySignal | None:
+    """`USR1@300`, as Slurm's --signal; a bare number is of seconds there, and here as well."""
+    if value is None:
+        return None
+    text = _text(value, "--signal", 100)
+    name, at, time = text.strip().rpartition("@")
+    if not at:
+        raise UsageError(
+            f"--signal {text!r}: write the signal and how long before the limit, as in USR1@300 or TERM@5m"
+        )
+    before = parse_duration(f"{time}s" if time.isascii() and time.isdigit() else time, "--signal")
+    if time_limit is None:
+        raise UsageError(f"--signal {text!r} comes before the time limit, and there is none: give --time")
+    if before >= time_limit:
+        raise UsageError(
+            f"--signal {text!r} would come before the job begins: the time limit is {format_duration(time_limit)}"
+        )
+    return EarlySignal(_signal(name, text), before)
+
+
+def _signal(name: str, text: str) -> int:
+    word = name.upper().removeprefix("SIG")
+    numbers = {number.name.removeprefix("SIG"): number.value for number in signal.Signals}
+    number = int(word) if word.isascii() and word.isdigit() and len(word) < 4 else numbers.get(word)
+    if number is None or number not in signal.valid_signals():
+        raise UsageError(f"--signal {text!r}: there is no signal {name!r}; write USR1, TERM or the like")
+    if number in (signal.SIGKILL, signal.SIGSTOP):
+        raise UsageError(f"--signal {text!r}: no program can answer to {word}")
+    return int(number)
+
+
+def _retry(value: object) -> tuple[RetryRule, ...]:
+    if not isinstance(value, list) or len(value) > MAX_RULES:
+        raise BadRequest(f"retry is a list of at most {MAX_RULES} rules")
+    return tuple(parse_rule(_text(item, "--retry", 200)) for item in value)
 
 
 def _moment(value: object) -> float | None:

@@ -13,7 +13,7 @@ import psutil
 
 from gpuq.daemon.core import Core, Running, over_text
 from gpuq.events import Event
-from gpuq.model import WAITING, ArrayPlace, Attempt, Claim, Driver, Job, Reason
+from gpuq.model import WAITING, Attempt, Claim, Driver, Job, Reason
 from gpuq.policy.explain import asked, gpu_verdict
 from gpuq.policy.ledger import GpuState
 from gpuq.units import format_size
@@ -76,18 +76,23 @@ def job_view(core: Core, job: Job) -> View:
         if job.array
         else None,
         "time_limit_seconds": job.time_limit,
+        "grace_seconds": job.grace,
+        "signal_before_limit": {"signal": job.early_signal.signal, "seconds": job.early_signal.before}
+        if job.early_signal
+        else None,
+        "log_limit_bytes": job.log_limit,
+        "retry": [str(rule) for rule in job.retry],
+        "retries": sum(job.spent),
         "begin_at": moment(job.begin_at),
         "attempt": job.attempt,
         "ending": str(job.ending) if job.ending else None,
         "submitted_at": moment(job.submitted_at),
         "started_at": moment(job.started_at),
         "ended_at": moment(job.ended_at),
+        "suspended_at": moment(job.suspended_at),
+        "suspended_seconds": job.suspended_seconds,
         "log_path": job.log_path,
     }
-
-
-def _array_view(place: ArrayPlace) -> View:
-    return {"id": place.array_id, "index": place.index, "limit": place.limit or None}
 
 
 def _was_over(job: Job) -> bool:

@@ -70,6 +70,12 @@ class Launch:
     time_limit: float | None
     #: between TERM and KILL
     grace: float
+    #: a signal for the main process's group, and how long before the time limit
+    warn: tuple[int, float] | None = None
+    #: most bytes of log that are kept, None for all
+    log_limit: int | None = None
+    #: bytes of host memory that the job may use, where a cgroup can see to it
+    ram: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +262,18 @@ def end(supervisor: Supervisor) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has ended
         signal.pidfd_send_signal(supervisor.pidfd, signal.SIGTERM)
         signal.pidfd_send_signal(supervisor.pidfd, signal.SIGCONT)  # its job may have stopped it
+
+
+def suspend(supervisor: Supervisor) -> None:
+    """Ask the supervisor to stop all processes of its job where they are. Asking again changes nothing."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(supervisor.pidfd, signal.SIGUSR1)
+
+
+def resume(supervisor: Supervisor) -> None:
+    """Ask the supervisor to let its job go on. Asking again changes nothing."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(supervisor.pidfd, signal.SIGUSR2)
 
 
 # --- what an earlier daemon started ---------------------------------------------------------------

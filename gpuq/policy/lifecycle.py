@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from gpuq.errors import IllegalTransition
 from gpuq.events import Event, Kind
-from gpuq.model import ENDED, Condition, Ending, Failure, Job, State
+from gpuq.model import ACTIVE, ENDED, Condition, Ending, Failure, Job, Request, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,30 @@ class Released:
 
 
 @dataclass(frozen=True, slots=True)
-class Retried:
+class Suspended:
     pass
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """Its owner wants another attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class TriedAgain:
+    """The job's own rules want another attempt; `policy.retry` decides."""
+
+    #: seconds since the epoch before which it does not start
+    not_before: float
+    request: Request
+    spent: tuple[int, ...]
+    #: what failed, and which retry this is
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +102,36 @@ class DependencyBroken:
     state: State
 
 
-Fact = Started | Ended | NeverStarted | EndAsked | Cancelled | Held | Released | Retried | DependencyBroken
+Fact = (
+    Started
+    | Ended
+    | NeverStarted
+    | EndAsked
+    | Cancelled
+    | Held
+    | Released
+    | Suspended
+    | Resumed
+    | Retried
+    | TriedAgain
+    | DependencyBroken
+)
 
 
 #: The one transition table: from which states each fact is possible, and what it is called in messages. Where a
 #: fact leads is told by `advance` (an end leads to one of three states, the others to one).
 POSSIBLE: Mapping[type[Fact], tuple[frozenset[State], str]] = {
     Started: (frozenset({State.QUEUED}), "start"),
-    Ended: (frozenset({State.RUNNING}), "end"),
-    NeverStarted: (frozenset({State.RUNNING}), "be queued again"),
-    EndAsked: (frozenset({State.RUNNING}), "be ended"),
+    Ended: (ACTIVE, "end"),
+    NeverStarted: (ACTIVE, "be queued again"),
+    EndAsked: (ACTIVE, "be ended"),
     Cancelled: (frozenset({State.QUEUED, State.HELD}), "be cancelled without being ended"),
     Held: (frozenset({State.QUEUED}), "be held"),
     Released: (frozenset({State.HELD}), "be released"),
+    Suspended: (frozenset({State.RUNNING}), "be suspended"),
+    Resumed: (frozenset({State.SUSPENDED}), "be resumed"),
     Retried: (ENDED, "be retried"),
+    TriedAgain: (frozenset({State.FAILED}), "be tried again"),
     DependencyBroken: (frozenset({State.QUEUED, State.HELD}), "be skipped"),
 }
 
@@ -120,7 +158,8 @@ def advance(job: Job, fact: Fact, now: float) -> Step:
         case NeverStarted():
             if job.ending is Ending.CANCEL:
                 return _step(job, State.CANCELLED, Kind.CANCELLED, now, {}, ended_at=now, ending=None)
-            return _step(job, State.QUEUED, Kind.REQUEUED, now, {}, started_at=None, gpus=(), ending=None)
+            changes = {"started_at": None, "gpus": (), "ending": None, **_NOT_SUSPENDED}
+            return _step(job, State.QUEUED, Kind.REQUEUED, now, {}, **changes)
         case EndAsked(ending, note):
             data = {"why": str(ending), **({"note": note} if note else {})}
             return Step(replace(job, ending=ending, note=note), _event(job, Kind.ENDING, now, data))
@@ -130,9 +169,15 @@ def advance(job: Job, fact: Fact, now: float) -> Step:
             return _step(job, State.HELD, Kind.HELD, now, {})
         case Released():
             return _step(job, State.QUEUED, Kind.RELEASED, now, {})
+        case Suspended():
+            return _step(job, State.SUSPENDED, Kind.SUSPENDED, now, {}, suspended_at=now)
+        case Resumed():
+            return _step(job, State.RUNNING, Kind.RESUMED, now, {}, **_not_suspended_any_more(job, now))
         case Retried():
-            changes = {"gpus": (), "started_at": None, "begin_at": None, "log_path": None}
+            changes = {"begin_at": None, "spent": (), **_NOT_STARTED}
             return _step(job, State.QUEUED, Kind.RETRIED, now, {}, **changes, **_NO_OUTCOME)
+        case TriedAgain():
+            return _tried_again(job, fact, now)
         case DependencyBroken(on, condition, state):
             note = f"depends on {condition}:{on}, which {ended_words(state)}"
             return _step(job, State.SKIPPED, Kind.SKIPPED, now, {"note": note}, ended_at=now, note=note)
@@ -147,7 +192,26 @@ _NO_OUTCOME: dict[str, object] = {
     "ending": None,
     "peak_vram": None,
     "peak_ram": None,
+    "suspended_at": None,
+    "suspended_seconds": 0.0,
 }
+_NOT_SUSPENDED: dict[str, object] = {"suspended_at": None, "suspended_seconds": 0.0}
+_NOT_STARTED: dict[str, object] = {"gpus": (), "started_at": None, "log_path": None}
+
+
+def _not_suspended_any_more(job: Job, now: float) -> dict[str, object]:
+    since = job.suspended_at if job.suspended_at is not None else now
+    return {"suspended_at": None, "suspended_seconds": job.suspended_seconds + max(0.0, now - since)}
+
+
+def _tried_again(job: Job, fact: TriedAgain, now: float) -> Step:
+    data: dict[str, object] = {"failure": str(job.failure), "note": fact.note, "in": round(fact.not_before - now, 3)}
+    if fact.request.vram != job.request.vram:
+        data["vram"] = fact.request.vram
+    if fact.request.ram != job.request.ram:
+        data["ram"] = fact.request.ram
+    changes = {"begin_at": fact.not_before, "request": fact.request, "spent": fact.spent, **_NOT_STARTED}
+    return _step(job, State.QUEUED, Kind.RETRYING, now, data, **changes, **{**_NO_OUTCOME, "note": fact.note})
 
 
 def ended_words(state: State) -> str:
@@ -189,6 +253,7 @@ def _ended(job: Job, fact: Ended, now: float) -> Step:
         note=note,
         peak_ram=fact.peak_ram,
         ending=None,
+        **_not_suspended_any_more(job, now),
     )
 
 

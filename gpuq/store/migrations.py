@@ -116,12 +116,28 @@ def m005_events(db: Database) -> None:
     db.conn.execute("CREATE INDEX events_job ON events (job_id, id)")
 
 
+def m006_supervision(db: Database) -> None:
+    """How a job is ended and tried again, how much of its log is kept, and how long it was suspended."""
+    for column, kind in {
+        "grace": "REAL",
+        "early_signal": "INTEGER",
+        "early_seconds": "REAL",
+        "log_limit": "INTEGER",
+        "retry": "TEXT NOT NULL DEFAULT '[]'",
+        "spent": "TEXT NOT NULL DEFAULT '[]'",
+        "suspended_at": "REAL",
+        "suspended_seconds": "REAL NOT NULL DEFAULT 0",
+    }.items():
+        db.conn.execute(f"ALTER TABLE jobs ADD COLUMN {column} {kind}")
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_jobs,
     m002_attempts,
     m003_submissions,
     m004_dependencies,
     m005_events,
+    m006_supervision,
 )
 
 

@@ -14,10 +14,12 @@ from gpuq.model import (
     Claim,
     Condition,
     Dependency,
+    EarlySignal,
     Ending,
     Failure,
     Job,
     Request,
+    RetryRule,
     State,
 )
 
@@ -37,9 +39,7 @@ def job_values(job: Job) -> dict[str, Any]:
         "command": dump(job.command),
         "cwd": dump(job.cwd),
         "gpus_asked": job.request.gpus,
-        "vram": job.request.vram,
         "cpus": job.request.cpus,
-        "ram": job.request.ram,
         "env_hash": job.env_hash,
         "submitted_at": job.submitted_at,
         "priority": job.priority,
@@ -52,6 +52,11 @@ def job_values(job: Job) -> dict[str, Any]:
         "umask": job.umask,
         "limits": dump(job.limits),
         "output": None if job.output is None else dump(job.output),
+        "grace": job.grace,
+        "early_signal": job.early_signal.signal if job.early_signal else None,
+        "early_seconds": job.early_signal.before if job.early_signal else None,
+        "log_limit": job.log_limit,
+        "retry": dump([[rule.failures, rule.times, rule.growth] for rule in job.retry]),
         **live_values(job),
     }
 
@@ -60,6 +65,11 @@ def live_values(job: Job) -> dict[str, Any]:
     """The columns that a transition may change."""
     return {
         "state": job.state.value,
+        "vram": job.request.vram,
+        "ram": job.request.ram,
+        "spent": dump(job.spent),
+        "suspended_at": job.suspended_at,
+        "suspended_seconds": job.suspended_seconds,
         "begin_at": job.begin_at,
         "attempt": job.attempt,
         "gpus": dump(job.gpus),
@@ -82,9 +92,11 @@ def clean(text: str | None) -> str | None:
 
 
 def job_from_row(row: Row) -> Job:
-    array = None
+    array = early_signal = None
     if row["array_id"] is not None:
         array = ArrayPlace(row["array_id"], row["array_index"], row["array_limit"])
+    if row["early_signal"] is not None:
+        early_signal = EarlySignal(row["early_signal"], row["early_seconds"])
     return Job(
         id=row["id"],
         name=row["name"],
@@ -104,6 +116,13 @@ def job_from_row(row: Row) -> Job:
         umask=row["umask"],
         limits=_limits(row["limits"]),
         output=_load(row["output"]),
+        grace=row["grace"],
+        early_signal=early_signal,
+        log_limit=row["log_limit"],
+        retry=_rules(row["retry"]),
+        spent=_numbers(row["spent"]),
+        suspended_at=row["suspended_at"],
+        suspended_seconds=row["suspended_seconds"],
         attempt=row["attempt"],
         gpus=_strings(row["gpus"]),
         started_at=row["started_at"],
@@ -135,6 +154,16 @@ def _strings(text: str) -> tuple[str, ...]:
 @lru_cache(maxsize=64)
 def _limits(text: str) -> tuple[tuple[int, int], ...]:
     return tuple((number, soft) for number, soft in json.loads(text))
+
+
+@lru_cache(maxsize=64)
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(json.loads(text))
+
+
+@lru_cache(maxsize=64)
+def _rules(text: str) -> tuple[RetryRule, ...]:
+    return tuple(RetryRule(tuple(map(Failure, names)), times, growth) for names, times, growth in json.loads(text))
 
 
 @lru_cache(maxsize=1024)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuq.errors import IllegalTransition
 from gpuq.events import Kind
-from gpuq.model import ENDED, Condition, Ending, Failure, Job, State
+from gpuq.model import ENDED, Condition, Ending, Failure, Job, Request, State
 from gpuq.policy.lifecycle import (
     Cancelled,
     DependencyBroken,
@@ -18,8 +20,11 @@ from gpuq.policy.lifecycle import (
     Held,
     NeverStarted,
     Released,
+    Resumed,
     Retried,
     Started,
+    Suspended,
+    TriedAgain,
     advance,
     dependency,
 )
@@ -34,18 +39,24 @@ FACTS: list[Fact] = [
     Cancelled(),
     Held(),
     Released(),
+    Suspended(),
+    Resumed(),
     Retried(),
+    TriedAgain(9.0, Request(0, None, 1, 0), (1,), "retry 1 of 2 after exit"),
     DependencyBroken(7, Condition.OK, State.FAILED),
 ]
 #: From where each fact is possible, written out: the table in lifecycle.py is not its own oracle
 EXPECTED: dict[type[Fact], set[State]] = {
     Started: {State.QUEUED},
-    Ended: {State.RUNNING},
-    NeverStarted: {State.RUNNING},
-    EndAsked: {State.RUNNING},
+    Ended: {State.RUNNING, State.SUSPENDED},
+    NeverStarted: {State.RUNNING, State.SUSPENDED},
+    EndAsked: {State.RUNNING, State.SUSPENDED},
     Cancelled: {State.QUEUED, State.HELD},
     Held: {State.QUEUED},
     Released: {State.HELD},
+    Suspended: {State.RUNNING},
+    Resumed: {State.SUSPENDED},
+    TriedAgain: {State.FAILED},
     Retried: {State.SUCCEEDED, State.FAILED, State.CANCELLED, State.SKIPPED},
     DependencyBroken: {State.QUEUED, State.HELD},
 }
@@ -146,3 +157,22 @@ def test_any_story_keeps_the_invariants(facts: list[Fact]) -> None:
         if step.job.failure is not None:
             assert step.job.state is State.FAILED
         job = step.job
+
+
+def test_time_that_a_job_is_suspended_is_counted_and_never_negative() -> None:
+    job = make_job(state=State.RUNNING, attempt=1, started_at=0.0)
+    stopped = advance(job, Suspended(), 10.0).job
+    assert (stopped.state, stopped.suspended_at) == (State.SUSPENDED, 10.0)
+    on = advance(stopped, Resumed(), 25.0).job
+    assert (on.state, on.suspended_at, on.suspended_seconds) == (State.RUNNING, None, 15.0)
+    again = advance(advance(on, Suspended(), 30.0).job, Ended(exit_code=0), 20.0).job  # the clock was set back
+    assert (again.state, again.suspended_at, again.suspended_seconds) == (State.SUCCEEDED, None, 15.0)
+    fresh = advance(replace(again, state=State.QUEUED), Started((), "/log"), 40.0).job
+    assert fresh.suspended_seconds == 0.0
+
+
+def test_a_suspended_job_can_be_ended() -> None:
+    stopped = make_job(state=State.SUSPENDED, attempt=1, started_at=0.0, suspended_at=1.0)
+    ending = advance(stopped, EndAsked(Ending.CANCEL), 2.0).job
+    done = advance(ending, Ended(asked=True, failure=Failure.SIGNAL, signal=15), 3.0).job
+    assert (done.state, done.suspended_at) == (State.CANCELLED, None)
