@@ -157,7 +157,7 @@ _gpuq() {
             argument=""
             ;;
         "daemon logs")
-            options="-f --follow -n -h --help"
+            options="-f --follow -n --json -h --help"
             values="-n"
             argument=""
             ;;

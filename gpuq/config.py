@@ -76,6 +76,15 @@ def check_state_dir(path: Path, *, create: bool) -> None:
         path.chmod(0o700)
 
 
+#: Logs of the daemon that are kept beside the one that grows.
+LOGS_KEPT = 3
+
+
+def log_files(folder: Path) -> list[Path]:
+    """Where the daemon of this folder keeps its own log, the oldest first; the last is the one that grows."""
+    return [folder / f"daemon.log.{number}" for number in range(LOGS_KEPT, 0, -1)] + [folder / "daemon.log"]
+
+
 #: sockaddr_un holds 108 bytes with the final NUL (unix(7)).
 MAX_SOCKET_PATH = 107
 

@@ -14,7 +14,7 @@ from gpuq import __version__, config
 from gpuq.cli import plain
 from gpuq.cli.common import Json, count_jobs, examples, new_app, print_json, tell
 from gpuq.client import Client, only_starter, refuse_within_job, spawn
-from gpuq.errors import DaemonUnreachable, GpuqError, NoDaemon, UsageError
+from gpuq.errors import DaemonUnreachable, NoDaemon, UsageError
 from gpuq.units import printable
 
 app = new_app()
@@ -118,26 +118,25 @@ def _rows(told: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-@app.command("logs", epilog=examples("gpuq daemon logs -n 50", "gpuq daemon logs -f"))
+@app.command(
+    "logs",
+    epilog=examples(
+        "gpuq daemon logs -n 50",
+        "gpuq daemon logs -f",
+        "gpuq daemon logs --json | jq 'select(.job == 12)'",
+    ),
+)
 def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows, until Ctrl-C.")] = False,
     number: Annotated[int | None, typer.Option("-n", metavar="LINES", help="Only the last lines.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As it is kept: one JSON object per line.")] = False,
 ) -> None:
-    """Print the daemon's own log."""
-    from gpuq.cli.logs import print_file
+    """Print the daemon's own log: every decision, and who asked for it."""
+    from gpuq.cli.daemonlog import print_log
 
     if number is not None and not 0 <= number < 2**31:
         raise UsageError(f"-n {number} is not a number of lines")
-    folder = config.state_dir()
-    path = folder / "daemon.log"
-    if not path.exists():
-        raise GpuqError(f"there is no {path}: no daemon has run here yet")
-    if follow:
-        from gpuq.cli.follow import follow_file
-
-        follow_file(str(path), number)
-    else:
-        print_file(str(path), number)
+    print_log(config.state_dir(), lines=number, follow=follow, raw=as_json)
 
 
 def _stop(*, jobs: bool, restart: bool) -> dict[str, Any]:

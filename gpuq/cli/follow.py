@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from gpuq.cli.common import tell, write_raw
+from gpuq.cli.common import tell
 from gpuq.cli.link import Retries
 from gpuq.client import Client, request
 from gpuq.errors import ConnectionLost, GpuqError
@@ -98,9 +98,9 @@ class Watch:
         if self.fd < 0:
             raise GpuqError(f"the log cannot be watched: {os.strerror(ctypes.get_errno())} (inotify)")
 
-    def file(self, fd: int) -> None:
+    def file(self, fd: int, mask: int = IN_MODIFY) -> None:
         """Watch the open file, and nothing else."""
-        self._replace(f"/proc/self/fd/{fd}", IN_MODIFY)
+        self._replace(f"/proc/self/fd/{fd}", mask)
 
     def coming(self, path: str) -> None:
         """Watch the nearest folder above the path that exists for what is made in it."""
@@ -146,6 +146,10 @@ class Log:
         data = os.pread(self.fd, BLOCK, self._position)
         self._position += len(data)
         return data
+
+    def unread(self, count: int) -> None:
+        """The next read begins so many bytes earlier."""
+        self._position -= count
 
     def close(self) -> None:
         os.close(self.fd)
@@ -328,20 +332,3 @@ class Follower:
         if self._signals is not None and self._on_signal is not None:
             for number in self._signals.take():
                 self._on_signal(number)
-
-
-def follow_file(path: str, lines: int | None) -> None:
-    """Print a file and what is appended to it, until a signal ends us. Raises GpuqError."""
-    log, watch = Log(path), Watch()
-    try:
-        watch.file(log.fd)
-        if lines is not None:
-            log.skip_to_last(lines)
-        while True:
-            while data := log.read():
-                write_raw(data)
-            select.select([watch.fd], [], [])
-            watch.drain()
-    finally:
-        watch.close()
-        log.close()

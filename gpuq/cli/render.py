@@ -43,6 +43,16 @@ def make_console(**options: Any) -> Console:
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=False, **options)
 
 
+LEVEL_STYLE = {"warning": "yellow", "error": "red", "critical": "red"}
+
+
+def print_log_line(at: str, level: str, text: str) -> None:
+    """A line of the daemon's log."""
+    style = LEVEL_STYLE.get(level, "")
+    line = Text.assemble((at, "dim"), "  ", (f"{level:<7}", style), "  ", text)
+    make_console().print(line, soft_wrap=True)
+
+
 # --- tables ---------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gpuq import crash
+from gpuq.daemon import decisions
 from gpuq.daemon.hub import Hub
 from gpuq.errors import StoreError
 from gpuq.events import Event, Kind
@@ -92,6 +93,8 @@ class Core:
             assert attempt is not None, f"job {job.id} runs without an attempt"
             over = any(claim.over for claim in attempt.claims)
             self.running[job.id] = Running(job, attempt, attempt.claims, over_told=over)
+        counts = self.store.counts()
+        log.info("the queue holds %s", ", ".join(f"{n} {state}" for state, n in counts.items() if n) or "no jobs")
         return running
 
     # --- changing ---------------------------------------------------------------------------------
@@ -105,6 +108,7 @@ class Core:
         now = time.time()
         changed: dict[int, Job] = {}
         freed: set[int] = set()
+        events: list[Event] = []
         with self.store.transaction():
             todo = deque(facts)
             while todo:
@@ -118,9 +122,11 @@ class Core:
                 if again is not None:
                     step = advance(step.job, again, now)
                 self.store.change(job, step.job, step.event)
+                events.append(step.event)
                 changed[job.id] = step.job
                 if step.job.ended:
                     todo.extend(self._dependents(step.job, freed, now))
+        decisions.happened(events)
         for job in changed.values():
             self._settle(job, now)
         for job_id in freed - changed.keys():
@@ -183,12 +189,13 @@ class Core:
         """An event that changes no job."""
         with self.store.transaction():
             self.store.add_events([event])
+        decisions.happened([event])
         self.hub.tell([event.job_id] if event.job_id is not None else [])
 
     # --- GPUs -------------------------------------------------------------------------------------
 
-    def take_readings(self, readings: Readings) -> list[Running]:
-        """Keep what a reading says; returns the attempts that it newly shows to use more than they claimed."""
+    def take_readings(self, readings: Readings) -> None:
+        """Keep what a reading says, and tell of the attempts that it newly shows to use more than they claimed."""
         events = self._gpu_events(readings)
         self.readings = readings
         self.silent = None
@@ -214,21 +221,21 @@ class Core:
             self._keep_peaks(grown, over, events)
         except StoreError as error:  # memory knows it, and the end of the attempt will write it
             log.error("a reading could not be recorded: %s", error.message)
-        return over
 
     def _keep_peaks(self, grown: list[Claim], over: list[Running], events: list[Event]) -> None:
         for claim in grown:
             running = self.running[claim.job_id]
             running.job = replace(running.job, peak_vram=max(running.job.peak_vram or 0, claim.peak))
+        events = events + [
+            Event(time.time(), Kind.OVER_CLAIM, r.job.id, r.job.attempt, {"note": over_text(r, self.gpu_index)})
+            for r in over
+        ]
+        decisions.happened(events)
         if not grown and not events:
             return
         with self.store.transaction():
             self.store.set_peaks(grown)
             self.store.add_events(events)
-            self.store.add_events(
-                Event(time.time(), Kind.OVER_CLAIM, r.job.id, r.job.attempt, {"note": over_text(r, self.gpu_index)})
-                for r in over
-            )
         self.hub.tell({claim.job_id for claim in grown})
 
     def _gpu_events(self, readings: Readings) -> list[Event]:

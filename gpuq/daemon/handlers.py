@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 
 from gpuq import __version__, protocol
 from gpuq.config import SETTINGS, Setting
+from gpuq.daemon import decisions, views
 from gpuq.daemon import submit as submission
-from gpuq.daemon import views
 from gpuq.daemon.core import Core
 from gpuq.daemon.runner import Runner
 from gpuq.errors import BadRequest, CannotFit, NoSuchJob, NotAllowed, UsageError
@@ -148,6 +148,7 @@ def _queue(daemon: Daemon, key: str, checked: submission.Submission) -> tuple[in
         core.store.put_environment(checked.template.env_hash, checked.environment)
         core.store.insert_jobs(key, jobs, events)
         core.store.add_dependencies((job.id, d, d not in unmet) for job in jobs for d in job.after)
+    decisions.submitted(jobs)
     for job in jobs:
         core.waiting.put(job, len(unmet), time.time())
     core.hub.tell([job.id for job in jobs])
@@ -312,6 +313,7 @@ def _change(daemon: Daemon, session: Session, message: Message, fact: Fact) -> M
     for job in active:
         told = fact if isinstance(fact, Suspended | Resumed) else EndAsked(Ending.CANCEL)
         daemon.runner.direct(job, told)
+    decisions.asked(session.uid, str(message["op"]), done, len(refused))
     daemon.runner.wake()
     return {"done": sorted(done), "refused": refused}
 
@@ -334,10 +336,12 @@ def _problem(core: Core, session: Session, job: Job, fact: Fact) -> str | None:
 # --- waiting for news -----------------------------------------------------------------------------
 
 
-async def stop(daemon: Daemon, _session: Session, message: Message) -> AsyncIterator[Message]:
+async def stop(daemon: Daemon, session: Session, message: Message) -> AsyncIterator[Message]:
     """End the daemon; running jobs run on, unless `jobs` asks to end them first. Who asked may give up on that."""
     core = daemon.core
     mine = list(core.running) if message.get("jobs") is True else []
+    asked = "restart" if message.get("restart") is True else "stop"
+    decisions.asked(session.uid, f"{asked} of the daemon", mine, 0)
     core.draining += 1
     try:
         with core.hub.listen(mine) as news:

@@ -8,7 +8,6 @@ import logging
 import os
 import resource
 import signal
-import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import filelock
 import psutil
 
 from gpuq import config, crash
+from gpuq.daemon import decisions, journal
 from gpuq.daemon.core import Core
 from gpuq.daemon.handlers import Daemon
 from gpuq.daemon.runner import Runner
@@ -31,8 +31,6 @@ log = logging.getLogger("gpuq.daemon")
 
 #: A daemon that is about to end releases its lock within this time, in seconds.
 LOCK_PATIENCE = 8.0
-#: At start a log of more than this many bytes is put aside as daemon.log.1.
-LOG_SIZE = 10 * 1024 * 1024
 #: Inode of the initial PID namespace: PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h.
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 #: Environments that no job needs are looked for this often, in seconds.
@@ -45,7 +43,7 @@ def main(ready_fd: int) -> None:
     folder = config.state_dir()
     try:
         with _alone(folder):
-            _open_log(folder / "daemon.log")
+            journal.begin(folder)
             crash.arm(os.environ.get(crash.VARIABLE))
             _raise_descriptor_limit()
             settings = config.load_settings()
@@ -107,6 +105,7 @@ def _holder(folder: Path) -> str:
 async def _live(settings: Settings, store: Store, folder: Path, run_root: Path, ready_fd: int) -> None:
     loop = asyncio.get_running_loop()
     core = Core(settings, store, _host(), folder, run_root)
+    decisions.began(settings, core.host, str(folder))
     runner = Runner(core, loop)
     daemon = Daemon(core, runner, time.time(), loop.create_future())
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -117,12 +116,11 @@ async def _live(settings: Settings, store: Store, folder: Path, run_root: Path, 
     server = Server(daemon)
     await server.listen()
     cleaning = asyncio.ensure_future(_clean(core))
-    log.info("daemon %d listens in %s", os.getpid(), folder)
+    log.info("daemon %d listens in %s", os.getpid(), folder, extra={"event": "listen", "pid": os.getpid()})
     _say(ready_fd, "ready")
     restart = await daemon.stop
     core.draining += 1
     cleaning.cancel()
-    log.info("daemon %d stops with %d running jobs", os.getpid(), len(core.running))
     _note(core, Kind.DAEMON_STOPPED, running=len(core.running))
     await server.close(None if restart else STOPPED)
 
@@ -168,23 +166,6 @@ def _last_run(run_root: Path) -> int:
     with contextlib.suppress(OSError):
         return max((int(name) for name in os.listdir(run_root) if name.isdecimal()), default=0)
     return 0
-
-
-def _open_log(path: Path) -> None:
-    if path.exists() and path.stat().st_size > LOG_SIZE:
-        path.replace(path.with_suffix(".log.1"))
-    # not blocking: opening a FIFO would wait for a reader
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        fd = os.open(path, flags, 0o600)
-        regular = stat.S_ISREG(os.fstat(fd).st_mode)
-    except OSError as error:
-        raise StateFolderError(f"the log {path} cannot be opened: {error.strerror}; move it away") from None
-    if not regular:
-        raise StateFolderError(f"the log {path} is not a file: move it away")
-    handler = logging.StreamHandler(os.fdopen(fd, "a", encoding="utf-8", errors="backslashreplace"))
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _raise_descriptor_limit() -> None:

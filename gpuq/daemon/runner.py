@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpuq import crash
+from gpuq.daemon import decisions
 from gpuq.daemon.core import Core, Running, blame, over_text
 from gpuq.daemon.watch import Watcher
 from gpuq.errors import GpuqError, HostBusy, LaunchError, StoreBusy, StoreError
@@ -33,6 +34,16 @@ log = logging.getLogger("gpuq.runner")
 
 #: After a write that failed (disk full), what was to be written is tried again this often, in seconds.
 RETRY_WRITE = 5.0
+
+#: What a restarted daemon finds of an attempt, in words.
+FOUND: dict[type, str] = {
+    launcher.Running: "running",
+    launcher.Starting: "starting",
+    launcher.Ended: "ended",
+    launcher.NeverStarted: "never started",
+    launcher.Lost: "lost",
+    launcher.Gone: "gone, with its run folder",
+}
 
 
 class Runner:
@@ -142,6 +153,7 @@ class Runner:
         running = core.running[job.id] = Running(step.job, attempt, claims)
         core.history = ledger.disturb(core.history, start.gpus, time.monotonic())
         core.hub.tell([job.id])
+        self._tell_start(step.job)
         if broken is not None:
             self._finish(job.id, Ended(failure=Failure.LAUNCH, note=broken))
             return
@@ -162,9 +174,12 @@ class Runner:
             self._pause(f"a start broke: {error}")
             self._loop.call_later(RETRY_WRITE, lambda: self._take(job.id, restarted=True))
             return
-        log.info("job %d attempt %d started on %s", job.id, number, ", ".join(start.gpus) or "no GPU")
         assert running.supervisor is not None
         self._watch(job.id, running.supervisor)
+
+    def _tell_start(self, job: Job) -> None:
+        states = self.core.gpu_states() if job.gpus else ()
+        decisions.started(job, (gpu for gpu in states if gpu.uuid in job.gpus))
 
     def _orders(self, job: Job, attempt: Attempt) -> launcher.Launch:
         core = self.core
@@ -191,6 +206,7 @@ class Runner:
 
     def _pause(self, why: str) -> None:
         """Start nothing for a while: the host has no room for another process, which no event tells the end of."""
+        log.warning("nothing starts for %.0f s: %s", RETRY_WRITE, why, extra={"event": "pause"})
         self._paused = why
         self._loop.call_later(RETRY_WRITE, self._resume)
 
@@ -234,6 +250,8 @@ class Runner:
             crash.point("result-before")
             found = launcher.adopt(run_dir)
             crash.point("result-after")
+            if restarted:
+                decisions.adopted(job_id, running.attempt.number, FOUND[type(found)])
             self._act_on(found, running, run_dir, restarted)
         except StoreBusy as error:
             log.warning("job %d cannot be looked at yet: %s", job_id, error)
@@ -320,10 +338,6 @@ class Runner:
             log.error("the end of job %d cannot be recorded yet: %s", job_id, error)
             self._loop.call_later(RETRY_WRITE, self._finish, job_id, fact)
             return
-        job = self.core.store.job(job_id)
-        assert job is not None
-        how = f"exit {job.exit_code}" if job.exit_code is not None else f"signal {job.signal}"
-        log.info("job %d attempt %d: %s, %s, %s", job_id, running.attempt.number, job.state, how, job.note or "no note")
         self.wake()
 
     # --- GPUs -------------------------------------------------------------------------------------
@@ -357,12 +371,12 @@ class Runner:
             self._patience_timer.cancel()
             self._patience_timer = None
         late = self.core.silent is not None
+        if late:
+            log.warning("NVML answers again", extra={"event": "nvml-back"})
         self._read_at = readings.at
-        over = self.core.take_readings(readings)
+        self.core.take_readings(readings)
         self._first_reading.set()
         self._reading_done.set()
-        for running in over:
-            log.warning("job %d %s", running.job.id, over_text(running, self.core.gpu_index))
         if self.core.settings.over_claim is OverClaim.KILL:
             self._end_over_users()
         if late:
@@ -391,7 +405,7 @@ class Runner:
             self._patience_timer = self._loop.call_later(patience - silent, self._impatient)
             return
         self.core.silent = silent
-        log.warning("NVML has not answered for %.0f s", self.core.silent)
+        log.warning("NVML has not answered for %.0f s", silent, extra={"event": "nvml-silent", "seconds": silent})
         self._first_reading.set()
         self._reading_done.set()
         self._plan(gpus=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuq import __version__, config, crash, protocol
+from gpuq.daemon import decisions
 from gpuq.daemon.handlers import ANSWERS, STREAMS, Daemon, Session
 from gpuq.errors import (
     BadRequest,
@@ -32,6 +33,8 @@ IDLE = 30.0
 RESERVED_FDS = 256
 #: Connections that the kernel keeps until they are accepted; net.core.somaxconn may make it fewer.
 BACKLOG = 1024
+#: What is asked for so often, and changes so little, that a refusal of it is not worth a line of the log.
+LOOKS = frozenset({"status", "list", "show", "why", "gpus", "wait", "follow", "top", "events"})
 _UCRED = struct.Struct("3i")
 
 
@@ -95,8 +98,9 @@ class Server:
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, task: asyncio.Task[None]
     ) -> None:
-        uid = _peer_uid(writer)
+        pid, uid = _peer(writer)
         if uid != os.geteuid():
+            decisions.stranger(uid, pid)
             await _send(writer, protocol.error_reply(NotAllowed(f"this daemon belongs to uid {os.geteuid()}")))
             return
         session = Session(uid)
@@ -119,6 +123,7 @@ class Server:
         self, line: bytes, session: Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         """Answer one request; whether the connection goes on."""
+        op = ""
         try:
             message = protocol.decode(line)
             op = _operation(message)
@@ -134,6 +139,8 @@ class Server:
                 crash.point("reply-after")
         except GpuqError as error:
             session.first, session.parts = None, []
+            if op and op not in LOOKS:
+                decisions.refused(session.uid, op, error.message)
             await _send(writer, protocol.error_reply(error))
             return not isinstance(error, BadRequest)
         except (ConnectionError, asyncio.CancelledError):
@@ -192,11 +199,11 @@ def _operation(message: Message) -> str:
     raise BadRequest(f"there is no operation {op!r:.60}")
 
 
-def _peer_uid(writer: asyncio.StreamWriter) -> int:
-    """Who is at the other end, as the kernel says (SO_PEERCRED, unix(7))."""
+def _peer(writer: asyncio.StreamWriter) -> tuple[int, int]:
+    """Process and user that are at the other end, as the kernel says (SO_PEERCRED, unix(7))."""
     peer = writer.get_extra_info("socket")
-    _pid, uid, _gid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return int(uid)
+    pid, uid, _gid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(pid), int(uid)
 
 
 async def _send(writer: asyncio.StreamWriter, message: Message) -> None:

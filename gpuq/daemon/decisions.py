@@ -1,0 +1,150 @@
+"""What the daemon's log says of each decision: who asked for what, what happened to which job, what began where, why.
+
+Fields of a line, beside those of every line (see `journal.py`): `event`, and where they apply `job attempt uid jobs
+gpus`; what else an event's own data says is in `data`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+
+from gpuq import __version__
+from gpuq.events import Event, Kind
+from gpuq.model import Host, Job, Settings
+from gpuq.policy.ledger import GpuState
+from gpuq.units import format_duration, format_size
+
+log = logging.getLogger("gpuq.decisions")
+
+#: Events that somebody may want to look into.
+WORTH_A_LOOK = frozenset({Kind.FAILED, Kind.OVER_CLAIM, Kind.GPU_LOST, Kind.REQUEUED})
+#: A stranger who knocks again and again is told of this often, in seconds.
+STRANGER_EVERY = 3600.0
+
+_strangers: dict[int, float] = {}
+
+
+def began(settings: Settings, host: Host, state_dir: str) -> None:
+    """The daemon starts: what it is, and the settings in force, in bytes and seconds."""
+    log.info(
+        "gpuq %s begins: pid %d, uid %d, %d CPUs, %s of memory",
+        *(__version__, os.getpid(), os.geteuid(), host.cpus, format_size(host.ram)),
+        extra={
+            "event": "begin",
+            "pid": os.getpid(),
+            "uid": os.geteuid(),
+            "version": __version__,
+            "python": platform.python_version(),
+            "state_dir": state_dir,
+            "settings": asdict(settings),
+        },
+    )
+
+
+def submitted(jobs: Sequence[Job]) -> None:
+    """Jobs of one submission are queued, which all ask for the same."""
+    first = jobs[0]
+    uid = first.owner
+    asked = [f"{first.request.gpus} GPUs", f"{first.request.cpus} CPUs"]
+    if first.request.vram is not None:
+        asked.append(f"{format_size(first.request.vram)} on each GPU")
+    if first.begin_at is not None:
+        asked.append(f"not before {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(first.begin_at))}")
+    if first.after:
+        asked.append("after " + ", ".join(map(str, first.after)))
+    ids = span([job.id for job in jobs])
+    log.info(
+        "uid %d submitted %s: %s, %s",
+        *(uid, named(ids), first.state, ", ".join(asked)),
+        extra={"event": "submit", "uid": uid, "jobs": ids},
+    )
+
+
+def asked(uid: int, verb: str, ids: Sequence[int], refused: int) -> None:
+    """Somebody asked for a change, of these jobs."""
+    spans = span(ids)
+    left = f"; {refused} refused" if refused else ""
+    about = f" of {named(spans)}" if spans else ""
+    log.info(
+        "uid %d asks for %s%s%s",
+        *(uid, verb, about, left),
+        extra={"event": "asked", "verb": verb, "uid": uid, "jobs": spans},
+    )
+
+
+def refused(uid: int, op: str, why: str) -> None:
+    log.info("uid %d: %s is refused: %s", uid, op, why, extra={"event": "refused", "uid": uid, "op": op})
+
+
+def stranger(uid: int, pid: int) -> None:
+    """Somebody else is at the socket. Told now and then: who knocks for ever must not fill the log."""
+    now = time.monotonic()
+    if now - _strangers.get(uid, float("-inf")) >= STRANGER_EVERY:
+        _strangers[uid] = now
+        log.warning(
+            "uid %d (pid %d) is refused: this daemon is not theirs", uid, pid, extra={"event": "stranger", "uid": uid}
+        )
+
+
+def started(job: Job, gpus: Iterable[GpuState]) -> None:
+    """An attempt is claimed; `gpus` are its GPUs as they are with that claim."""
+    places = [
+        f"GPU {gpu.index} ({'whole' if gpu.taken else f'{format_size(max(0, gpu.headroom))} headroom left'})"
+        for gpu in gpus
+    ]
+    log.info(
+        "job %d attempt %d starts on %s",
+        *(job.id, job.attempt, ", ".join(places) or "no GPU"),
+        extra={"event": "start", "job": job.id, "attempt": job.attempt, "gpus": list(job.gpus)},
+    )
+
+
+def adopted(job_id: int, attempt: int, found: str) -> None:
+    """What a restarted daemon found of an attempt that an earlier one had begun."""
+    log.info(
+        "job %d attempt %d is found %s",
+        *(job_id, attempt, found),
+        extra={"event": "adopt", "job": job_id, "attempt": attempt, "found": found},
+    )
+
+
+def happened(events: Iterable[Event]) -> None:
+    """What the queue's own history says, as it was committed."""
+    for event in events:
+        level = logging.WARNING if event.kind in WORTH_A_LOOK else logging.INFO
+        attempt = f" attempt {event.attempt}" if event.attempt else ""
+        about = f"job {event.job_id}{attempt}: " if event.job_id is not None else ""
+        more = ", ".join(f"{key} {value}" for key, value in event.data.items() if value not in ("", [], None))
+        fields: dict[str, object] = {"event": str(event.kind)}
+        if event.job_id is not None:
+            fields |= {"job": event.job_id, "attempt": event.attempt}
+        fields |= {"data": dict(event.data)} if event.data else {}
+        log.log(level, "%s%s%s", about, event.kind, f" ({more})" if more else "", extra=fields)
+
+
+def clock_set(by: float) -> None:
+    """The wall clock was set by so many seconds, or the host slept."""
+    way = "forward" if by > 0 else "back"
+    log.warning("the wall clock was set %s by %s", way, format_duration(abs(by)), extra={"event": "clock", "by": by})
+
+
+def span(ids: Iterable[int]) -> list[list[int]]:
+    """Inclusive ranges of ids: a submission of many thousand jobs is one of them."""
+    found: list[list[int]] = []
+    for number in sorted(ids):
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return found
+
+
+def named(spans: Iterable[Sequence[int]]) -> str:
+    """`jobs 3, 5-9`."""
+    words = [str(low) if low == high else f"{low}-{high}" for low, high in spans]
+    return f"job{'' if len(words) == 1 and '-' not in words[0] else 's'} {', '.join(words)}"
