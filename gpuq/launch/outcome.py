@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpuq.errors import StoreError
+from gpuq.launch import symptoms
 from gpuq.launch.runfolder import RESULT, read_file, read_tail, valid_text
+from gpuq.launch.symptoms import Line, Symptom
 from gpuq.model import Failure
 
-#: How much of the end of a log is searched, in bytes.
-TAIL = 64 * 1024
-#: Longest evidence that is kept, in characters.
+#: How much of the end of a log is searched, in bytes: several processes of one job may each print a long traceback
+#: after the line that matters, and what was printed megabytes earlier did not end the job.
+TAIL = 256 * 1024
+#: Longest line of evidence that is kept, in characters.
 MAX_NOTE = 300
+
+#: A shell's exit code for a program that KILL ended: 128 + 9.
+KILLED_BY_SHELL = 137
+#: Ends with which a line of the log may be the cause. abort() is how C++ programs end on an exception that nobody
+#: catches, and a program that does not look whether it was given memory crashes.
+WITH_A_LINE = (None, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
+#: What a line of the log proves by itself.
+_PROVES = {Symptom.VRAM_OOM: Failure.VRAM_OOM, Symptom.GPU_LOST: Failure.GPU_LOST}
+#: What is worth telling and proves nothing: an allocation may be refused because its size was nonsense, or because of
+#: `ulimit -v`; and anybody may have killed a process of the job's.
+_HINTS = {
+    Symptom.HOST_MEMORY: "an allocation of host memory was refused, its log says",
+    Symptom.KILLED: "a process of its own was killed, its log says",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +69,10 @@ class Result:
     system_seconds: float
     #: largest resident set of any one process, in bytes; the supervisor's own fork makes some 5 MB the least
     max_rss_bytes: int
+    #: kills by the kernel's out-of-memory killer in the attempt's own cgroup; 0 where it has none
+    oom_kills: int = 0
+    #: the same of the whole host while the attempt ran
+    host_oom_kills: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +121,9 @@ def _parse(fields: Any) -> Result:
         user_seconds=_seconds(fields["user_seconds"]),
         system_seconds=_seconds(fields["system_seconds"]),
         max_rss_bytes=_count(fields["max_rss_bytes"]),
+        # a supervisor of an earlier version did not count these
+        oom_kills=_count(fields.get("oom_kills", 0)),
+        host_oom_kills=_count(fields.get("host_oom_kills", 0)),
     )
 
 
@@ -128,34 +152,77 @@ def judge(result: Result, tail: bytes) -> Outcome:
     """What the result means, given the end of what the attempt logged. Pure.
 
     Exit code 0 is success whatever was printed: a program that caught an out-of-memory error and went on did its work.
+    One that caught it and failed later for another reason, with the line still in the tail, counts as out of memory:
+    the later error is more often a consequence than a cause of its own.
     """
     if result.start_failure is not None:
-        return Outcome(Failure.LAUNCH, None, None, _one_line(result.start_failure.text))
+        return Outcome(Failure.LAUNCH, None, None, one_line(result.start_failure.text))
     status = result.wait_status
     assert status is not None  # `read_result` sees to it
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     if result.timed_out:
-        return Outcome(Failure.TIMEOUT, code, number, None)
+        return Outcome(Failure.TIMEOUT, code, number, f"its time limit ran out; asked to end, it {_ended(code, number)}")
     if code == 0:
         return Outcome(None, 0, None, None)
-    # abort() is how C++ programs end on an exception that nobody catches.
-    if number in (None, signal.SIGABRT) and (line := find_vram_oom(tail)) is not None:
-        return Outcome(Failure.VRAM_OOM, code, number, line)
+    failure, note = _named(result, code, number, symptoms.find(tail))
+    if failure is not None:
+        return Outcome(failure, code, number, note)
     if number is None:
-        return Outcome(Failure.EXIT, code, None, None)
-    return Outcome(Failure.SIGNAL, None, number, _describe(number, os.WCOREDUMP(status), result.ended))
+        return Outcome(Failure.EXIT, code, None, note)
+    return Outcome(Failure.SIGNAL, None, number, note or _describe(result, number, os.WCOREDUMP(status)))
 
 
-def _describe(number: int, dumped: bool, asked: bool) -> str:
+def _ended(code: int | None, number: int | None) -> str:
+    return f"ended by {_name(number)}" if number is not None else f"ended with exit code {code}"
+
+
+def _named(
+    result: Result, code: int | None, number: int | None, said: Mapping[Symptom, Line]
+) -> tuple[Failure | None, str | None]:
+    """A failure that has a proof beyond code and signal, with it; else None, and a line that may help."""
+    counted = _oom_kills(result)
+    # what was asked to end may be killed by us
+    killed = not result.ended and (number == signal.SIGKILL or code == KILLED_BY_SHELL)
+    if killed and counted:
+        return Failure.HOST_OOM, f"{_name(signal.SIGKILL)}, and {counted}"
+    lines = [(said[symptom], failure) for symptom, failure in _PROVES.items() if symptom in said]
+    if lines and number in WITH_A_LINE:
+        line, failure = max(lines, key=lambda found: found[0].place)
+        return failure, one_line(line.text)
+    if Symptom.KILLED in said and counted and number in WITH_A_LINE:
+        return Failure.HOST_OOM, f"{one_line(said[Symptom.KILLED].text)} ({counted})"
+    for symptom, what in _HINTS.items():
+        if symptom in said and number in WITH_A_LINE:
+            return None, f"{what}: {one_line(said[symptom].text)}"
+    return None, None
+
+
+def _oom_kills(result: Result) -> str | None:
+    """What the kernel's counters say of kills for want of host memory; None if they did not rise.
+
+    The counter of the attempt's own cgroup proves it. The host's, of all processes, rose while the attempt ran: with
+    a KILL that nobody else is known to have sent that is as good as proof, and is told as what it is.
+    """
+    if result.oom_kills:
+        return f"the kernel's out-of-memory killer ended {result.oom_kills} of its processes (memory.events of its cgroup)"
+    if result.host_oom_kills:
+        times = "once" if result.host_oom_kills == 1 else f"{result.host_oom_kills} times"
+        return f"the kernel ended a process for want of host memory {times} meanwhile (oom_kill in /proc/vmstat)"
+    return None
+
+
+def _name(number: int) -> str:
     try:
-        text = signal.Signals(number).name
+        return signal.Signals(number).name
     except ValueError:
-        text = f"signal {number}"
-    if dumped:
-        text += ", core dumped"
-    if number == signal.SIGKILL and not asked:
-        text += ", which gpuq did not send; the kernel does when host memory runs out"
+        return f"signal {number}"
+
+
+def _describe(result: Result, number: int, dumped: bool) -> str:
+    text = _name(number) + (", core dumped" if dumped else "")
+    if number == signal.SIGKILL and not result.ended:
+        text += ", which gpuq did not send, and the kernel counted no kill for want of memory meanwhile"
     return text
 
 
@@ -167,47 +234,7 @@ def log_tail(path: str | os.PathLike[str], start: int, size: int = TAIL) -> byte
         return b""  # gone, renamed or unreadable: then there is no evidence, which is no error
 
 
-# --- GPU memory ran out -------------------------------------------------------------------------
-
-#: What programs print when GPU memory ran out, by program; `tests/launch/oom_messages.json` has the messages.
-_VRAM_OOM = re.compile(
-    "|".join(
-        (
-            # PyTorch: a RuntimeError before 1.13, then torch.cuda.OutOfMemoryError, then torch.OutOfMemoryError
-            r"\b(?:CUDA|HIP) out of memory\. Tried to allocate",
-            r"\btorch(?:\.cuda)?\.OutOfMemoryError: \S",
-            # JAX, old spelling and new. What follows is `allocating` where a CPU's memory ran out.
-            r"(?:RESOURCE_EXHAUSTED|Resource exhausted): Out of memory while trying to allocate",
-            r"(?:RESOURCE_EXHAUSTED|Resource exhausted): Failed to allocate request for .* on device ordinal",
-            # TensorFlow says the same of host memory, and then names a CPU
-            r"OOM when allocating tensor with shape(?!.*(?:device:CPU|allocator \w*cpu))",
-            # CuPy, as a class and as the message alone
-            r"\bcupy\.cuda\.memory\.OutOfMemoryError\b",
-            r"\bOut of memory allocating [\d,]+ bytes \(allocated so far",
-            # llama.cpp and others built on ggml
-            r"\bcudaMalloc failed: out of memory",
-            # vLLM
-            r"\bNo available memory for the cache blocks",
-            r"\bFree memory on device .* is less than desired GPU memory utilization",
-            r"\bCUDA out of memory occurred when warming up",
-            # CUDA's own names for it: runtime and driver, as many programs print them
-            r"\bCUDA error: out of memory",
-            r"(?i:\bcuda runtime error \(2\) : out of memory)",
-            r"\bCUDA_ERROR_OUT_OF_MEMORY\b",
-            r"\bcudaErrorMemoryAllocation\b",
-        )
-    )
-)
-
-
-def find_vram_oom(tail: bytes) -> str | None:
-    """The last line in `tail` by which a program says that GPU memory ran out, fit to be shown."""
-    for line in reversed(tail.decode("utf-8", "replace").replace("\r", "\n").split("\n")):
-        if _VRAM_OOM.search(line):
-            return _one_line(line)
-    return None
-
-
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Text of a program as one line that can be shown, cut at MAX_NOTE characters."""
     line = " ".join(valid_text(text).split())
     return line if len(line) <= MAX_NOTE else line[: MAX_NOTE - 1] + "…"

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from gpuq.errors import StoreError
 from gpuq.launch.outcome import (
     MAX_NOTE,
+    TAIL,
     Result,
     StartFailure,
-    find_vram_oom,
     judge,
     log_tail,
     read_result,
@@ -57,28 +57,68 @@ def exited(code: int) -> int:
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: m["program"])
 def test_messages_of_real_programs(message: dict[str, Any]) -> None:
-    tail = f"epoch 1\n{message['line']}\n  in some_function()\n".encode()
-    found = find_vram_oom(tail)
-    assert found == (" ".join(message["line"].split()) if message["gpu"] else None)
-    failure = judge(result(exited(1)), tail).failure
-    assert failure == (Failure.VRAM_OOM if message["gpu"] else Failure.EXIT)
+    tail = f"epoch 1\n{message['line']}\n{message.get('after', '')}  in some_function()\n".encode()
+    outcome = judge(result(exited(1)), tail)
+    assert outcome.failure == Failure(message["failure"])
+    if outcome.failure is not Failure.EXIT:
+        assert outcome.note == shown(message["line"])
+    assert judge(result(0), tail).failure is None, "exit code 0 is success whatever was printed"
 
 
-def test_both_kinds_of_message_are_there() -> None:
-    assert {message["gpu"] for message in MESSAGES} == {True, False}
-    named = " ".join(message["program"] for message in MESSAGES if message["gpu"])
+def shown(line: str) -> str:
+    text = " ".join(line.split())
+    return text if len(text) <= MAX_NOTE else text[: MAX_NOTE - 1] + "…"
+
+
+def test_every_kind_of_message_is_there_and_names_where_it_was_seen() -> None:
+    assert {message["failure"] for message in MESSAGES} == {"vram-oom", "gpu-lost", "exit"}
+    named = " ".join(message["program"] for message in MESSAGES if message["failure"] == "vram-oom")
     assert all(name in named for name in ("PyTorch", "JAX", "TensorFlow", "CuPy", "llama.cpp", "vLLM"))
+    assert all(message["source"].startswith("https://") for message in MESSAGES)
 
 
-def test_the_last_line_is_the_evidence_and_progress_bars_are_lines() -> None:
-    tail = OOM + b"step 1\rstep 2\rRuntimeError: CUDA error: out of memory\rdone\n"
-    assert find_vram_oom(tail) == "RuntimeError: CUDA error: out of memory"
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"step 1\rstep 2\rRuntimeError: CUDA error: out of memory\rdone\n",
+        b"\x1b[1;31mRuntimeError:\x1b[0m \x1b[31mCUDA error: out of memory\x1b[0m\n",
+        "RuntimeError: CUDA error: out of memory\n".encode("utf-16-le"),
+        "RuntimeError: CUDA error: out of memory\n".encode("utf-16-be")[1:],
+        b"\xff\xfe\x00" * 5000 + b"\nRuntimeError: CUDA error: out of memory\n" + b"\x80\x00" * 9000,
+    ],
+    ids=["progress bar", "colours", "utf-16", "utf-16 cut in two", "binary"],
+)
+def test_the_line_is_found_however_it_was_written(tail: bytes) -> None:
+    outcome = judge(result(exited(1)), OOM + tail)
+    assert outcome.failure is Failure.VRAM_OOM
+    assert outcome.note is not None and outcome.note.endswith("CUDA error: out of memory")
+
+
+def test_the_last_line_that_proves_something_is_the_evidence() -> None:
+    lost = b"RuntimeError: CUDA error: uncorrectable ECC error encountered\n"
+    assert judge(result(exited(1)), OOM + lost).failure is Failure.GPU_LOST
+    assert judge(result(exited(1)), lost + OOM).failure is Failure.VRAM_OOM
 
 
 def test_a_long_line_is_cut() -> None:
-    found = find_vram_oom(OOM.strip() + b" x" * 10_000)
-    assert found is not None
-    assert len(found) == MAX_NOTE
+    note = judge(result(exited(1)), OOM.strip() + b" x" * 10_000).note
+    assert note is not None
+    assert len(note) == MAX_NOTE
+
+
+def test_what_was_said_megabytes_ago_ended_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(OOM + b"epoch 7 of 90: caught it, and went on\n" * 60_000)
+    assert judge(result(exited(1)), log_tail(log, 0)).failure is Failure.EXIT
+
+
+def test_tracebacks_of_eight_processes_do_not_hide_the_line(tmp_path: Path) -> None:
+    """As torchrun and vLLM print them: some hundred frames of each process, prefixed, after the line that matters."""
+    frame = '(VllmWorker rank=7 pid=240) ERROR 05-21 09:27:46 [core.py:396]   File "/usr/local/lib/python3.12/x.py"\n'
+    log = tmp_path / "log"
+    log.write_bytes(OOM + (frame * 250).encode() * 8)
+    assert log.stat().st_size < TAIL
+    assert judge(result(exited(1)), log_tail(log, 0)).failure is Failure.VRAM_OOM
 
 
 @given(st.binary(max_size=400))
@@ -100,17 +140,21 @@ def test_exit_codes(code: int) -> None:
     assert (outcome.failure, outcome.exit_code, outcome.signal) == (Failure.EXIT, code, None)
 
 
-def test_abort_with_the_message_is_out_of_memory_and_keeps_its_signal() -> None:
-    outcome = judge(result(signal.SIGABRT | 0x80), OOM)
-    assert (outcome.failure, outcome.exit_code, outcome.signal) == (Failure.VRAM_OOM, None, signal.SIGABRT)
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS])
+def test_a_crash_with_the_message_is_out_of_memory_and_keeps_its_signal(number: int) -> None:
+    outcome = judge(result(number | 0x80), OOM)
+    assert (outcome.failure, outcome.exit_code, outcome.signal) == (Failure.VRAM_OOM, None, number)
 
 
 @pytest.mark.parametrize(
     ("status", "note"),
     [
         (signal.SIGTERM, "SIGTERM"),
-        (signal.SIGSEGV | 0x80, "SIGSEGV, core dumped"),
-        (signal.SIGKILL, "SIGKILL, which gpuq did not send; the kernel does when host memory runs out"),
+        (signal.SIGFPE | 0x80, "SIGFPE, core dumped"),
+        (
+            signal.SIGKILL,
+            "SIGKILL, which gpuq did not send, and the kernel counted no kill for want of memory meanwhile",
+        ),
         (40, "signal 40"),
     ],
 )
@@ -124,9 +168,39 @@ def test_a_kill_after_the_grace_period_is_ours() -> None:
     assert judge(result(signal.SIGKILL, ended=True), b"").note == "SIGKILL"
 
 
+OWN = "the kernel's out-of-memory killer ended 2 of its processes (memory.events of its cgroup)"
+HOSTS = "the kernel ended a process for want of host memory once meanwhile (oom_kill in /proc/vmstat)"
+WORKER = b"RuntimeError: DataLoader worker (pid 1817) is killed by signal: Killed.\n"
+
+
+@pytest.mark.parametrize(("counts", "said"), [({"oom_kills": 2}, OWN), ({"host_oom_kills": 1}, HOSTS)])
+def test_host_memory_ran_out_where_a_counter_proves_it(counts: dict[str, int], said: str) -> None:
+    for status in (signal.SIGKILL, exited(137)):
+        outcome = judge(result(status, **counts), OOM)
+        assert (outcome.failure, outcome.note) == (Failure.HOST_OOM, f"SIGKILL, and {said}")
+    outcome = judge(result(exited(1), **counts), WORKER)
+    assert outcome.failure is Failure.HOST_OOM
+    assert outcome.note == f"{WORKER.decode().strip()} ({said})"
+    # nothing else says that it was the job's own process, or that this is why it failed
+    assert judge(result(exited(1), **counts), b"ValueError\n").failure is Failure.EXIT
+    assert judge(result(signal.SIGTERM, **counts), WORKER).failure is Failure.SIGNAL
+    assert judge(result(0, **counts), WORKER).failure is None
+    # asked to end, it may have been killed by its supervisor
+    assert judge(result(signal.SIGKILL, ended=True, **counts), b"").failure is Failure.SIGNAL
+
+
+@pytest.mark.parametrize("line", [WORKER, b"MemoryError\n", b"  what():  std::bad_alloc\n"])
+def test_without_a_counter_host_memory_is_a_hint(line: bytes) -> None:
+    outcome = judge(result(exited(1)), line)
+    assert outcome.failure is Failure.EXIT
+    assert outcome.note is not None and outcome.note.endswith(f", its log says: {shown(line.decode())}")
+
+
 @pytest.mark.parametrize(("status", "code", "number"), [(0, 0, None), (exited(3), 3, None), (9, None, 9)])
 def test_a_time_limit_keeps_what_truly_happened(status: int, code: int | None, number: int | None) -> None:
-    outcome = judge(result(status, timed_out=True), OOM)
+    outcome = judge(result(status, timed_out=True, oom_kills=1), OOM)
+    how = "by SIGKILL" if number else f"with exit code {code}"
+    assert outcome.note == f"its time limit ran out; asked to end, it ended {how}"
     assert (outcome.failure, outcome.exit_code, outcome.signal) == (Failure.TIMEOUT, code, number)
 
 
