@@ -162,7 +162,9 @@ def judge(result: Result, tail: bytes) -> Outcome:
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     if result.timed_out:
-        return Outcome(Failure.TIMEOUT, code, number, f"its time limit ran out; asked to end, it {_ended(code, number)}")
+        return Outcome(
+            Failure.TIMEOUT, code, number, f"its time limit ran out; asked to end, it {_ended(code, number)}"
+        )
     if code == 0:
         return Outcome(None, 0, None, None)
     failure, note = _named(result, code, number, symptoms.find(tail))
@@ -171,10 +173,6 @@ def judge(result: Result, tail: bytes) -> Outcome:
     if number is None:
         return Outcome(Failure.EXIT, code, None, note)
     return Outcome(Failure.SIGNAL, None, number, note or _describe(result, number, os.WCOREDUMP(status)))
-
-
-def _ended(code: int | None, number: int | None) -> str:
-    return f"ended by {_name(number)}" if number is not None else f"ended with exit code {code}"
 
 
 def _named(
@@ -205,7 +203,9 @@ def _oom_kills(result: Result) -> str | None:
     a KILL that nobody else is known to have sent that is as good as proof, and is told as what it is.
     """
     if result.oom_kills:
-        return f"the kernel's out-of-memory killer ended {result.oom_kills} of its processes (memory.events of its cgroup)"
+        return (
+            f"the kernel's out-of-memory killer ended {result.oom_kills} of its processes (memory.events of its cgroup)"
+        )
     if result.host_oom_kills:
         times = "once" if result.host_oom_kills == 1 else f"{result.host_oom_kills} times"
         return f"the kernel ended a process for want of host memory {times} meanwhile (oom_kill in /proc/vmstat)"
