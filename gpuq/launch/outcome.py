@@ -162,9 +162,7 @@ def judge(result: Result, tail: bytes) -> Outcome:
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     if result.timed_out:
-        return Outcome(
-            Failure.TIMEOUT, code, number, f"its time limit ran out; asked to end, it {_ended(code, number)}"
-        )
+        return Outcome(Failure.TIMEOUT, code, number, None)
     if code == 0:
         return Outcome(None, 0, None, None)
     failure, note = _named(result, code, number, symptoms.find(tail))
