@@ -77,6 +77,14 @@ class StoreBusy(StoreError):
     """The host has no room to look now, so that nothing is known; what was asked may be asked again."""
 
 
+class StoreDamaged(StoreError):
+    """The database is damaged, or is none; the next start of the daemon sets it aside and recovers what it can."""
+
+
+class DiskFull(StoreError):
+    """The disk that holds the state folder has no room; what only adds to the queue is refused until it has."""
+
+
 class LaunchError(GpuqError):
     """A supervisor process could not be started."""
 

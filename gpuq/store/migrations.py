@@ -141,22 +141,38 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
 )
 
 
-def migrate(conn: sqlite3.Connection) -> None:
-    """Bring the database to the newest version, all or nothing. Raises StoreError for one from a newer gpuq."""
-    version = conn.execute("PRAGMA user_version").fetchone()[0]
-    if version == len(MIGRATIONS):
-        return
+def version_of(conn: sqlite3.Connection) -> int:
+    """The schema's version; 0 for a database that holds nothing yet."""
+    return int(conn.execute("PRAGMA user_version").fetchone()[0])
+
+
+def refuse_newer(version: int) -> None:
+    """Raises StoreError for a database from a newer gpuq, of which we could only guess what it means."""
     if version > len(MIGRATIONS):
         raise StoreError(
             f"the database is of version {version}, and this gpuq knows {len(MIGRATIONS)}: it was written by a newer "
             "gpuq; install that one again"
         )
+
+
+def outdated(version: int) -> bool:
+    """Whether a database of this version holds something, and has to be migrated."""
+    return 0 < version < len(MIGRATIONS)
+
+
+def migrate(conn: sqlite3.Connection, to: int | None = None) -> None:
+    """Bring the database to version `to`, the newest if None, all or nothing. Raises StoreError for a newer one."""
+    version = version_of(conn)
+    refuse_newer(version)
+    target = len(MIGRATIONS) if to is None else to
+    if version >= target:
+        return
     db = Database(conn, use_counts_table=False)
     conn.execute("BEGIN IMMEDIATE")
     try:
-        for migration in MIGRATIONS[version:]:
+        for migration in MIGRATIONS[version:target]:
             migration(db)
-        conn.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        conn.execute(f"PRAGMA user_version = {target}")
         conn.commit()
     except BaseException:
         conn.rollback()

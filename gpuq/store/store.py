@@ -6,10 +6,8 @@ Writes happen inside `transaction()`; a change of state is a guarded UPDATE with
 
 from __future__ import annotations
 
-import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +16,9 @@ from gpuq.errors import IllegalTransition, StoreError
 from gpuq.events import Event
 from gpuq.model import LIVE, Attempt, Claim, Condition, Dependency, Job, State
 from gpuq.protocol import Selection
-from gpuq.store.migrations import migrate
+from gpuq.store.backup import FOLDER, before_migration
+from gpuq.store.connection import connect
+from gpuq.store.migrations import migrate, outdated, refuse_newer, version_of
 from gpuq.store.rows import (
     attempt_from_row,
     claim_from_row,
@@ -35,21 +35,28 @@ _LIVE = "ended_at IS NULL"
 
 
 class Store:
-    """Open with `Store(path)`; raises StoreError when the file cannot be used."""
+    """Open with `Store(path)`; raises StoreError when the file cannot be used, StoreDamaged when it is damaged.
+
+    A database with jobs is copied into `backups/` beside it before its schema changes.
+    """
 
     def __init__(self, path: Path, *, network: bool = False) -> None:
         try:
-            # made by us first: SQLite would follow a symlink, and give it the umask's mode
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-            self.conn = sqlite3.connect(path, isolation_level=None, cached_statements=256)
-            self.conn.row_factory = sqlite3.Row
-            self.conn.execute("PRAGMA busy_timeout = 5000")
+            self.conn = connect(path)
+        except OSError as error:
+            raise StoreError(f"the database {path} cannot be used: {error.strerror}") from None
+        try:
+            version = version_of(self.conn)
+            refuse_newer(version)
             # WAL needs shared memory, which a network file system does not give between hosts
             self.conn.execute(f"PRAGMA journal_mode = {'DELETE' if network else 'WAL'}")
             self.conn.execute("PRAGMA synchronous = FULL")
+            if outdated(version) and self.conn.execute("SELECT 1 FROM jobs LIMIT 1").fetchone():
+                before_migration(self.conn, path.parent / FOLDER, version)
             migrate(self.conn)
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"the database {path} cannot be used: {error}") from None
+        except BaseException:
+            self.conn.close()
+            raise
 
     def close(self) -> None:
         self.conn.close()
@@ -57,19 +64,17 @@ class Store:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing; IMMEDIATE, so that it fails before the work and not at its end. Raises StoreError."""
+        self.conn.execute("BEGIN IMMEDIATE")
         try:
-            self.conn.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                crash.point("commit-before")
-                self.conn.execute("COMMIT")
-                crash.point("commit-after")
-            except BaseException:
-                if self.conn.in_transaction:
+            yield
+            crash.point("commit-before")
+            self.conn.execute("COMMIT")
+            crash.point("commit-after")
+        except BaseException:
+            if self.conn.in_transaction:
+                with suppress(StoreError):  # what went wrong is being told already
                     self.conn.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
-            raise StoreError(f"the database could not be written: {error}") from None
+            raise
 
     # --- submitting -------------------------------------------------------------------------------
 

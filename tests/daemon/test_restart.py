@@ -279,7 +279,7 @@ def test_a_newer_database_is_refused_in_plain_words(box: Box) -> None:
 def test_a_file_that_is_no_database_is_refused_in_plain_words(box: Box) -> None:
     box.state.mkdir(mode=0o700)
     (box.state / "queue.db").write_bytes(b"not a database" * 1000)
-    assert "cannot be used" in box.fails(5, "submit", "--", "true")
+    assert "damaged" in box.fails(5, "submit", "--", "true")
 
 
 def test_an_idle_daemon_sleeps(box: Box) -> None:

@@ -1,0 +1,128 @@
+"""Connections to SQLite: how they are opened, and SQLite's errors as ours, wherever they surface."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from gpuq.errors import DiskFull, StoreDamaged, StoreError
+
+#: Primary result codes (https://sqlite.org/rescode.html).
+_IOERR, _CORRUPT, _FULL, _NOTADB = 10, 11, 13, 26
+#: With less room than this, in bytes, an input or output error is one for want of room.
+_NO_ROOM = 1 << 16
+
+
+class Connection(sqlite3.Connection):
+    """Raises StoreError, StoreDamaged or DiskFull instead of SQLite's own errors, also while rows are fetched."""
+
+    #: the file that is open
+    path: Path = Path()
+    #: told once more of each damage that is met, with what SQLite said
+    on_damage: Callable[[str], None] | None = None
+
+    def cursor(self, factory: Any = None) -> Any:
+        return super().cursor(factory or _Cursor)
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        with self.translating():
+            return super().execute(sql, parameters)
+
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
+        with self.translating():
+            return super().executemany(sql, parameters)
+
+    @contextlib.contextmanager
+    def translating(self) -> Iterator[None]:
+        """What SQLite raises in the block becomes an error of ours."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self.translated(error) from None
+
+    def translated(self, error: sqlite3.Error) -> StoreError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (_CORRUPT, _NOTADB):
+            if self.on_damage is not None:
+                self.on_damage(str(error))
+            return StoreDamaged(
+                f"the database {self.path} is damaged ({error}): the next start of the daemon sets it aside and "
+                "recovers what can be read"
+            )
+        if code == _FULL or (code == _IOERR and (free := free_bytes(self.path.parent)) is not None and free < _NO_ROOM):
+            return disk_full(self.path.parent)
+        return StoreError(f"the database {self.path} cannot be used: {error}")
+
+
+class _Cursor(sqlite3.Cursor):
+    """Rows come one by one from the file, and any of them may be the one that cannot be read."""
+
+    def fetchone(self) -> Any:
+        with self._translating():
+            return super().fetchone()
+
+    def fetchall(self) -> list[Any]:
+        with self._translating():
+            return super().fetchall()
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except sqlite3.Error as error:
+            assert isinstance(self.connection, Connection)
+            raise self.connection.translated(error) from None
+
+    def _translating(self) -> contextlib.AbstractContextManager[None]:
+        assert isinstance(self.connection, Connection)
+        return self.connection.translating()
+
+
+def connect(path: Path) -> Connection:
+    """Open for reading and writing; the file is made if there is none. Raises OSError, StoreError."""
+    # made by us first: SQLite would follow a symlink, and give it the umask's mode
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    return _open(path, f"file:{quote(os.fsencode(path))}?mode=rw")
+
+
+def connect_readonly(path: Path) -> Connection:
+    """Open for reading, in whichever thread. Raises OSError, StoreError."""
+    os.close(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
+    connection = _open(path, f"file:{quote(os.fsencode(path))}?mode=ro")
+    connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+def _open(path: Path, uri: str) -> Connection:
+    try:
+        connection = sqlite3.connect(
+            uri, uri=True, isolation_level=None, cached_statements=256, factory=Connection, check_same_thread=False
+        )
+    except sqlite3.Error as error:
+        raise StoreError(f"the database {path} cannot be opened: {error}") from None
+    connection.path = path
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA busy_timeout = 5000")
+    return connection
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Room that is left for us on the file system of `folder`; None where that cannot be known."""
+    with contextlib.suppress(OSError):
+        found = os.statvfs(folder)
+        return found.f_bavail * found.f_frsize
+    return None
+
+
+def disk_full(folder: Path) -> DiskFull:
+    """The error to raise when something could not be written there for want of room."""
+    free = free_bytes(folder)
+    left = "" if free is None else f": {free // 1024:,} KiB are free"
+    return DiskFull(
+        f"the disk of {folder} is full{left}; running jobs run on, and `gpuq prune --older 30d` removes ended ones "
+        "with their logs"
+    )
