@@ -26,7 +26,7 @@ from typing import cast
 from gpuq import crash
 from gpuq.errors import LaunchError, StoreBusy, StoreError
 from gpuq.launch import runfolder, shim
-from gpuq.launch.identity import MARKER, alive, find_supervisor, is_supervisor, leftover, look_for_left
+from gpuq.launch.identity import MARKER, alive, find_supervisor, is_supervisor, leftover, look_for_left, read_stat
 from gpuq.launch.parts import files, processes, watch
 from gpuq.launch.parts import start as start_of_job
 from gpuq.launch.runfolder import BUSY, IDENTITY, LOCK, RESULT, launch_failure, unreadable, valid_text
@@ -70,11 +70,11 @@ class Launch:
     time_limit: float | None
     #: between TERM and KILL
     grace: float
-    #: a signal for the main process's group, and how long before the time limit
+    #: a signal's number, and how long before the time limit the job's group gets it
     warn: tuple[int, float] | None = None
-    #: most bytes of log that are kept, None for all
+    #: bytes of the log that are kept, half of them the beginning; None keeps all
     log_limit: int | None = None
-    #: bytes of host memory that the job may use, where a cgroup can see to it
+    #: bytes that the job's processes may have together, where a cgroup can hold them to it; None for no limit
     ram: int | None = None
 
 
@@ -175,8 +175,8 @@ def _spawn(launch: Launch, lock: int) -> Supervisor:
     argv = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP]
     # By the folder an attempt's supervisor is found even if the job removed all files, see `find_supervisor`.
     argv += [f"job={launch.job_id}", f"attempt={launch.attempt}", str(launch.run_dir)]
-    # A request to end that comes before the supervisor can take it stays pending: the mask is inherited (execve(2)).
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    # A request that comes before the supervisor can take it stays pending: the mask is inherited (execve(2)).
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, watch.SUSPEND, watch.RESUME})
     try:
         process = subprocess.Popen(
             argv,
@@ -217,6 +217,7 @@ def _orders(launch: Launch, lock: int) -> int:
         "limits": list(launch.limits),
         "time_limit": launch.time_limit,
         "grace": launch.grace,
+        "warn": None if launch.warn is None else (int(launch.warn[0]), launch.warn[1]),
     }
     if (at := crash.in_supervisor()) is not None:
         spec["crash"] = at
@@ -265,15 +266,18 @@ def end(supervisor: Supervisor) -> None:
 
 
 def suspend(supervisor: Supervisor) -> None:
-    """Ask the supervisor to stop all processes of its job where they are. Asking again changes nothing."""
+    """Stop every process of the job, and its time limit's clock. Asking again changes nothing."""
     with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(supervisor.pidfd, signal.SIGUSR1)
+        stat = read_stat(supervisor.pid)
+        if stat is not None and stat.state == "T":  # by its job: CONT later would take the request back
+            signal.pidfd_send_signal(supervisor.pidfd, signal.SIGCONT)
+        signal.pidfd_send_signal(supervisor.pidfd, watch.SUSPEND)
 
 
 def resume(supervisor: Supervisor) -> None:
-    """Ask the supervisor to let its job go on. Asking again changes nothing."""
+    """Let a suspended job go on. Asking again, or of one that runs, changes nothing."""
     with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(supervisor.pidfd, signal.SIGUSR2)
+        signal.pidfd_send_signal(supervisor.pidfd, watch.RESUME)
 
 
 # --- what an earlier daemon started ---------------------------------------------------------------

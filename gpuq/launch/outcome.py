@@ -69,10 +69,14 @@ class Result:
     system_seconds: float
     #: largest resident set of any one process, in bytes; the supervisor's own fork makes some 5 MB the least
     max_rss_bytes: int
-    #: kills by the kernel's out-of-memory killer in the attempt's own cgroup; 0 where it has none
+    #: how long the job was stopped by `suspend`; its time limit stood still meanwhile
+    suspended_seconds: float = 0.0
+    #: processes that the kernel killed because the attempt's own cgroup ran out of memory; 0 where it had none
     oom_kills: int = 0
-    #: the same of the whole host while the attempt ran
+    #: such kills on the whole host while it ran, whoever they hit
     host_oom_kills: int = 0
+    #: most memory that the attempt's cgroup used at once; 0 where that is not known
+    memory_peak_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +125,11 @@ def _parse(fields: Any) -> Result:
         user_seconds=_seconds(fields["user_seconds"]),
         system_seconds=_seconds(fields["system_seconds"]),
         max_rss_bytes=_count(fields["max_rss_bytes"]),
-        # a supervisor of an earlier version did not count these
+        # a supervisor that an older version started, and that outlived the upgrade, does not write these
+        suspended_seconds=_seconds(fields.get("suspended_seconds", 0.0)),
         oom_kills=_count(fields.get("oom_kills", 0)),
         host_oom_kills=_count(fields.get("host_oom_kills", 0)),
+        memory_peak_bytes=_count(fields.get("memory_peak_bytes", 0)),
     )
 
 

@@ -17,7 +17,7 @@ import time
 
 from gpuq.launch.parts.files import to_json, write_result
 from gpuq.launch.parts.start import StartError, become_subreaper, complaint, open_log, spawn, write_identity
-from gpuq.launch.parts.watch import Watch
+from gpuq.launch.parts.watch import Limit, Watch
 
 #: Known to type checkers without the import of `typing`.
 TYPE_CHECKING = False
@@ -41,6 +41,8 @@ else:
         limits: list[tuple[int, int]]
         time_limit: float | None
         grace: float
+        #: a signal, and how long before the time limit it is sent to the job's group
+        warn: tuple[int, float] | None
         #: for tests: before or after which step whom to kill, a pid or 0 for ourselves (`gpuq.crash`)
         crash: NotRequired[tuple[str, int]]
 
@@ -74,7 +76,7 @@ def supervise(spec: "Spec", lock_fd: int) -> None:
         log_start = os.fstat(log).st_size
         started_at = time.time()
         job, complaints = spawn(spec, log, null)
-        watch = Watch(job, spec["time_limit"], spec["grace"])
+        watch = Watch(job, Limit(spec["time_limit"], spec["warn"]), spec["grace"])
         watch.until_nothing_is_left()
         failure = complaint(complaints)
     except StartError as error:
@@ -87,6 +89,7 @@ def supervise(spec: "Spec", lock_fd: int) -> None:
         else {"step": failure.step, "errno": failure.number, "text": failure.text},
         "timed_out": watch is not None and watch.timed_out,
         "ended": watch is not None and watch.ended,
+        "suspended_seconds": 0.0 if watch is None else watch.limit.stood(time.monotonic()),
         "leftovers": 0 if watch is None else watch.leftovers,
         "log_start": log_start,
         "log_end": log_start if log < 0 else os.fstat(log).st_size,

@@ -72,20 +72,23 @@ def test_the_supervisor_ignores_what_is_not_for_it(attempts: Attempts, tmp_path:
     assert attempts.finish(launch, supervisor).wait_status == 0
 
 
-def test_a_time_limit_holds_after_the_daemon_was_killed(tmp_path: Path) -> None:
+def test_a_time_limit_and_its_warning_hold_after_the_daemon_was_killed(tmp_path: Path) -> None:
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
         "from gpuq.launch.launcher import Launch, start\n"
         "folder = Path(sys.argv[1])\n"
-        "argv, log = ('/bin/sleep', '1000'), str(folder / 'log')\n"
-        "start(Launch(1, 1, folder / 'run', argv, '/', {}, log, True, 0o22, (), 1.0, 5.0))\n"
+        "argv, log = (sys.executable, '-ISc', sys.argv[2]), str(folder / 'log')\n"
+        "start(Launch(1, 1, folder / 'run', argv, '/', {}, log, True, 0o22, (), 1.5, 5.0, (10, 0.5)))\n"
         "print('started', flush=True)\n"
         "time.sleep(1000)\n"
     )
     root = str(Path(launcher.__file__).parents[2])
+    job = "import os, time, signal; signal.signal(10, lambda *a: os.write(1, b'warned')); time.sleep(1000)"
     daemon = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}
+        [sys.executable, "-c", code, str(tmp_path), job],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": root},
     )
     assert daemon.stdout is not None
     with daemon.stdout:
@@ -98,6 +101,7 @@ def test_a_time_limit_holds_after_the_daemon_was_killed(tmp_path: Path) -> None:
     assert result.timed_out
     assert result.wait_status == signal.SIGTERM
     assert not result.ended
+    assert (tmp_path / "log").read_text() == "warned"
 
 
 def test_a_job_that_exits_on_term_keeps_its_exit_code(attempts: Attempts) -> None:

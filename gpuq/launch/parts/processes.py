@@ -22,6 +22,7 @@ class Stat:
         self.parent = int(fields[1])
         self.group = int(fields[2])
         self.start_time = int(fields[19])
+        self.stopped = fields[0] in (b"T", b"t")
         #: a zombie; a leader that left its threads behind shows the same state, with a thread count above one
         self.gone = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
 
@@ -49,6 +50,35 @@ def descendants() -> list[Stat]:
         found.append(stat)
         pending.extend(children.pop(stat.pid, ()))
     return found
+
+
+class Stopped:
+    """Descendants that were stopped, all of them and what they fork, until they are released."""
+
+    def __init__(self) -> None:
+        #: those that were stopped before by somebody else, and must stay so
+        self._before = {(stat.pid, stat.start_time) for stat in descendants() if stat.stopped}
+
+    def extend(self) -> bool:
+        """STOP to all that still run. False if it could not be seen that there is none left: try again."""
+        own = os.getpgrp()
+        asked: set[tuple[int, int]] = set()
+        for _ in range(MAX_SCANS):
+            running = [stat for stat in descendants() if not stat.gone and not stat.stopped]
+            fresh = [stat for stat in running if (stat.pid, stat.start_time) not in asked]
+            if not fresh:
+                return True  # what was asked stops before it does anything else
+            # A fork does not escape a signal to its group, as it can a look at /proc; see `kill_all`.
+            for group in {stat.group for stat in fresh if stat.group not in (own, 0)}:
+                signal_group(group, (_signal.SIGSTOP,))
+            signal_each((stat for stat in fresh if stat.group == own), (_signal.SIGSTOP,))
+            asked |= {(stat.pid, stat.start_time) for stat in fresh}
+        return False
+
+    def release(self) -> None:
+        """CONT to all but those that were stopped before."""
+        left = (stat for stat in descendants() if not stat.gone)
+        signal_each((stat for stat in left if (stat.pid, stat.start_time) not in self._before), (_signal.SIGCONT,))
 
 
 def kill_all(left: list[Stat]) -> None:

@@ -3,7 +3,15 @@
 import posix as os
 import time
 
-from gpuq.launch.parts.processes import MAX_SCANS, descendants, kill_all, kill_children, signal_each, signal_group
+from gpuq.launch.parts.processes import (
+    MAX_SCANS,
+    Stopped,
+    descendants,
+    kill_all,
+    kill_children,
+    signal_each,
+    signal_group,
+)
 
 #: Known to type checkers without the import of `typing`.
 TYPE_CHECKING = False
@@ -16,40 +24,104 @@ else:
 KILL_ROUND = 0.1
 #: Most of the dead that are taken at once: those that fork all the time die as fast as they can be taken.
 MAX_REAPED = 64
-HANDLED = (_signal.SIGCHLD, _signal.SIGTERM)
+#: Between looks for processes that are still to be stopped, in seconds.
+STOP_ROUND = 0.05
+#: Stops and continues the job. Each of the two takes the other back where it is still pending (kill(2) on Linux
+#: discards pending stop signals with CONT, and CONT with them), so that the last word counts.
+SUSPEND, RESUME = _signal.SIGTSTP, _signal.SIGCONT
+HANDLED = (_signal.SIGCHLD, _signal.SIGTERM, SUSPEND, RESUME)
+
+
+class Limit:
+    """The time limit and the warning before it, on a clock that stands still while the job is suspended."""
+
+    def __init__(self, seconds: float | None, warn: tuple[int, float] | None) -> None:
+        now = time.monotonic()
+        #: monotonic; None without a limit
+        self._at = None if seconds is None else now + seconds
+        #: None without a warning, and once it was given
+        self._warn_at = None if seconds is None or warn is None else now + max(0.0, seconds - warn[1])
+        self._signal = 0 if warn is None else warn[0]
+        #: None while the job runs
+        self._stopped_at: float | None = None
+        self._stood = 0.0
+
+    def due(self) -> float | None:
+        """When something is to be done, on the monotonic clock."""
+        if self._stopped_at is not None:
+            return None
+        return self._at if self._warn_at is None else self._warn_at
+
+    def passed(self, now: float) -> bool:
+        return self._at is not None and self._stopped_at is None and now >= self._at
+
+    def warning(self, now: float) -> int | None:
+        """The signal that is to be sent now, once."""
+        if self._warn_at is None or self._stopped_at is not None or now < self._warn_at:
+            return None
+        self._warn_at = None
+        return self._signal
+
+    def stop(self, now: float) -> None:
+        if self._stopped_at is None:
+            self._stopped_at = now
+
+    def go_on(self, now: float) -> None:
+        if self._stopped_at is None:
+            return
+        stood = now - self._stopped_at
+        self._stopped_at = None
+        self._stood += stood
+        self._at = None if self._at is None else self._at + stood
+        self._warn_at = None if self._warn_at is None else self._warn_at + stood
+
+    def stood(self, now: float) -> float:
+        """For how long the job was suspended, in seconds."""
+        return self._stood + (0.0 if self._stopped_at is None else now - self._stopped_at)
 
 
 class Watch:
-    """Waits for the job, ends it when it must end, and then whatever it left behind."""
+    """Waits for the job, stops it and lets it go on, ends it when it must end, and then whatever it left behind."""
 
-    def __init__(self, main: int, time_limit: float | None, grace: float) -> None:
+    def __init__(self, main: int, limit: Limit, grace: float) -> None:
         self.main = main
+        self.limit = limit
         self.grace = grace
         #: raw wait status of the main process once it has ended
         self.status: int | None = None
         self.timed_out = False
         self.ended = False
         self.leftovers = 0
-        #: monotonic; None without a limit
-        self._limit_at = None if time_limit is None else time.monotonic() + time_limit
         #: when the next round of KILL is due; None while nothing is being ended
         self._kill_at: float | None = None
         self._swept = False
         #: the last look did not take all of the dead, and the signal that tells of them may have been taken
         self._more_dead = False
+        #: what is stopped while the job is suspended
+        self._stopped: Stopped | None = None
+        #: when to look again for what was forked while we stopped the rest
+        self._stop_at: float | None = None
 
     def until_nothing_is_left(self) -> None:
         while self._reap():
             now = time.monotonic()
             if self.status is not None:
                 self._sweep(now)
-            elif self._kill_at is None and self._limit_at is not None and now >= self._limit_at:
-                self.timed_out = True
-                self._end_group(now)
+            elif self._kill_at is None:
+                self._hold_to_limit(now)
             if self._kill_at is not None and now >= self._kill_at:
                 self._kill()
                 self._kill_at = now + KILL_ROUND
+            elif self._stop_at is not None and now >= self._stop_at:
+                self._stop(now)
             self._sleep(now)
+
+    def _hold_to_limit(self, now: float) -> None:
+        if self.limit.passed(now):
+            self.timed_out = True
+            self._end_group(now)
+        elif (number := self.limit.warning(now)) is not None:
+            signal_group(self.main, (number,))
 
     def _reap(self) -> bool:
         """Whether any process of the job is left; a sub-reaper's descendants become its children in the end."""
@@ -67,10 +139,10 @@ class Watch:
         return True
 
     def _sleep(self, now: float) -> None:
-        """Until a child ends, somebody asks for the end, or the time has come for something."""
-        due = now if self._more_dead else self._kill_at
-        if due is None and self.status is None:
-            due = self._limit_at
+        """Until a child ends, somebody asks for something, or the time has come for something."""
+        due = now if self._more_dead else self._next(self._kill_at, self._stop_at)
+        if self.status is None and self._kill_at is None:
+            due = self._next(due, self.limit.due())
         if due is None:
             info = _signal.sigwaitinfo(HANDLED)
         else:
@@ -78,21 +150,49 @@ class Watch:
             if taken is None:
                 return
             info = taken
-        # Asking twice does not give the job its grace period twice.
-        if info.si_signo == _signal.SIGTERM and self.status is None and self._kill_at is None:
+        # Asking twice does not give the job its grace period twice, and what is to end does not stop.
+        if self.status is None and self._kill_at is None:
+            self._obey(info.si_signo)
+
+    def _next(self, one: float | None, other: float | None) -> float | None:
+        return other if one is None else one if other is None else min(one, other)
+
+    def _obey(self, number: int) -> None:
+        now = time.monotonic()
+        if number == _signal.SIGTERM:
             self.ended = True
-            self._end_group(time.monotonic())
+            self._end_group(now)
+        elif number == SUSPEND:
+            self._stop(now)
+        elif number == RESUME:
+            self._go_on(now)
+
+    def _stop(self, now: float) -> None:
+        """Stop every process of the job, and what they fork meanwhile. Those that were stopped before are left so."""
+        self.limit.stop(now)
+        if self._stopped is None:
+            self._stopped = Stopped()
+        self._stop_at = None if self._stopped.extend() else now + STOP_ROUND
+
+    def _go_on(self, now: float) -> None:
+        self.limit.go_on(now)
+        self._stop_at = None
+        if self._stopped is not None:
+            self._stopped.release()
+            self._stopped = None
 
     def _end_group(self, now: float) -> None:
         """TERM, and CONT so that a stopped process gets to see it. The main process is not reaped: the number holds."""
         self._kill_at = now + self.grace
         signal_group(self.main, (_signal.SIGTERM, _signal.SIGCONT))
+        self._go_on(now)
 
     def _sweep(self, now: float) -> None:
         """The main process has ended: ask the rest to. Those in a group that was asked already are not asked again."""
         if self._swept:
             return
         self._swept = True
+        self._go_on(now)
         left = [stat for stat in descendants() if not stat.gone]
         self.leftovers = len(left)
         asked = self._kill_at is not None
