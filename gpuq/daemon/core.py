@@ -68,7 +68,7 @@ class Core:
         self.state_dir = state_dir
         self.run_root = run_root
         self.hub = Hub()
-        self.waiting = Waiting()
+        self.waiting = Waiting(max(retry.LONGEST_PAUSE, settings.retry_backoff))
         self.running: dict[int, Running] = {}
         #: running jobs by their supervisor's pid; the thread that reads the GPUs looks into it
         self.shims: dict[int, int] = {}

@@ -128,9 +128,18 @@ def happened(events: Iterable[Event]) -> None:
 
 
 def clock_set(by: float) -> None:
-    """The wall clock was set by so many seconds, or the host slept."""
+    """The wall clock was set by so many seconds."""
     way = "forward" if by > 0 else "back"
-    log.warning("the wall clock was set %s by %s", way, format_duration(abs(by)), extra={"event": "clock", "by": by})
+    log.warning(
+        "the wall clock was set %s by %s", way, format_duration(round(abs(by))), extra={"event": "clock", "by": by}
+    )
+
+
+def slept(seconds: float) -> None:
+    """The host was suspended for so many seconds."""
+    log.info(
+        "the host was suspended for %s", format_duration(round(seconds)), extra={"event": "slept", "seconds": seconds}
+    )
 
 
 def span(ids: Iterable[int]) -> list[list[int]]:

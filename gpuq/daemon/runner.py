@@ -12,12 +12,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from gpuq import crash
 from gpuq.daemon import decisions
+from gpuq.daemon.clock import WallClock
 from gpuq.daemon.core import Core, Running, blame, over_text
 from gpuq.daemon.watch import Watcher
 from gpuq.errors import GpuqError, HostBusy, LaunchError, StoreBusy, StoreError
@@ -54,7 +55,7 @@ class Runner:
         self._awake = False
         self._reading_timer: asyncio.TimerHandle | None = None
         self._patience_timer: asyncio.TimerHandle | None = None
-        self._begin_timer: asyncio.TimerHandle | None = None
+        self._clock = WallClock(loop, self.wake, self._clock_set)
         #: people who look at the GPUs: readings go on while there are any
         self.onlookers = 0
         #: why nothing is started for a while, None while all is well
@@ -89,19 +90,22 @@ class Runner:
         self._plan(gpus=self.core.silent is not None)
 
     def _admit_due(self) -> None:
-        """Let in the jobs whose begin time has come, and set the clock for the next."""
+        """Let in the jobs whose begin time has come, and set the alarm for the next."""
+        self._put_again(self.core.waiting.due(time.time()))
+        self._clock.set(self.core.waiting.next_begin())
+
+    def _clock_set(self) -> None:
+        """Begin times that had come may lie ahead again, and others have come."""
+        self._put_again(self.core.waiting.clock_set())
+        self.core.hub.tell()
+        self.wake()
+
+    def _put_again(self, job_ids: Iterable[int]) -> None:
         now = time.time()
-        for job_id in self.core.waiting.due(now):
+        for job_id in job_ids:
             job = self.core.store.job(job_id)
             if job is not None:
                 self.core.waiting.put(job, len(self.core.store.open_dependencies(job_id)), now)
-        if self._begin_timer is not None:
-            self._begin_timer.cancel()
-            self._begin_timer = None
-        due = self.core.waiting.next_begin()
-        if due is not None:
-            # at most an hour: the wall clock may be set meanwhile
-            self._begin_timer = self._loop.call_later(min(max(0.0, due - now), 3600.0), self.wake)
 
     def _plan(self, *, gpus: bool) -> None:
         stopped = "the daemon is about to stop" if self.core.draining else self._paused

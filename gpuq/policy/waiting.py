@@ -32,32 +32,49 @@ def key_of(job: Job) -> GroupKey:
 class Waiting:
     """All jobs in `held` and `queued`."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest_pause: float = float("inf")) -> None:
+        """`longest_pause` is the longest that a retry may be put off, in seconds."""
         #: ids that may start, oldest first
         self.groups: dict[GroupKey, list[int]] = {}
         self._key: dict[int, GroupKey] = {}
         #: what keeps a job out of the groups
         self._blocked: dict[int, Reason] = {}
         self._begin: list[tuple[float, int]] = []
+        #: jobs with a begin time that wait for nothing else, or for nothing any more
+        self._timed: set[int] = set()
+        self._longest_pause = longest_pause
 
     def put(self, job: Job, unmet: int, now: float) -> None:
         """Add a job, or move it to where it belongs now. `unmet` counts its open dependencies."""
         self.remove(job.id)
         if job.state is State.HELD:
             self._blocked[job.id] = Reason.HELD
-        elif job.state is not State.QUEUED:
-            return
-        elif unmet:
+        elif job.state is State.QUEUED and unmet:
             self._blocked[job.id] = Reason.DEPENDENCY
-        elif job.begin_at is not None and job.begin_at > now:
+        elif job.state is State.QUEUED:
+            self._put_free(job, now)
+
+    def _put_free(self, job: Job, now: float) -> None:
+        """One that only its begin time may keep from starting."""
+        begin = self._begin_of(job, now)
+        if begin is not None:
+            self._timed.add(job.id)
+        if begin is not None and begin > now:
             self._blocked[job.id] = Reason.BEGIN_TIME
-            heapq.heappush(self._begin, (job.begin_at, job.id))
+            heapq.heappush(self._begin, (begin, job.id))
         else:
             key = key_of(job)
             self._key[job.id] = key
             insort(self.groups.setdefault(key, []), job.id)
 
+    def _begin_of(self, job: Job, now: float) -> float | None:
+        """When it may begin. A retry is put off for a while, which must not become a day because the clock was set."""
+        if job.begin_at is not None and job.attempt:
+            return min(job.begin_at, now + self._longest_pause)
+        return job.begin_at
+
     def remove(self, job_id: int) -> None:
+        self._timed.discard(job_id)
         self._blocked.pop(job_id, None)
         key = self._key.pop(job_id, None)
         if key is not None:
@@ -74,6 +91,11 @@ class Waiting:
             if self._blocked.get(job_id) is Reason.BEGIN_TIME:
                 ids.append(job_id)
         return ids
+
+    def clock_set(self) -> list[int]:
+        """The wall clock was set: ids whose begin time is to be looked at anew. The caller puts all of them again."""
+        self._begin.clear()
+        return sorted(self._timed)
 
     def next_begin(self) -> float | None:
         """Seconds since the epoch when the next begin time comes, None when none is waited for."""
