@@ -307,6 +307,8 @@ class GpuReading:
     told: bool = True
     #: why the GPU cannot be used now, None when it can
     fault: str | None = None
+    #: True where the fault is the GPU's own, gone or broken, and not the driver's or one of telling
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@
     fake.allocate("2GiB", until=tmp_path / "go")                 # argv of a job that really holds memory of its GPUs
 
 The description is one line per thing, `driver 560.35.03`, `init CODE`, `count_error CODE`, `every CODE`,
-`hang SECONDS` (of the count), `gpu UUID key=value…`, `proc UUID pid= used=BYTES|na type=C|G|CG`, where CODE is what
-the NVML function returns (0 is success). It is replaced as a whole, by rename, so no call sees half of it.
+`count N` (a lie), `hang SECONDS` (of the count), `gpu UUID key=value…`, `proc UUID pid= used=BYTES|na type=C|G|CG`,
+where CODE is what the NVML function returns (0 is success). It is replaced as a whole, by rename, so no call sees
+half of it.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ MEMORY_V2 = "NO_MEMORY_V2"
 PROCESSES_V3 = "NO_PROCESSES_V3"
 PROCESSES_V2 = "NO_PROCESSES_V2"
 GRAPHICS = "NO_GRAPHICS"
+FIELDS = "NO_FIELDS"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class FakeGpu:
     memory_v2: int = 0
     processes: int = 0
     graphics: int = 0
+    #: what the driver wants done about the GPU: nvmlDeviceGpuRecoveryAction_t
+    recovery: int = 0
     #: the memory call blocks for so many seconds, or until this is taken back
     hang: float = 0
     running: tuple[FakeProcess, ...] = ()
@@ -116,11 +120,14 @@ class Box:
     count_error: int = 0
     #: code that every call after init returns
     every: int = 0
+    #: how many GPUs are counted, instead of the truth; 0 is the truth
+    count: int = 0
     #: seconds that counting the GPUs blocks
     hang: float = 0
 
     def text(self) -> bytes:
         lines = [f"driver {self.driver}".encode(), b"init %d" % self.init, b"every %d" % self.every]
+        lines += [b"count %d" % self.count] if self.count else []
         lines += [b"count_error %d" % self.count_error, f"hang {self.hang}".encode()]
         for gpu in self.gpus:
             lines += gpu.lines()
@@ -128,13 +135,13 @@ class Box:
 
 
 @functools.cache
-def _library(without: frozenset[str]) -> bytes:
+def _library(without: frozenset[str], version: str | None) -> bytes:
     """The shared library, compiled once per process: each fake writes its own copy, so none outlives its test."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "libnvidia-ml.so.1"
         strict = ["-std=c11", "-D_POSIX_C_SOURCE=200809L", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
         shared = ["-O1", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1"]
-        left_out = [f"-D{name}" for name in sorted(without)]
+        left_out = [f"-D{name}" for name in sorted(without)] + ([f'-DVERSION="{version}"'] if version else [])
         subprocess.run(["cc", *strict, *shared, *left_out, "-o", str(target), str(SOURCE)], check=True)
         return target.read_bytes()
 
@@ -147,6 +154,8 @@ class FakeNvml:
     gpus: Iterable[FakeGpu] = ()
     #: functions that the library lacks
     without: Iterable[str] = ()
+    #: the only driver that the library works with; None for any
+    version: str | None = None
     box: Box = field(init=False)
 
     def __post_init__(self) -> None:
@@ -194,7 +203,7 @@ class FakeNvml:
         temporary.rename(self.description)
 
     def set(self, **changes: Any) -> None:
-        """Change fields of the whole: `gpus`, `driver`, `init`, `count_error`, `every`, `hang`."""
+        """Change fields of the whole: `gpus`, `driver`, `init`, `count_error`, `every`, `count`, `hang`."""
         self.box = replace(self.box, **changes)
         self.write()
 
@@ -223,7 +232,12 @@ class FakeNvml:
         self._put_library(b"not a library")
 
     def repair_library(self) -> None:
-        self._put_library(_library(frozenset(self.without)))
+        self._put_library(_library(frozenset(self.without), self.version))
+
+    def upgrade_library(self, version: str) -> None:
+        """Put the library of another driver in its place, as a package manager does."""
+        self.version = version
+        self.repair_library()
 
     def _put_library(self, content: bytes) -> None:
         library = self.folder / "lib" / "libnvidia-ml.so.1"

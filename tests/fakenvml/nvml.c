@@ -5,7 +5,8 @@
  * count while that process lives. Names of called functions are appended to the file FAKE_NVML_LOG.
  *
  * Signatures, structures and return codes are those of NVIDIA's nvml.h (driver 560). Functions can be left out with
- * -DNO_MEMORY_V2, -DNO_PROCESSES_V3, -DNO_PROCESSES_V2 and -DNO_GRAPHICS.
+ * -DNO_MEMORY_V2, -DNO_PROCESSES_V3, -DNO_PROCESSES_V2, -DNO_GRAPHICS and -DNO_FIELDS. With -DVERSION="560.35.03" it
+ * works only with the driver that the description names so, as a library does that an upgrade left behind.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -23,10 +24,13 @@ enum {
     SUCCESS = 0,
     UNINITIALIZED = 1,
     INVALID_ARGUMENT = 2,
+    NOT_SUPPORTED = 3,
     INSUFFICIENT_SIZE = 7,
     GPU_IS_LOST = 15,
+    VERSION_MISMATCH = 18,
     ARGUMENT_VERSION_MISMATCH = 25,
     UNKNOWN = 999,
+    FIELD_RECOVERY_ACTION = 230, /* NVML_FI_DEV_GET_GPU_RECOVERY_ACTION */
 };
 
 #define MAX_GPUS 64
@@ -41,7 +45,7 @@ struct gpu {
     char uuid[MAX_TEXT], name[MAX_TEXT];
     bytes total, reserved, used, used_extra;
     bool used_given, tell;
-    int handle, uuid_error, name_error, memory, memory_v2, processes, graphics;
+    int handle, uuid_error, name_error, memory, memory_v2, processes, graphics, recovery;
     double hang;
 };
 
@@ -55,6 +59,7 @@ struct box {
     char driver[MAX_TEXT];
     int init, count_error, every;
     double hang;
+    unsigned count; /* said instead of the true one, unless 0 */
     int gpus, procs;
     struct gpu gpu[MAX_GPUS];
     struct proc proc[MAX_PROCS];
@@ -62,6 +67,12 @@ struct box {
 
 typedef struct { bytes total, free, used; } memory_v1;
 typedef struct { unsigned version; bytes total, reserved, free, used; } memory_v2;
+typedef struct {
+    unsigned field, scope;
+    long long timestamp, latency;
+    unsigned type, code;
+    union { double real; unsigned number; bytes large; } value;
+} field_value;
 typedef struct { unsigned pid; bytes used; unsigned gpu_instance, compute_instance; } process_info;
 
 /* A handle is a pointer to the UUID in this table, and stays valid when the order of the GPUs changes. */
@@ -126,6 +137,7 @@ static void parse_gpu(struct box *box, const char *line) {
     gpu->memory_v2 = (int)number(line, "memory_v2", SUCCESS);
     gpu->processes = (int)number(line, "processes", SUCCESS);
     gpu->graphics = (int)number(line, "graphics", SUCCESS);
+    gpu->recovery = (int)number(line, "recovery", 0);
     gpu->hang = find(line, "hang", value) ? strtod(value, NULL) : 0;
 }
 
@@ -147,6 +159,7 @@ static void parse_line(struct box *box, const char *line) {
     else if (strncmp(line, "init ", 5) == 0) box->init = atoi(line + 5);
     else if (strncmp(line, "count_error ", 12) == 0) box->count_error = atoi(line + 12);
     else if (strncmp(line, "every ", 6) == 0) box->every = atoi(line + 6);
+    else if (strncmp(line, "count ", 6) == 0) box->count = (unsigned)strtoul(line + 6, NULL, 10);
     else if (strncmp(line, "hang ", 5) == 0) box->hang = strtod(line + 5, NULL);
 }
 
@@ -221,6 +234,14 @@ static struct box *wait_while_hung(struct box *box, const char *uuid) {
     return box;
 }
 
+/* The code of a call that this library and that driver can make together. */
+static int fit(const struct box *box) {
+#ifdef VERSION
+    if (strcmp(box->driver, VERSION) != 0) return VERSION_MISMATCH;
+#endif
+    return box->every;
+}
+
 /* Begin a call: 0 and the box, or the code that the call returns. */
 static int begin(const char *function, struct box **box) {
     note(function);
@@ -228,7 +249,7 @@ static int begin(const char *function, struct box **box) {
     if (sessions <= 0) return UNINITIALIZED;
     *box = look();
     if (!*box) return UNKNOWN;
-    return (*box)->every;
+    return fit(*box);
 }
 
 /* Begin a call on a GPU; the code is GPU_IS_LOST where the description no longer names it. */
@@ -267,6 +288,7 @@ int nvmlInitWithFlags(unsigned flags) {
     note("nvmlInitWithFlags");
     struct box *box = look();
     int code = box ? box->init : UNKNOWN;
+    if (box && fit(box) == VERSION_MISMATCH) code = VERSION_MISMATCH;
     free(box);
     if (code == SUCCESS) sessions++;
     return code;
@@ -302,7 +324,7 @@ int nvmlDeviceGetCount_v2(unsigned *count) {
         box = wait_while_hung(box, NULL);
         code = box ? box->count_error : UNKNOWN;
     }
-    if (!code) *count = (unsigned)box->gpus;
+    if (!code) *count = box->count ? box->count : (unsigned)box->gpus;
     free(box);
     return code;
 }
@@ -381,6 +403,24 @@ int nvmlDeviceGetMemoryInfo_v2(const char *handle, memory_v2 *memory);
 int nvmlDeviceGetMemoryInfo_v2(const char *handle, memory_v2 *memory) {
     if (memory->version != (sizeof *memory | 2u << 24)) return ARGUMENT_VERSION_MISMATCH;
     return measure("nvmlDeviceGetMemoryInfo_v2", handle, true, memory);
+}
+#endif
+
+#ifndef NO_FIELDS
+int nvmlDeviceGetFieldValues(const char *handle, int count, field_value *values);
+
+/* Of all fields the one that gpuq asks for. */
+int nvmlDeviceGetFieldValues(const char *handle, int count, field_value *values) {
+    struct box *box;
+    const struct gpu *gpu;
+    int code = begin_gpu("nvmlDeviceGetFieldValues", handle, &box, &gpu);
+    for (int i = 0; !code && i < count; i++) {
+        values[i].code = values[i].field == FIELD_RECOVERY_ACTION ? SUCCESS : NOT_SUPPORTED;
+        values[i].type = 1; /* NVML_VALUE_TYPE_UNSIGNED_INT */
+        values[i].value.number = (unsigned)gpu->recovery;
+    }
+    free(box);
+    return code;
 }
 #endif
 

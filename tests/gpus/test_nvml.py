@@ -237,6 +237,15 @@ def test_no_process_lists_at_all(start: Start) -> None:
     assert (gpu.told, gpu.after, gpu.used) == (False, (), GiB)
 
 
+def test_no_field_values(start: Start) -> None:
+    fake, reader = start(24 * GiB, without=(fakenvml.FIELDS,))
+    assert only(reader.read()).told and only(reader.read()).told
+    calls = reader.calls()
+    reader.read()
+    assert reader.calls() - calls == 8, "what a library lacks is not asked for at every reading"
+    assert "nvmlDeviceGetFieldValues" not in fake.calls()
+
+
 def test_no_graphics_list(start: Start) -> None:
     _, reader = start(24 * GiB, without=(fakenvml.GRAPHICS,), running=(FakeProcess(7, GiB),))
     gpu = only(reader.read())
@@ -301,6 +310,100 @@ def test_a_session_that_is_new_is_not_opened_again_for_a_lost_gpu(start: Start) 
     fake.change(0, memory=0)
     assert faults(reader.read()) == [None]
     assert fake.calls().count("nvmlInitWithFlags") == 2, "a session that is over is, however new"
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [
+        ({"memory": fakenvml.GPU_IS_LOST}, True),
+        ({"handle": 16}, True),
+        ({"uuid_error": 28}, True),
+        ({"memory": fakenvml.UNKNOWN}, True),
+        ({"processes": fakenvml.GPU_IS_LOST}, True),
+        ({"graphics": fakenvml.GPU_IS_LOST}, None),  # some GPUs have no such list, and nobody computes through it
+        ({"recovery": 1}, True),
+        ({"recovery": 7}, True),
+        ({"recovery": 4}, False),  # it works, and wants no new work
+        ({"recovery": 3}, None),  # only what it shares with other GPUs
+        ({"memory": fakenvml.NOT_SUPPORTED}, False),
+        ({"memory": fakenvml.NO_PERMISSION}, False),
+        ({"memory": fakenvml.VERSION_MISMATCH}, False),
+        ({"total": 2**63}, False),
+        ({"total": 0}, False),
+        ({"used": 2**63}, False),
+    ],
+    ids=str,
+)
+def test_a_gpu_that_is_broken_is_told_from_one_that_is_not_read(
+    start: Start, changes: dict[str, int], lost: bool | None
+) -> None:
+    fake, reader = start(24 * GiB, 24 * GiB)
+    well = reader.read().gpus
+    fake.change(1, **changes)
+    first, second = reader.read().gpus
+    assert first == well[0]
+    assert (second.fault is None, second.lost) == (lost is None, bool(lost))
+    fake.set(gpus=fake_gpus(24 * GiB, 24 * GiB))
+    assert reader.read().gpus == well, "one good reading of everything, and it is used again"
+
+
+def test_a_gpu_that_is_gone_from_the_list_is_lost_and_a_broken_driver_loses_none(start: Start) -> None:
+    fake, reader = start(24 * GiB, 24 * GiB)
+    reader.read()
+    fake.set(gpus=fake.box.gpus[:1])
+    assert [gpu.lost for gpu in reader.read().gpus] == [False, True]
+    fake.set(gpus=fake_gpus(24 * GiB, 24 * GiB), every=fakenvml.VERSION_MISMATCH)
+    assert [(gpu.fault is None, gpu.lost) for gpu in reader.read().gpus] == [(False, False)] * 2
+
+
+@pytest.mark.parametrize("count", [2**32 - 1, 100_000])
+def test_a_driver_that_counts_nonsense_is_broken_and_costs_no_time(start: Start, count: int) -> None:
+    fake, reader = start(24 * GiB)
+    reader.read()
+    calls = reader.calls()
+    fake.set(count=count)
+    readings = reader.read()
+    assert (readings.driver, readings.gpus[0].lost) == (Driver.BROKEN, False)
+    assert "no sense" in (readings.fault or "")
+    assert reader.calls() - calls < 10
+    fake.set(count=0)
+    assert only(reader.read()).total == 24 * GiB
+
+
+def test_a_process_that_uses_more_than_there_is_tells_nothing(start: Start) -> None:
+    _, reader = start(24 * GiB, running=(FakeProcess(7, 2**63), FakeProcess(8, GiB)), used=GiB)
+    assert only(reader.read()).after == (compute(7, None), compute(8, GiB))
+
+
+def test_a_driver_is_upgraded_under_an_open_session(start: Start) -> None:
+    """As a package manager and an administrator do it: library first, kernel module later, or the other way round."""
+    fake, reader = start(24 * GiB)
+    fake.upgrade_library("560.35.03")
+    assert only(reader.read()).total == 24 * GiB
+    fake.set(driver="570.1")  # the module was loaded again, and the library is to come
+    assert "versions differ" in (reader.read().fault or "")
+    assert "versions differ" in (reader.read().fault or "")
+    fake.upgrade_library("570.1")
+    readings = reader.read()
+    assert (only(readings).total, readings.version) == (24 * GiB, "570.1")
+    fake.upgrade_library("575.2")  # the library first: the one that is loaded still fits
+    assert reader.read().version == "570.1"
+    fake.set(driver="575.2")
+    reader.read()
+    assert reader.read().version == "575.2"
+    assert reader.read().driver is Driver.OK
+
+
+def test_a_library_that_is_half_installed_is_tried_again(start: Start) -> None:
+    fake, reader = start(24 * GiB)
+    fake.upgrade_library("560.35.03")
+    reader.read()
+    fake.set(driver="570.1")
+    fake.break_library()
+    assert "versions differ" in (reader.read().fault or "")
+    assert "versions differ" in (reader.read().fault or "")
+    fake.upgrade_library("570.1")
+    assert only(reader.read()).total == 24 * GiB
 
 
 @pytest.mark.parametrize("call", ["handle", "uuid_error"])
