@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -58,6 +58,8 @@ class Running:
     #: bytes in use now, by GPU, as of the last reading
     use: dict[str, int] = field(default_factory=dict)
     over_told: bool = False
+    #: GPUs of its own that broke while it ran, with what NVML said
+    broken: dict[str, str] = field(default_factory=dict)
 
 
 class Core:
@@ -207,6 +209,7 @@ class Core:
         self.host = replace(self.host, capacities={**known, **capacities}, foreign_pids=foreign_pids)
         self.history = ledger.observe(self.history, readings, self.claims(), self.settings, self.host)
         use = ledger.observed_use(readings)
+        by_uuid = {gpu.uuid: gpu for gpu in readings.gpus}
         over: list[Running] = []
         grown: list[Claim] = []
         for running in self.running.values():
@@ -214,6 +217,7 @@ class Core:
             claims = tuple(replace(c, peak=max(c.peak, running.use[c.uuid])) for c in running.claims)
             grown += [new for new, old in zip(claims, running.claims, strict=True) if new.peak > old.peak]
             running.claims = claims
+            _note_broken(running, by_uuid)
             if not running.over_told and any(claim.over for claim in claims):
                 running.over_told = True
                 over.append(running)
@@ -326,20 +330,14 @@ class Core:
         return verdict or Verdict(Reason.RESOURCES, "about to be looked at")
 
 
-def blame(core: Core, running: Running) -> str | None:
-    """Who else may have brought about that GPU memory ran out: neighbours over their claims, strangers, itself."""
-    uuids = {claim.uuid for claim in running.claims}
-    guilty = [
-        f"job {other.job.id} {over_text(other, core.gpu_index)}"
-        for other in core.running.values()
-        if other is not running and any(c.over and c.uuid in uuids for c in other.claims)
-    ]
-    for gpu in core.gpu_states():
-        if gpu.uuid in uuids and gpu.foreign and gpu.headroom < 0:
-            guilty.append(f"foreign processes used {format_size(gpu.foreign)} on GPU {gpu.index}")
-    if running.over_told:
-        guilty.append(f"it {over_text(running, core.gpu_index)}")
-    return "; ".join(guilty) or None
+def _note_broken(running: Running, gpus: Mapping[str, GpuReading]) -> None:
+    """Remember which of its GPUs broke. One that is well again with memory of the attempt's in use did not."""
+    for claim in running.claims:
+        gpu = gpus.get(claim.uuid)
+        if gpu is not None and gpu.lost:
+            running.broken.setdefault(claim.uuid, gpu.fault or "it is lost")
+        elif gpu is not None and gpu.fault is None and running.use.get(claim.uuid):
+            running.broken.pop(claim.uuid, None)
 
 
 def over_text(running: Running, index: Callable[[str], int | None]) -> str:

@@ -13,13 +13,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from gpuq import crash
-from gpuq.daemon import decisions
+from gpuq.daemon import decisions, evidence
 from gpuq.daemon.clock import WallClock
-from gpuq.daemon.core import Core, Running, blame, over_text
+from gpuq.daemon.core import Core, Running, over_text
 from gpuq.daemon.watch import Watcher
 from gpuq.errors import GpuqError, HostBusy, LaunchError, StoreBusy, StoreError
 from gpuq.launch import launcher, outcome
@@ -283,8 +282,8 @@ class Runner:
                     self._finish(job_id, NeverStarted())
                     return
                 fact = _ended(result, running.attempt.log_path)
-                if fact.failure is Failure.VRAM_OOM and running.claims:
-                    task = self._loop.create_task(self._finish_with_blame(running, fact))
+                if evidence.wants_a_look(running, fact):
+                    task = self._loop.create_task(self._finish_after_a_look(running, fact))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
                 else:
@@ -300,11 +299,10 @@ class Runner:
             case launcher.Gone():
                 self._finish(job_id, Ended(failure=Failure.LOST, note="its run folder is gone, and its result with it"))
 
-    async def _finish_with_blame(self, running: Running, fact: Ended) -> None:
-        """Whoever filled the card may have done so since the last reading: look once more before saying who."""
+    async def _finish_after_a_look(self, running: Running, fact: Ended) -> None:
+        """What broke its GPU or filled it may have happened since the last reading: look once more before saying so."""
         await self.fresh_gpus()
-        why = blame(self.core, running)
-        self._finish(running.job.id, replace(fact, note=f"{fact.note} ({why})") if why else fact)
+        self._finish(running.job.id, evidence.examined(self.core, running, fact))
 
     def _lost(self, job_id: int, identity: Identity, complaint: str | None) -> None:
         """The supervisor vanished: end what it left, and only then give its GPUs to others."""
@@ -414,7 +412,8 @@ class Runner:
         self._reading_done.set()
         self._plan(gpus=True)
         self.core.hub.tell()
-        self._patience_timer = self._loop.call_later(patience, self._impatient)
+        # a driver may never answer: each look comes after twice the time of the last
+        self._patience_timer = self._loop.call_later(max(patience, silent), self._impatient)
 
     def _end_over_users(self) -> None:
         """Those that an earlier daemon only told of, too."""

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from gpuq.daemon.core import Core, Running, over_text
+from gpuq.daemon.evidence import broken_gpus
 from gpuq.events import Event
 from gpuq.model import WAITING, Attempt, Claim, Driver, Job, Reason
 from gpuq.policy.explain import asked, gpu_verdict
@@ -52,7 +53,7 @@ def job_view(core: Core, job: Job) -> View:
         "reason": str(verdict.reason) if verdict else None,
         "reason_text": verdict.text if verdict else None,
         "failure": str(job.failure) if job.failure else None,
-        "note": over_text(running, core.gpu_index) if over and running is not None else job.note,
+        "note": job.note if running is None else _running_note(core, running),
         "exit_code": job.exit_code,
         "signal": job.signal,
         "owner": owner_name(job.owner),
@@ -93,6 +94,14 @@ def job_view(core: Core, job: Job) -> View:
         "suspended_seconds": job.suspended_seconds,
         "log_path": job.log_path,
     }
+
+
+def _running_note(core: Core, running: Running) -> str | None:
+    """What its owner should know of a running attempt: a broken GPU, over-use, why it is being ended."""
+    broken = broken_gpus(core, running)
+    if broken is not None:
+        return f"NVML says of {broken}"
+    return over_text(running, core.gpu_index) if running.over_told else running.job.note
 
 
 def _was_over(job: Job) -> bool:
