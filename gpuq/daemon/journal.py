@@ -10,6 +10,7 @@ Values of environment variables never go in.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ import stat
 import sys
 import threading
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +41,12 @@ class Journal(logging.Handler):
     def __init__(self, folder: Path, size: int = SIZE) -> None:
         """Raises StateFolderError if what is at the path is no file of ours to write to."""
         super().__init__()
-        self._files = log_files(folder)
-        self._path = self._files[-1]
+        self._folder = folder
+        self._names = [path.name for path in log_files(folder)]
         self._size = size
-        self._fd, self._identity = _open(self._path)
+        #: the folder itself: where it is moved to, the log goes with it
+        self._dir = _open_folder(folder)
+        self._fd, self._identity = self._open()
         self._torn = False
         self._lost = 0
 
@@ -59,9 +63,9 @@ class Journal(logging.Handler):
         self._lost += not written
 
     def _look(self) -> None:
-        """See that the file at the path is the one that is open, and not too large."""
+        """See that the file in the folder is the one that is open, and not too large."""
         try:
-            found = os.stat(self._path, follow_symlinks=False)
+            found = os.stat(self._names[-1], dir_fd=self._dir, follow_symlinks=False)
         except FileNotFoundError:
             self._reopen()
             return
@@ -71,9 +75,13 @@ class Journal(logging.Handler):
             self._rotate()
 
     def _reopen(self) -> None:
-        """Somebody took the file away: go on in a new one; in the old one where none can be made."""
+        """Somebody took file or folder away: go on in a new one; in the old one where none can be made."""
+        if os.fstat(self._dir).st_nlink == 0:  # removed; perhaps it has been made anew
+            fresh_folder = _open_folder(self._folder)
+            os.close(self._dir)
+            self._dir = fresh_folder
         try:
-            fresh = _open(self._path)
+            fresh = self._open()
         except (OSError, StateFolderError):
             return
         os.close(self._fd)
@@ -83,12 +91,27 @@ class Journal(logging.Handler):
         """`daemon.log` becomes `daemon.log.1`, and so on; where that cannot be, it begins anew: it must not fill the
         disk."""
         try:
-            for older, newer in zip(self._files, self._files[1:], strict=False):
-                if newer.exists():
-                    newer.replace(older)
+            for older, newer in pairwise(self._names):
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(newer, older, src_dir_fd=self._dir, dst_dir_fd=self._dir)
         except OSError:
             os.ftruncate(self._fd, 0)
         self._reopen()
+
+    def _open(self) -> tuple[int, tuple[int, int]]:
+        """A descriptor of the log, and which file it is (device, inode). Raises StateFolderError."""
+        path = self._folder / self._names[-1]
+        # not blocking: opening a FIFO would wait for a reader
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            fd = os.open(path.name, flags, 0o600, dir_fd=self._dir)
+        except OSError as error:
+            raise StateFolderError(f"the log {path} cannot be opened: {error.strerror}; move it away") from None
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(fd)
+            raise StateFolderError(f"the log {path} is not a file: move it away")
+        return fd, (found.st_dev, found.st_ino)
 
     def _append(self, line: bytes) -> bool:
         """Write a line; whether all of it could be. What comes after half a line begins on one of its own."""
@@ -100,21 +123,11 @@ class Journal(logging.Handler):
     def close(self) -> None:
         super().close()
         os.close(self._fd)
+        os.close(self._dir)
 
 
-def _open(path: Path) -> tuple[int, tuple[int, int]]:
-    """A descriptor of the log, and which file it is (device, inode). Raises StateFolderError."""
-    # not blocking: opening a FIFO would wait for a reader
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        fd = os.open(path, flags, 0o600)
-    except OSError as error:
-        raise StateFolderError(f"the log {path} cannot be opened: {error.strerror}; move it away") from None
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode):
-        os.close(fd)
-        raise StateFolderError(f"the log {path} is not a file: move it away")
-    return fd, (found.st_dev, found.st_ino)
+def _open_folder(folder: Path) -> int:
+    return os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def encode(record: logging.LogRecord) -> bytes:

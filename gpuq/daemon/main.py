@@ -10,27 +10,24 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
 import psutil
 
 from gpuq import config, crash
 from gpuq.daemon import decisions, journal
 from gpuq.daemon.core import Core
 from gpuq.daemon.handlers import Daemon
+from gpuq.daemon.home import Home, keep_or_end
 from gpuq.daemon.runner import Runner
 from gpuq.daemon.server import STOPPED, Server
-from gpuq.errors import DaemonUnreachable, GpuqError, StateFolderError, StoreError
+from gpuq.errors import GpuqError, StoreError
 from gpuq.events import Event, Kind
 from gpuq.model import Host, Settings
 from gpuq.store.store import Store
 
 log = logging.getLogger("gpuq.daemon")
 
-#: A daemon that is about to end releases its lock within this time, in seconds.
-LOCK_PATIENCE = 8.0
 #: Inode of the initial PID namespace: PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h.
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 #: Environments that no job needs are looked for this often, in seconds.
@@ -42,7 +39,7 @@ def main(ready_fd: int) -> None:
     os.umask(0o077)
     folder = config.state_dir()
     try:
-        with _alone(folder):
+        with contextlib.closing(Home(folder)) as home:
             journal.begin(folder)
             crash.arm(os.environ.get(crash.VARIABLE))
             _raise_descriptor_limit()
@@ -51,7 +48,7 @@ def main(ready_fd: int) -> None:
             store = Store(folder / "queue.db", network=config.on_network(folder))
             store.start_ids_after(_last_run(run_root))
             try:
-                asyncio.run(_live(settings, store, folder, run_root, ready_fd))
+                asyncio.run(_live(settings, store, home, run_root, ready_fd))
             finally:
                 store.close()
     except GpuqError as error:
@@ -64,45 +61,8 @@ def main(ready_fd: int) -> None:
         sys.exit(1)
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the daemon's lock. Raises DaemonUnreachable if another one holds it and does not go."""
-    config.check_state_dir(folder, create=True)
-    lock = filelock.FileLock(folder / "daemon.lock", timeout=LOCK_PATIENCE, mode=0o600)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise DaemonUnreachable(
-            f"{_holder(folder)} holds {folder / 'daemon.lock'} and does not listen on {folder / 'sock'}: end it by its "
-            "pid, and the next command starts another; running jobs run on"
-        ) from None
-    except OSError as error:
-        raise StateFolderError(f"{folder / 'daemon.lock'} cannot be locked: {error.strerror}") from None
-    try:
-        _write_pid(folder)
-        yield
-    finally:
-        lock.release()
-
-
-def _write_pid(folder: Path) -> None:
-    """For people who meet a daemon that does not answer; nothing relies on it."""
-    try:
-        (folder / "daemon.pid").unlink(missing_ok=True)
-        fd = os.open(folder / "daemon.pid", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        os.write(fd, f"{os.getpid()}\n".encode())
-        os.close(fd)
-    except OSError as error:
-        log.warning("the pid could not be written down: %s", error)
-
-
-def _holder(folder: Path) -> str:
-    with contextlib.suppress(OSError, ValueError):
-        return f"daemon {int((folder / 'daemon.pid').read_bytes()[:20])}"
-    return "another process"
-
-
-async def _live(settings: Settings, store: Store, folder: Path, run_root: Path, ready_fd: int) -> None:
+async def _live(settings: Settings, store: Store, home: Home, run_root: Path, ready_fd: int) -> None:
+    folder = home.folder
     loop = asyncio.get_running_loop()
     core = Core(settings, store, _host(), folder, run_root)
     decisions.began(settings, core.host, str(folder))
@@ -115,12 +75,16 @@ async def _live(settings: Settings, store: Store, folder: Path, run_root: Path, 
     runner.begin()
     server = Server(daemon)
     await server.listen()
-    cleaning = asyncio.ensure_future(_clean(core))
+    living = [
+        asyncio.ensure_future(_clean(core)),
+        asyncio.ensure_future(keep_or_end(home, server, lambda: _touch(store), lambda: daemon.end(False))),
+    ]
     log.info("daemon %d listens in %s", os.getpid(), folder, extra={"event": "listen", "pid": os.getpid()})
     _say(ready_fd, "ready")
     restart = await daemon.stop
     core.draining += 1
-    cleaning.cancel()
+    for task in living:
+        task.cancel()
     _note(core, Kind.DAEMON_STOPPED, running=len(core.running))
     await server.close(None if restart else STOPPED)
 
@@ -129,6 +93,15 @@ def _note(core: Core, kind: Kind, **data: object) -> None:
     """An event of the daemon's own life. A full disk is no reason not to live it."""
     try:
         core.note_event(Event(time.time(), kind, data=data))
+    except StoreError as error:
+        log.error("%s", error.message)
+
+
+def _touch(store: Store) -> None:
+    """A transaction that changes nothing: the store looks whether its file is still there."""
+    try:
+        with store.transaction():
+            pass
     except StoreError as error:
         log.error("%s", error.message)
 

@@ -44,6 +44,8 @@ class Server:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._server: asyncio.Server | None = None
+        #: which file our socket is (device, inode)
+        self._identity: tuple[int, int] | None = None
         self._ending: asyncio.Future[GpuqError | None] = asyncio.get_running_loop().create_future()
         #: what each connection's task reads from
         self._readers: dict[asyncio.Task[None], asyncio.StreamReader] = {}
@@ -61,18 +63,26 @@ class Server:
             text = f"{folder / 'sock'} is in the way of the socket: {error.strerror}; move it away"
             raise StateFolderError(text) from None
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        os.fchmod(listener.fileno(), 0o600)  # the mode of what bind makes (unix(7)), which nobody sees otherwise
         with config.socket_address(folder) as address:
             listener.bind(address)
-        Path(folder / "sock").chmod(0o600)
+        self._identity = _identity(folder / "sock")
+        if self._server is not None:
+            self._server.close()
         self._server = await asyncio.start_unix_server(
             self._connected, sock=listener, limit=protocol.MAX_LINE, backlog=BACKLOG
         )
+
+    def reachable(self) -> bool:
+        """Whether the socket at the path is ours."""
+        return self._identity is not None and _identity(self._daemon.core.state_dir / "sock") == self._identity
 
     async def close(self, reason: GpuqError | None) -> None:
         """Stop listening; `reason` is told to those who wait for news, None just closes (they come again)."""
         if self._server is not None:
             self._server.close()
-        (self._daemon.core.state_dir / "sock").unlink(missing_ok=True)
+        if self.reachable():
+            (self._daemon.core.state_dir / "sock").unlink(missing_ok=True)
         self._ending.set_result(reason)
         for reader in self._readers.values():
             reader.feed_eof()  # whoever has nothing under way goes now
@@ -174,6 +184,14 @@ class Server:
             gone.cancel()
             sending.cancel()
             await asyncio.wait({sending})
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 async def _until_closed(reader: asyncio.StreamReader) -> None:
