@@ -1,0 +1,220 @@
+"""GPUs, drivers and hosts that break under running jobs: what becomes of the jobs, and when the GPU is used again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.test_gpus import gpu_events, gpus, held, quick, wait_reason
+from tests.fakenvml import GPU_IS_LOST, FakeNvml, fake_gpus
+from tests.harness import Box, wait_until
+
+__all__ = ["quick"]  # the fixture
+
+GiB = 1024**3
+READING = "nvmlDeviceGetCount_v2"
+RESET = 1  # NVML_GPU_RECOVERY_ACTION_GPU_RESET
+
+
+def ends_with(gate: Path, code: int) -> list[str]:
+    """A command that exits with this code once a file is there."""
+    return ["sh", "-c", f'until [ -e "{gate}" ]; do sleep 0.02; done; exit {code}']
+
+
+def threads(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+# --- a GPU breaks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"memory": GPU_IS_LOST}, "the GPU is lost"),
+        ({"handle": 999}, "unknown error"),
+        ({"recovery": RESET}, "must be reset"),
+    ],
+    ids=["off the bus", "unknown error", "to be reset"],
+)
+def test_a_gpu_breaks_under_its_jobs(box: Box, quick: FakeNvml, changes: dict[str, int], said: str) -> None:
+    quick.set(gpus=fake_gpus(24 * GiB, 24 * GiB))
+    gate = box.folder / "gate"
+    dies = box.submit(*ends_with(gate, 1), gpus=1)
+    survives = box.submit(*ends_with(gate, 0), gpus=2, vram=4 * GiB, hold=True)
+    well = box.submit(*ends_with(gate, 1), gpus=1)
+    assert [box.wait_state(job, "running")["gpu_indexes"] for job in (dies, well)] == [[0], [1]]
+    quick.change(0, **changes)
+    wait_until(lambda: gpu_events(box) == [("gpu-lost", quick.uuid(0))], "the loss")
+    assert said in str(box.job(dies)["note"]), "whoever looks at the running job is told"
+    gate.touch()
+    ended = box.wait(dies)
+    assert (ended["state"], ended["failure"], ended["exit_code"]) == ("failed", "gpu-lost", 1)
+    assert ended["note"].startswith("NVML says of GPU 0: ") and said in ended["note"]
+    assert f"NVML says of GPU 0: {ended['note'][20:50]}" in " ".join(box.ok("show", str(dies)).split())
+    assert (box.wait(well)["failure"], box.job(well)["note"]) == ("exit", None), "it had the other GPU"
+    assert box.wait(box.submit("true", gpus=1))["gpus"] == [quick.uuid(1)], "nothing starts on a broken GPU"
+    box.request("release", sel={"ranges": [[survives, survives]]})
+    assert said in wait_reason(box, survives, "GpuUnavailable")
+    quick.set(gpus=fake_gpus(24 * GiB, 24 * GiB))
+    assert box.wait(survives)["state"] == "succeeded"
+
+
+def test_a_job_that_outlives_its_gpu_and_exits_0_succeeded(box: Box, quick: FakeNvml) -> None:
+    quick.set(gpus=fake_gpus(24 * GiB))
+    gate = box.folder / "gate"
+    job = box.submit(*ends_with(gate, 0), gpus=1)
+    box.wait_state(job, "running")
+    quick.change(0, memory=GPU_IS_LOST)
+    wait_until(lambda: box.job(job)["note"], "the note")
+    gate.touch()
+    ended = box.wait(job)
+    assert (ended["state"], ended["failure"], ended["note"]) == ("succeeded", None, None)
+
+
+def test_a_gpu_that_broke_a_moment_before_the_end_is_asked_for(box: Box, nvml: FakeNvml) -> None:
+    """No reading is due for an hour: the job's end asks for one."""
+    box.setenv(GPUQ_READING_INTERVAL="1h")
+    nvml.set(gpus=fake_gpus(24 * GiB))
+    gate = box.folder / "gate"
+    job = box.submit(*ends_with(gate, 9), gpus=1)
+    box.wait_state(job, "running")
+    nvml.change(0, memory=GPU_IS_LOST)
+    gate.touch()
+    assert (box.wait(job)["failure"], box.job(job)["exit_code"]) == ("gpu-lost", 9)
+
+
+def test_a_gpu_that_came_back_before_the_end_had_lost_its_job_all_the_same(box: Box, quick: FakeNvml) -> None:
+    quick.set(gpus=fake_gpus(24 * GiB))
+    gate = box.folder / "gate"
+    job = box.submit(*ends_with(gate, 1), gpus=1)
+    box.wait_state(job, "running")
+    quick.change(0, memory=GPU_IS_LOST)
+    wait_until(lambda: gpu_events(box), "the loss")
+    quick.change(0, memory=0)
+    wait_until(lambda: len(gpu_events(box)) == 2, "its return")
+    gate.touch()
+    assert box.wait(job)["failure"] == "gpu-lost"
+
+
+def test_a_job_that_still_holds_memory_of_its_gpu_had_not_lost_it(box: Box, quick: FakeNvml) -> None:
+    quick.set(gpus=fake_gpus(24 * GiB))
+    gate = box.folder / "gate"
+    holds = " ".join(quick.allocate("3GiB", until=gate))
+    job = box.submit("sh", "-c", f"{holds}; exit 4", gpus=1)
+    wait_until(lambda: box.job(job)["used_vram_bytes"], "its allocation")
+    quick.change(0, memory=999)  # one call that went wrong
+    wait_until(lambda: box.job(job)["note"], "the note")
+    quick.change(0, memory=0)
+    wait_until(lambda: not box.job(job)["note"], "its end")
+    gate.touch()
+    assert (box.wait(job)["failure"], box.job(job)["exit_code"]) == ("exit", 4)
+
+
+def test_a_gpu_is_gone_when_a_restarted_daemon_looks(box: Box, quick: FakeNvml) -> None:
+    quick.set(gpus=fake_gpus(24 * GiB, 24 * GiB))
+    gate = box.folder / "gate"
+    job = box.submit(*ends_with(gate, 1), gpus=2, vram=GiB)
+    box.wait_state(job, "running")
+    box.kill_daemon()
+    quick.set(gpus=quick.box.gpus[:1])
+    gate.touch()
+    ended = box.wait(job)
+    assert ended["failure"] == "gpu-lost"
+    assert "not listed by the driver" in ended["note"]
+
+
+def test_cancelled_and_timed_out_stay_what_they_are(box: Box, quick: FakeNvml) -> None:
+    quick.set(gpus=fake_gpus(24 * GiB, 24 * GiB))
+    command, _ = held(box, "never")
+    cancelled, late = box.submit(*command, gpus=1), box.submit(*command, gpus=1, time_limit=0.5)
+    box.wait_state(cancelled, "running")
+    quick.change(0, memory=GPU_IS_LOST)
+    quick.change(1, memory=GPU_IS_LOST)
+    ended = box.wait(late)
+    assert ended["failure"] == "timeout"
+    assert "the GPU is lost" in ended["note"]
+    box.request("cancel", sel={"ranges": [[cancelled, cancelled]]})
+    assert (box.wait(cancelled)["state"], box.job(cancelled)["failure"]) == ("cancelled", None)
+
+
+# --- the driver breaks ----------------------------------------------------------------------------
+
+
+def test_a_driver_is_upgraded_under_the_daemon(box: Box, quick: FakeNvml) -> None:
+    quick.upgrade_library("560.35.03")
+    quick.set(gpus=fake_gpus(24 * GiB))
+    gate = box.folder / "gate"
+    runs = box.submit(*ends_with(gate, 3), gpus=1, vram=10 * GiB)
+    box.wait_state(runs, "running")
+    daemon = box.daemon_pid()
+    quick.set(driver="570.86")
+    waits = box.submit("true", gpus=1, vram=10 * GiB)
+    assert "versions differ" in wait_reason(box, waits, "GpuUnavailable")
+    assert "versions differ" in box.run("doctor").stdout
+    gate.touch()
+    assert (box.wait(runs)["failure"], box.job(runs)["exit_code"]) == ("exit", 3), "no GPU of its own broke"
+    quick.upgrade_library("570.86")
+    assert box.wait(waits)["state"] == "succeeded"
+    assert box.request("gpus")["version"] == "570.86"
+    assert box.daemon_pid() == daemon
+
+
+def test_a_driver_that_never_answers_again_costs_nothing_but_gpus(box: Box, quick: FakeNvml) -> None:
+    box.setenv(GPUQ_NVML_PATIENCE="0.3s")
+    quick.set(gpus=fake_gpus(24 * GiB))
+    gate = box.folder / "gate"
+    runs = box.submit(*ends_with(gate, 1), gpus=1, vram=4 * GiB)
+    box.wait_state(runs, "running")
+    quick.set(hang=1e9)
+    waits = [box.submit("true", gpus=1, vram=4 * GiB) for _ in range(5)]
+    assert "NVML has not answered" in wait_reason(box, waits[0], "GpuUnavailable")
+    daemon = box.daemon_pid()
+    before, calls = threads(daemon), quick.calls().count(READING)
+    for number in range(5):
+        assert box.wait(box.submit("true", gpus=0))["state"] == "succeeded"
+        assert box.reason(waits[number])[0] == "GpuUnavailable"
+        box.request("gpus")
+        box.request("cancel", sel={"ranges": [[waits[number], waits[number]]]})
+    gate.touch()
+    ended = box.wait(runs)
+    assert (ended["failure"], ended["exit_code"]) == ("exit", 1)
+    assert "NVML has not answered" in ended["note"], "nobody knows whether its GPU broke, and it says so"
+    assert threads(daemon) <= before, "a thread per question would pile up"
+    assert quick.calls().count(READING) == calls
+    assert {box.job(job)["state"] for job in waits} == {"cancelled"}
+    box.ok("daemon", "restart")
+    assert box.daemon_pid() != daemon
+
+
+def test_a_driver_that_talks_nonsense_is_broken_for_as_long(box: Box, quick: FakeNvml) -> None:
+    quick.set(gpus=fake_gpus(24 * GiB, 24 * GiB))
+    assert len(gpus(box)) == 2
+    for nonsense in ({"total": 2**63}, {"total": 0}, {"used": 2**63}, {"reserved": 2**60}):
+        quick.set(gpus=fake_gpus(24 * GiB, 24 * GiB))
+        quick.change(0, **nonsense)
+        wait_until(lambda: not gpus(box)[0]["available"], str(nonsense))
+        assert "no sense" in gpus(box)[0]["fault"]
+        assert box.wait(box.submit("true", gpus=1))["gpus"] == [quick.uuid(1)]
+    quick.set(gpus=fake_gpus(24 * GiB, 24 * GiB), count=2**32 - 1)
+    waits = box.submit("true", gpus=2)
+    assert "no sense" in wait_reason(box, waits, "GpuUnavailable")
+    quick.set(count=0)
+    assert box.wait(waits)["state"] == "succeeded"
+
+
+def test_indexes_change_and_a_gpu_is_added_under_a_running_job(box: Box, quick: FakeNvml) -> None:
+    quick.set(gpus=fake_gpus(24 * GiB, 40 * GiB))
+    gate = box.folder / "gate"
+    job = box.submit(*ends_with(gate, 1), gpus=1, vram=30 * GiB)
+    assert box.wait_state(job, "running")["gpu_indexes"] == [1]
+    small, large = quick.box.gpus
+    (added,) = fake_gpus(80 * GiB)
+    quick.set(gpus=(large, type(added)("GPU-added", 80 * GiB), small))
+    wait_until(lambda: len(gpus(box)) == 3, "the new GPU")
+    assert box.job(job)["gpu_indexes"] == [0]
+    assert box.wait(box.submit("true", gpus=1, vram=70 * GiB))["gpus"] == ["GPU-added"]
+    gate.touch()
+    assert box.wait(job)["failure"] == "exit"
