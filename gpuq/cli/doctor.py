@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ from pathlib import Path
 from gpuq import __version__, config
 from gpuq.cli.common import Json, examples, new_app, print_json
 from gpuq.errors import GpuqError, NoDaemon, NotAllowed
-from gpuq.model import Driver, GiB, Readings
-from gpuq.units import format_size, printable
+from gpuq.model import Driver, GiB, Readings, Settings
+from gpuq.units import format_duration, format_size, printable
 
 app = new_app()
 
@@ -168,19 +169,37 @@ def check_daemon() -> Iterable[Check]:
 
 
 def check_gpus() -> Iterable[Check]:
-    """Read the GPUs once, in this process, as the daemon does."""
+    """Read the GPUs once, in this process, as the daemon does. A driver that does not answer is not waited for."""
     from gpuq.gpus.source import open_source
 
     try:
         source = open_source(os.environ.get("GPUQ_GPUS"))
-        try:
-            readings = source.read()
-        finally:
-            source.close()
     except GpuqError as error:
         yield Check("GPUs", FAIL, error.message)
         return
-    yield from _gpu_checks(readings)
+    found: list[Readings] = []
+
+    def read() -> None:
+        found.append(source.read())
+        source.close()
+
+    reader = threading.Thread(target=read, daemon=True)  # which does not keep this process from ending
+    reader.start()
+    patience = _nvml_patience()
+    reader.join(patience)
+    if found:
+        yield from _gpu_checks(found[0])
+    else:
+        text = f"NVML has not answered for {format_duration(patience)}: GPU jobs wait until it does"
+        yield Check("GPUs", FAIL, text, "`dmesg | grep -i -e nvrm -e xid` may tell why; often only a reboot helps")
+
+
+def _nvml_patience() -> float:
+    """Seconds after which a driver counts as silent; the default where the settings cannot be read, which is told."""
+    try:
+        return config.load_settings().nvml_patience
+    except GpuqError:
+        return Settings().nvml_patience
 
 
 def _gpu_checks(readings: Readings) -> Iterable[Check]:

@@ -218,3 +218,11 @@ def test_indexes_change_and_a_gpu_is_added_under_a_running_job(box: Box, quick: 
     assert box.wait(box.submit("true", gpus=1, vram=70 * GiB))["gpus"] == ["GPU-added"]
     gate.touch()
     assert box.wait(job)["failure"] == "exit"
+
+
+def test_doctor_does_not_wait_for_a_driver_that_hangs(box: Box, nvml: FakeNvml) -> None:
+    nvml.set(gpus=fake_gpus(24 * GiB), hang=1e9)
+    box.setenv(GPUQ_NVML_PATIENCE="0.5s")
+    told = box.run("doctor")
+    assert told.returncode == 1
+    assert "NVML has not answered for" in " ".join(told.stdout.split())
