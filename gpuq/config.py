@@ -85,6 +85,36 @@ def log_files(folder: Path) -> list[Path]:
     return [folder / f"daemon.log.{number}" for number in range(LOGS_KEPT, 0, -1)] + [folder / "daemon.log"]
 
 
+def claims_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """`$GPUQ_CLAIMS_DIR`, or /tmp: where the daemons of this host tell each other what they claim.
+
+    It is root's and sticky, so that nobody can remove another's files. logind.conf(5) has a user's files in /dev/shm
+    removed at logout (RemoveIPC), and a folder of our own making would belong to whoever came first.
+    """
+    return Path(os.path.abspath(environ.get("GPUQ_CLAIMS_DIR") or "/tmp"))
+
+
+def claims_dir_fault(path: Path) -> str | None:
+    """Why claims cannot be shared through this folder, None if they can."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    try:
+        return folder_fault(path, os.fstat(fd))
+    finally:
+        os.close(fd)
+
+
+def folder_fault(path: Path, found: os.stat_result) -> str | None:
+    """The same of an open folder."""
+    if found.st_uid not in (0, os.geteuid()):
+        return f"{path} belongs to uid {found.st_uid}, not to root"
+    if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
+        return f"others can remove files from {path}, which is not sticky (mode {stat.S_IMODE(found.st_mode):o})"
+    return None
+
+
 #: sockaddr_un holds 108 bytes with the final NUL (unix(7)).
 MAX_SOCKET_PATH = 107
 

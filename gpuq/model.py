@@ -287,8 +287,12 @@ class GpuProcess:
     used: int | None
     compute: bool
     graphics: bool
-    #: the job it belongs to, None for foreign ones; filled in after the reading
+    #: the job it belongs to, None for foreign ones; filled in after the reading, as are the two below
     job_id: int | None = None
+    #: whose process it is, None where that cannot be seen
+    uid: int | None = None
+    #: the pid, its ancestors' and its session's, of a foreign process
+    lineage: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,10 @@ class Box:
             if name.startswith(("GPUQ_", "XDG_", "CUDA_")):
                 monkeypatch.delenv(name)
         (folder / "home").mkdir()
+        (folder / "claims").mkdir()
+        (folder / "claims").chmod(0o1777)
         self.setenv(HOME=str(folder / "home"), GPUQ_STATE_DIR=str(self.state), GPUQ_GPUS="none", NO_COLOR="1")
+        self.setenv(GPUQ_CLAIMS_DIR=str(folder / "claims"))
         monkeypatch.chdir(folder)
 
     def setenv(self, **values: str | None) -> None:

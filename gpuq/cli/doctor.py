@@ -57,6 +57,7 @@ def run_checks() -> list[Check]:
         "state folder": check_state,
         "daemon": check_daemon,
         "GPUs": check_gpus,
+        "neighbours": check_neighbours,
         "processes": check_pid_namespace,
         "logout": check_sessions,
         "cgroups": check_cgroups,
@@ -233,6 +234,21 @@ def _gpu_checks(readings: Readings) -> Iterable[Check]:
             )
         else:
             yield Check(name, OK, f"{gpu.name}, {format_size(gpu.used)} of {format_size(gpu.total)} used")
+
+
+def check_neighbours() -> Iterable[Check]:
+    """Whether daemons of other users can be told what we claim."""
+    folder = config.claims_dir()
+    fault = config.claims_dir_fault(folder)
+    if fault is None:
+        yield Check("neighbours", OK, f"the daemons of this host tell each other their claims in {folder}")
+    else:
+        yield Check(
+            "neighbours",
+            WARN,
+            f"{fault}: other users' gpuq does not know of your claims, nor yours of theirs",
+            "`sudo chmod 1777 /tmp`, or set GPUQ_CLAIMS_DIR, for all users alike, to a folder of root's with that mode",
+        )
 
 
 def check_pid_namespace() -> Iterable[Check]:

@@ -132,14 +132,23 @@ def command_cell(command: Iterable[str]) -> str:
 
 def gpu_row(gpu: Object) -> tuple[str, ...]:
     """The cells of GPU_HEADER."""
-    sizes = ("total_bytes", "used_bytes", "foreign_bytes", "claimed_bytes", "headroom_bytes")
     return (
         str(gpu["index"]),
         printable(gpu["name"]),
-        *(size_cell(gpu.get(key)) for key in sizes),
+        size_cell(gpu.get("total_bytes")),
+        size_cell(gpu.get("used_bytes")),
+        size_cell(foreign_bytes(gpu)),
+        size_cell(gpu.get("claimed_bytes")),
+        size_cell(gpu.get("headroom_bytes")),
         ",".join(map(str, gpu["jobs"])),
         "ok" if gpu["available"] else printable(gpu.get("fault") or "unavailable"),
     )
+
+
+def foreign_bytes(gpu: Object) -> int | None:
+    """What others use of a GPU, and what their gpuq claims beside that."""
+    used = gpu.get("foreign_bytes")
+    return None if used is None else used + (gpu.get("neighbours_bytes") or 0)
 
 
 def size_cell(size: int | None) -> str:

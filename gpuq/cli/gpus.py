@@ -6,7 +6,7 @@ from typing import Any
 
 from gpuq.cli import fields, plain
 from gpuq.cli.common import Json, examples, new_app, on_terminal, print_json, tell
-from gpuq.units import printable
+from gpuq.units import format_size, printable
 
 app = new_app()
 
@@ -18,7 +18,8 @@ app = new_app()
 def gpus(as_json: Json = False) -> None:
     """Show the GPUs: memory used, foreign use, claims of jobs, and the headroom left for a start.
 
-    Foreign use is by processes that gpuq did not start; the largest of them are named.
+    Foreign use is by processes that gpuq did not start; the largest of them are named. What the gpuq of other users
+    claims and has not allocated yet counts as foreign, too.
     """
     from gpuq.client import request
 
@@ -47,8 +48,13 @@ def _row(gpu: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def foreign_lines(found: list[dict[str, Any]]) -> Iterator[str]:
-    """A line per foreign process: whom to ask."""
+    """A line per foreign process and per claim of another gpuq: whom to ask."""
     for gpu in found:
+        for claim in gpu.get("neighbours") or []:
+            size, used = claim.get("claimed_bytes"), claim.get("used_bytes") or 0
+            what = "the whole GPU" if size is None else format_size(size)
+            owner = printable(str(claim.get("owner")))
+            yield f"gpu{gpu['index']}: {owner}'s gpuq claims {what} and uses {format_size(used)} of it"
         for process in gpu.get("processes") or []:
             if process.get("job") is None:
                 used = fields.size_cell(process.get("used_bytes")) or "an unknown amount"

@@ -187,9 +187,9 @@ def _gpu_line(gpu: Object, width: int) -> Text:
             no_wrap=True,
             overflow="ellipsis",
         )
-    used, foreign = gpu.get("used_bytes") or 0, gpu.get("foreign_bytes") or 0
+    used, foreign = gpu.get("used_bytes") or 0, fields.foreign_bytes(gpu) or 0
     tail = f" {format_size(used)} used, {format_size(gpu.get('headroom_bytes') or 0)} headroom of {format_size(total)}"
-    ours = max(0, used - foreign)
+    ours = max(0, used - (gpu.get("foreign_bytes") or 0))
     claimed = max(0, min(gpu.get("claimed_bytes") or 0, total) - ours)
     cells = max(10, width - len(head) - max(len(tail), 44))
     text = Text(head, no_wrap=True, overflow="ellipsis")

@@ -45,6 +45,7 @@ def describe(explanation: Mapping[str, Any], member: str = "") -> str:
 
 def _gpu_row(gpu: Mapping[str, Any]) -> tuple[str, ...]:
     sizes = ("total_bytes", "margin_bytes", "foreign_bytes", "claimed_bytes", "headroom_bytes")
+    gpu = {**gpu, "foreign_bytes": fields.foreign_bytes(gpu)}
     return (
         str(gpu["index"]),
         printable(gpu["name"]),

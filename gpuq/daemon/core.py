@@ -6,6 +6,7 @@ Everything here runs on the loop's thread and never awaits: between two lines no
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -14,9 +15,11 @@ from pathlib import Path
 
 from gpuq import crash
 from gpuq.daemon import decisions
+from gpuq.daemon.claimsfile import PublishedClaim, hashed
 from gpuq.daemon.hub import Hub
 from gpuq.errors import StoreError
 from gpuq.events import Event, Kind
+from gpuq.launch.identity import read_stat
 from gpuq.launch.launcher import Supervisor
 from gpuq.model import (
     ACTIVE,
@@ -55,6 +58,8 @@ class Running:
     supervisor: Supervisor | None = None
     #: the supervisor's pid, by which processes are told to be the attempt's until it is settled
     shim: int | None = None
+    #: the supervisor's pid and start time, as others may be told them
+    identity: tuple[int, int] | None = None
     #: bytes in use now, by GPU, as of the last reading
     use: dict[str, int] = field(default_factory=dict)
     over_told: bool = False
@@ -77,6 +82,9 @@ class Core:
         self.verdicts: dict[GroupKey, Verdict] = {}
         self.readings: Readings | None = None
         self.history: ledger.History = {}
+        #: other daemons' claims by GPU, and why they are not known, or ours not told
+        self.neighbours: ledger.Neighbours = {}
+        self.sharing_fault: str | None = None
         #: seconds for which the driver has been silent, None while it answers
         self.silent: float | None = None
         #: how many want no new attempt to be started, because the daemon is about to stop
@@ -207,7 +215,7 @@ class Core:
         seen = any(p.job_id is not None for gpu in readings.gpus for p in (*gpu.before, *gpu.after))
         foreign_pids = self.host.foreign_pids and not seen
         self.host = replace(self.host, capacities={**known, **capacities}, foreign_pids=foreign_pids)
-        self.history = ledger.observe(self.history, readings, self.claims(), self.settings, self.host)
+        self.history = ledger.observe(self.history, readings, self.claims(), self.settings, self.host, self.neighbours)
         use = ledger.observed_use(readings)
         by_uuid = {gpu.uuid: gpu for gpu in readings.gpus}
         over: list[Running] = []
@@ -266,11 +274,32 @@ class Core:
                 result.setdefault(claim.uuid, []).append(claim)
         return result
 
+    def published(self) -> list[PublishedClaim]:
+        """Our claims, for other daemons."""
+        seen: dict[tuple[int, str], set[int]] = {}
+        for gpu in self._gpu_readings():
+            for p in (*gpu.before, *gpu.after):
+                if p.job_id is not None:
+                    seen.setdefault((p.job_id, gpu.uuid), set()).add(p.pid)
+        return [
+            PublishedClaim(
+                claim.uuid,
+                claim.entitled,
+                hashed(os.fsencode(running.attempt.run_dir)),
+                running.identity,
+                tuple(sorted(seen.get((claim.job_id, claim.uuid), ()))),
+            )
+            for running in self.running.values()
+            for claim in running.claims
+        ]
+
     def gpu_states(self) -> tuple[GpuState, ...]:
         """Every GPU as of the last reading; unavailable ones while the driver is silent. Empty before the first."""
         if self.readings is None:
             return ()
-        states = ledger.gpu_states(self.readings, self.history, self.claims(), self.settings, self.host)
+        states = ledger.gpu_states(
+            self.readings, self.history, self.claims(), self.settings, self.host, self.neighbours
+        )
         fault = self.gpu_fault()
         if fault is None:
             return states
@@ -295,6 +324,8 @@ class Core:
     def supervised(self, running: Running, supervisor: Supervisor) -> None:
         """From now on this supervisor's processes are the attempt's."""
         running.supervisor, running.shim = supervisor, supervisor.pid
+        stat = read_stat(supervisor.pid)
+        running.identity = None if stat is None else (stat.pid, stat.start_time)
         self.shims[supervisor.pid] = running.job.id
 
     # --- asking -----------------------------------------------------------------------------------

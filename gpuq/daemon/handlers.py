@@ -17,6 +17,7 @@ from gpuq.config import SETTINGS, Setting
 from gpuq.daemon import decisions, views
 from gpuq.daemon import submit as submission
 from gpuq.daemon.core import Core
+from gpuq.daemon.owners import owner_name
 from gpuq.daemon.runner import Runner
 from gpuq.errors import BadRequest, CannotFit, NoSuchJob, NotAllowed, UsageError
 from gpuq.events import Event, Kind
@@ -321,7 +322,7 @@ def _change(daemon: Daemon, session: Session, message: Message, fact: Fact) -> M
 def _problem(core: Core, session: Session, job: Job, fact: Fact) -> str | None:
     """Why the fact cannot happen to the job."""
     if job.owner != session.uid:
-        return f"job {job.id} belongs to {views.owner_name(job.owner)}"
+        return f"job {job.id} belongs to {owner_name(job.owner)}"
     states, verb = POSSIBLE[type(fact)]
     to_be_ended = isinstance(fact, Cancelled) and job.state in ACTIVE
     if job.state not in states and not to_be_ended:
@@ -480,7 +481,7 @@ def _selected(core: Core, session: Session, message: Message) -> list[Job]:
 
 def _check_owner(session: Session, job: Job) -> None:
     if job.owner != session.uid:
-        raise NotAllowed(f"job {job.id} belongs to {views.owner_name(job.owner)}")
+        raise NotAllowed(f"job {job.id} belongs to {owner_name(job.owner)}")
 
 
 ANSWERS: dict[str, Answer] = {

@@ -15,12 +15,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from gpuq import crash
+from gpuq import config, crash
 from gpuq.daemon import decisions, evidence
+from gpuq.daemon.claimsfile import PublishedClaim, hashed
 from gpuq.daemon.clock import WallClock
 from gpuq.daemon.core import Core, Running, over_text
+from gpuq.daemon.sharing import Sharing
 from gpuq.daemon.watch import Watcher
 from gpuq.errors import GpuqError, HostBusy, LaunchError, StoreBusy, StoreError
+from gpuq.gpus.source import open_source
 from gpuq.launch import launcher, outcome
 from gpuq.launch.environment import job_environment, log_path
 from gpuq.launch.runfolder import BUSY
@@ -50,7 +53,12 @@ class Runner:
     def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
         self.core = core
         self._loop = loop
-        self._watcher = Watcher(loop, core.shims, self._readings)
+        source = open_source(os.environ.get("GPUQ_GPUS"))
+        #: None where nobody else sees our GPUs
+        self._sharing = Sharing(config.claims_dir(), core.state_dir) if source.shared else None
+        #: claims of planned attempts that others have been told of and that are not recorded yet, by job
+        self._announced: dict[int, list[PublishedClaim]] = {}
+        self._watcher = Watcher(loop, source, self._sharing, core.shims, self._readings)
         self._awake = False
         self._reading_timer: asyncio.TimerHandle | None = None
         self._patience_timer: asyncio.TimerHandle | None = None
@@ -70,6 +78,9 @@ class Runner:
         """Take back what an earlier daemon left running, then start what can start."""
         for job in self.core.load():
             self._take(job.id, restarted=True)
+        self._publish()
+        if self._sharing is not None:
+            self._sharing.clean()
         self.read_gpus()  # only now: their processes would be taken for strangers
         self.wake()
 
@@ -111,8 +122,9 @@ class Runner:
         if stopped is not None:
             self._keep_verdicts({key: Verdict(Reason.RESOURCES, stopped) for key in self.core.waiting.groups})
             return
-        states = self.core.gpu_states() if gpus else None
-        plan = scheduler.plan(self.core.snapshot(), states)
+        plan = scheduler.plan(self.core.snapshot(), self.core.gpu_states() if gpus else None)
+        if any(start.gpus for start in plan.starts):
+            plan = self._agreed(plan)
         try:
             for start in plan.starts:
                 if self._paused is None:
@@ -120,6 +132,8 @@ class Runner:
         except Exception as error:  # whatever it is: the next look is in a moment, and readings go on
             log.exception("an attempt could not be recorded")
             self._pause(f"an attempt could not be recorded: {error}")
+        self._announced.clear()
+        self._publish()
         if self._paused is not None:
             self._plan(gpus=False)
         else:
@@ -134,14 +148,43 @@ class Runner:
         if changed:
             core.hub.tell(n for n in core.hub.awaited() if core.waiting.key(n) in changed)
 
+    # --- other daemons of this host ---------------------------------------------------------------
+
+    def _agreed(self, plan: scheduler.Plan) -> scheduler.Plan:
+        """The plan, made anew while no other daemon of this host plans, and told to them before anything starts."""
+        core, sharing = self.core, self._sharing
+        if sharing is None:
+            return plan
+        with sharing.turn():
+            core.neighbours = sharing.read()
+            plan = scheduler.plan(core.snapshot(), core.gpu_states())
+            for start in plan.starts:
+                job = core.store.job(start.job_id) if start.gpus else None
+                if job is not None:
+                    run = hashed(os.fsencode(self._run_dir(job)))
+                    self._announced[job.id] = [PublishedClaim(uuid, start.request.vram, run) for uuid in start.gpus]
+            self._publish()
+        return plan
+
+    def _publish(self) -> None:
+        """Tell other daemons what we claim, where that has changed."""
+        if self._sharing is not None:
+            planned = [claim for claims in self._announced.values() for claim in claims]
+            self._sharing.publish([*self.core.published(), *planned])
+            self.core.sharing_fault = self._sharing.fault
+
     # --- launching --------------------------------------------------------------------------------
+
+    def _run_dir(self, job: Job) -> Path:
+        """The folder of the job's next attempt."""
+        return self.core.run_root / str(job.id) / str(job.attempt + 1)
 
     def _launch(self, start: scheduler.Start) -> None:
         core = self.core
         job = core.store.job(start.job_id)
         assert job is not None and job.state is State.QUEUED, f"job {start.job_id} was planned and does not wait"
         number = job.attempt + 1
-        run_dir = core.run_root / str(job.id) / str(number)
+        run_dir = self._run_dir(job)
         step = advance(job, Started(start.gpus, log_path(job, str(run_dir))), time.time())
         assert step.job.log_path is not None and step.job.started_at is not None
         broken = _make_work_folder(run_dir)
@@ -154,6 +197,7 @@ class Runner:
         crash.point("claim-after")
         core.waiting.remove(job.id)
         running = core.running[job.id] = Running(step.job, attempt, claims)
+        self._announced.pop(job.id, None)
         core.history = ledger.disturb(core.history, start.gpus, time.monotonic())
         core.hub.tell([job.id])
         self._tell_start(step.job)
@@ -340,6 +384,7 @@ class Runner:
             log.error("the end of job %d cannot be recorded yet: %s", job_id, error)
             self._loop.call_later(RETRY_WRITE, self._finish, job_id, fact)
             return
+        self._publish()
         self.wake()
 
     # --- GPUs -------------------------------------------------------------------------------------
@@ -368,7 +413,7 @@ class Runner:
         except TimeoutError:
             log.warning("the GPUs are not known yet")
 
-    def _readings(self, readings: Readings) -> None:
+    def _readings(self, readings: Readings, neighbours: ledger.Neighbours) -> None:
         if self._patience_timer is not None and self._watcher.asked_at is None:
             self._patience_timer.cancel()
             self._patience_timer = None
@@ -376,6 +421,7 @@ class Runner:
         if late:
             log.warning("NVML answers again", extra={"event": "nvml-back"})
         self._read_at = readings.at
+        self.core.neighbours = neighbours
         self.core.take_readings(readings)
         self._first_reading.set()
         self._reading_done.set()

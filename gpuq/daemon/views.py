@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import pwd
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import psutil
 
 from gpuq.daemon.core import Core, Running, over_text
 from gpuq.daemon.evidence import broken_gpus
+from gpuq.daemon.owners import owner_name
 from gpuq.events import Event
 from gpuq.model import WAITING, Attempt, Claim, Driver, Job, Reason
-from gpuq.policy.explain import asked, gpu_verdict
+from gpuq.policy.explain import asked, gpu_verdict, neighbour_lines
 from gpuq.policy.ledger import GpuState
 from gpuq.units import format_size
 
@@ -31,13 +30,6 @@ def moment(seconds: float | None) -> str | None:
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-@cache
-def owner_name(uid: int) -> str:
-    with contextlib.suppress(KeyError):
-        return pwd.getpwuid(uid).pw_name
-    return str(uid)
 
 
 def job_view(core: Core, job: Job) -> View:
@@ -159,6 +151,7 @@ def gpu_view(gpu: GpuState) -> View:
         "total_bytes": gpu.total,
         "used_bytes": gpu.used,
         "foreign_bytes": gpu.foreign,
+        "neighbours_bytes": gpu.promised,
         "claimed_bytes": gpu.claimed,
         "headroom_bytes": max(0, gpu.headroom) if gpu.fault is None else 0,
         "margin_bytes": gpu.margin,
@@ -169,6 +162,9 @@ def gpu_view(gpu: GpuState) -> View:
         "processes": [
             {"pid": p.pid, "used_bytes": p.used, "job": None, "graphics": p.graphics, **_who(p.pid)}
             for p in gpu.strangers
+        ],
+        "neighbours": [
+            {"owner": use.owner, "claimed_bytes": use.claimed, "used_bytes": use.used} for use in gpu.neighbours
         ],
     }
 
@@ -203,6 +199,8 @@ def gpus_note(core: Core) -> str | None:
         return "the driver lists no GPU: jobs run on CPUs (--gpus 0 is the default)"
     if not all(gpu.told for gpu in core.gpu_states()):
         return "the driver does not tell which process uses how much: claims stand in for it"
+    if core.sharing_fault is not None:
+        return f"other daemons of this host are not heard, or do not hear us: {core.sharing_fault}"
     return None
 
 
@@ -245,6 +243,7 @@ def _numbers(gpu: GpuState) -> View:
         "total_bytes",
         "margin_bytes",
         "foreign_bytes",
+        "neighbours_bytes",
         "claimed_bytes",
         "headroom_bytes",
     )
@@ -265,6 +264,7 @@ def _resources(core: Core, job: Job) -> list[str]:
             who, uses = _who(p.pid), "some memory" if p.used is None else format_size(p.used)
             name = f"{who['program']} of {who['owner']}" if who["program"] else "a program that cannot be seen"
             lines.append(f"GPU {gpu.index}: foreign process {p.pid}, {name}, uses {uses}")
+        lines += neighbour_lines(gpu)
     return lines
 
 

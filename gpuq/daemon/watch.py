@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from gpuq.gpus.source import open_source
-from gpuq.launch.identity import job_of, read_stat
+from gpuq.daemon.sharing import Sharing
+from gpuq.gpus.source import Source
+from gpuq.launch.identity import lineage, owner_of, read_stat
 from gpuq.model import Driver, GpuProcess, GpuReading, Readings
+from gpuq.policy.ledger import Neighbours
 
 log = logging.getLogger("gpuq.watch")
 
 
 class Watcher:
-    """One reading at a time, on request. `deliver` runs on the loop with each reading.
+    """One reading at a time, on request. `deliver` runs on the loop with each reading, and with what other daemons
+    claim: looked at after the GPUs, so that whatever is in the reading under a claim finds it.
 
     `shims` maps supervisors' pids to jobs; the loop changes it, the thread looks pids up in it as they are then.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, shims: Mapping[int, int], deliver: Callable[[Readings], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        source: Source,
+        sharing: Sharing | None,
+        shims: Mapping[int, int],
+        deliver: Callable[[Readings, Neighbours], None],
     ) -> None:
         self._loop = loop
         self._deliver = deliver
         self._wanted = threading.Event()
         self._shims = shims
-        self._source = open_source(os.environ.get("GPUQ_GPUS"))
+        self._source = source
+        self._sharing = sharing
         #: monotonic time of the oldest request that was not answered, or a little earlier; None when all were
         self.asked_at: float | None = None
         self._newest = float("-inf")
@@ -51,8 +59,9 @@ class Watcher:
             self._wanted.wait()
             self._wanted.clear()
             readings = self._read()
+            neighbours = self._sharing.read() if self._sharing is not None else {}
             try:
-                self._loop.call_soon_threadsafe(self._answer, readings)
+                self._loop.call_soon_threadsafe(self._answer, readings, neighbours)
             except RuntimeError:
                 return  # the loop is closed: the daemon stops
 
@@ -72,22 +81,26 @@ class Watcher:
         """The reading with each process's job."""
 
         def whose(processes: tuple[GpuProcess, ...]) -> tuple[GpuProcess, ...]:
-            return tuple(replace(p, job_id=self._job(p.pid)) for p in processes)
+            return tuple(map(self._known_process, processes))
 
         return replace(gpu, before=whose(gpu.before), after=whose(gpu.after))
 
-    def _job(self, pid: int) -> int | None:
-        job_id = job_of(pid, self._shims)
-        if job_id is None and read_stat(pid) is None:
+    def _known_process(self, process: GpuProcess) -> GpuProcess:
+        """The process with its job, or, of a foreign one, with what tells whose it is."""
+        family = lineage(process.pid)
+        job_id = next((self._shims[pid] for pid in family if pid in self._shims), None)
+        if job_id is None and read_stat(process.pid) is None:
             # it ended since NVML listed it, and /proc tells no more: it was no stranger if it was none before
-            known = self._known.get(pid)
-            return known if known in list(self._shims.values()) else None
-        return job_id
+            known = self._known.get(process.pid)
+            job_id = known if known in list(self._shims.values()) else None
+        if job_id is not None:
+            return replace(process, job_id=job_id)
+        return replace(process, uid=owner_of(process.pid), lineage=family)
 
-    def _answer(self, readings: Readings) -> None:
+    def _answer(self, readings: Readings, neighbours: Neighbours) -> None:
         if readings.at >= self._newest:
             self.asked_at = None
         elif self.asked_at is not None:
             # asked again while this one was under way, so that the next one is by now
             self.asked_at = max(self.asked_at, readings.at)
-        self._deliver(readings)
+        self._deliver(readings, neighbours)

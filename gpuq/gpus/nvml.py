@@ -174,6 +174,8 @@ class _Memory:
 class NvmlSource:
     """All GPUs of the NVIDIA driver. Opens NVML at the first reading, and again after it broke."""
 
+    shared = True
+
     def __init__(self, reopen_after: float = REOPEN_AFTER, kernel_module: tuple[Path, ...] = KERNEL_MODULE) -> None:
         """`kernel_module` are files of which one is there while the kernel has the driver."""
         self.gate = Gate()

@@ -135,7 +135,9 @@ def _write(path: Path, text: str) -> None:
 
 
 class SimulatedGpus:
-    """The source of `GPUQ_GPUS=sim:…`."""
+    """The source of `GPUQ_GPUS=sim:…`: GPUs of this daemon's own."""
+
+    shared = False
 
     def __init__(self, spec: str, folder: Path) -> None:
         """Raises UsageError for the spec, OSError where the folder cannot be written."""

@@ -13,6 +13,9 @@ from gpuq.model import Driver, Readings
 class Source(Protocol):
     """Reads all GPUs of this host. Used by one thread at a time."""
 
+    #: whether other daemons of this host see the same GPUs
+    shared: bool
+
     def read(self) -> Readings:
         """One reading; `at` is when it began. May block for as long as a sick driver blocks.
 
@@ -27,6 +30,8 @@ class Source(Protocol):
 
 class NoGpus:
     """`GPUQ_GPUS=none`: this host is used for CPU jobs only."""
+
+    shared = False
 
     def read(self) -> Readings:
         return Readings(Driver.NONE, time.monotonic())

@@ -76,20 +76,50 @@ def job_of(pid: int, shims: Mapping[int, int]) -> int | None:
     A supervisor is a sub-reaper (prctl(2)), so whatever a job leaves behind stays below it. Where the supervisor
     itself is gone, the session that it led still names the attempt.
     """
-    session: int | None = None
+    return next((shims[one] for one in lineage(pid) if one in shims), None)
+
+
+def lineage(pid: int) -> tuple[int, ...]:
+    """The pid, those of its ancestors from the nearest on, without init, and last that of its session.
+
+    Only the pid itself where there is no such process, or it is hidden from us.
+    """
+    found: list[int] = []
+    session: tuple[int, ...] = ()
     current = pid
     for _ in range(MAX_ANCESTORS):
-        if current in shims:
-            return shims[current]
+        found.append(current)
         stat = read_stat(current)
         if stat is None:
             break
-        if session is None:
-            session = stat.session
+        session = session or (stat.session,)
         if stat.parent <= 1:
             break
         current = stat.parent
-    return None if session is None else shims.get(session)
+    return (*found, *session)
+
+
+def owner_of(pid: int) -> int | None:
+    """The effective user of a process (proc(5)); None if there is none, or it is hidden from us."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
+def still_runs(pid: int, start_time: int, uid: int) -> bool | None:
+    """Whether a process that another user told us of still runs and is that user's. None where a process has the pid
+    and all else is hidden (hidepid, proc(5))."""
+    stat = read_stat(pid)
+    if stat is not None:
+        return stat.start_time == start_time and not stat.gone and owner_of(pid) == uid
+    try:
+        os.kill(pid, 0)  # kill(2): tells only whether there is one
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return None
 
 
 class Left(NamedTuple):
@@ -182,6 +212,15 @@ def find_supervisor(run_dir: Path) -> Identity | None:
     return None
 
 
+def supervisors_of(uid: int) -> dict[bytes, int]:
+    """The pids of a user's supervisors by run folder, as their arguments tell, which everybody may read (proc(5))."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and owner_of(int(name)) == uid and _marked(words := _read_words(int(name), "cmdline")):
+            found[words[-1]] = int(name)
+    return found
+
+
 def _marked(words: list[bytes]) -> bool:
     """Whether these are a supervisor's arguments: `… CODE job=N attempt=M RUN_DIR`."""
     return len(words) > 4 and words[-4].endswith(MARKER) and words[-3].startswith(b"job=")
@@ -189,11 +228,12 @@ def _marked(words: list[bytes]) -> bool:
 
 def _words(pid: int, name: str) -> list[bytes]:
     """The arguments or the environment of a process of our own user; none of anybody else's, or of one that ended."""
-    folder = f"/proc/{pid}"
+    return _read_words(pid, name) if owner_of(pid) == os.geteuid() else []
+
+
+def _read_words(pid: int, name: str) -> list[bytes]:
     try:
-        if os.stat(folder).st_uid != os.geteuid():
-            return []
-        with open(f"{folder}/{name}", "rb") as file:
+        with open(f"/proc/{pid}/{name}", "rb") as file:
             return file.read().split(b"\0")[:-1]
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return []  # gone, or a set-user-id program

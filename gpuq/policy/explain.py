@@ -9,6 +9,9 @@ from gpuq.model import Host, Reason, Request, Settings
 from gpuq.policy.ledger import GpuState
 from gpuq.units import format_size
 
+#: Neighbours that a reason names.
+MOST_NEIGHBOURS = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -65,14 +68,26 @@ def _why_no_gpu(request: Request, gpus: Sequence[GpuState], fitting: int, gpu_fa
     alone = sum(fits(request, gpu.without_foreign()) for gpu in able)
     if alone >= request.gpus:
         most = max(able, key=lambda gpu: gpu.foreign)
-        return Verdict(
-            Reason.FOREIGN_USE,
-            f"{says}, {alone} without foreign use ({format_size(most.foreign)} on GPU {most.index})",
-        )
+        used = f" ({format_size(most.foreign)} on GPU {most.index})" if most.foreign else ""
+        claimed = [line for gpu in able for line in neighbour_lines(gpu)][:MOST_NEIGHBOURS]
+        return Verdict(Reason.FOREIGN_USE, "; ".join([f"{says}, {alone} without foreign use{used}", *claimed]))
     if request.vram is not None:
         best = max(gpu.headroom for gpu in able)
         says += f", most headroom {format_size(max(0, best))}"
     return Verdict(Reason.RESOURCES, says)
+
+
+def neighbour_lines(gpu: GpuState) -> list[str]:
+    """Who else's gpuq claims what of a GPU, the largest claims first. One line per user."""
+    whole = [f"{use.owner}'s gpuq claims the whole GPU {gpu.index}" for use in gpu.neighbours if use.claimed is None]
+    left: dict[str, int] = {}
+    for use in gpu.neighbours:
+        left[use.owner] = left.get(use.owner, 0) + use.unallocated
+    return list(dict.fromkeys(whole)) + [
+        f"{owner}'s gpuq claims {format_size(size)} on GPU {gpu.index} that it has not allocated yet"
+        for owner, size in sorted(left.items(), key=lambda item: (-item[1], item[0]))
+        if size
+    ]
 
 
 def gpu_verdict(request: Request, gpu: GpuState) -> str:
@@ -84,12 +99,16 @@ def gpu_verdict(request: Request, gpu: GpuState) -> str:
     if request.vram is not None:
         if gpu.taken:
             return f"job {gpu.claims[0].job_id} has the whole GPU"
+        if gpu.promised_whole:
+            return f"{gpu.promised_whole.owner}'s gpuq has the whole GPU"
         if gpu.capacity < request.vram:
             return f"too small: at most {format_size(gpu.capacity)} can be claimed"
         return f"{format_size(request.vram - gpu.headroom)} too little"
     if gpu.claims:
         jobs = ", ".join(str(claim.job_id) for claim in gpu.claims)
         return f"claimed by job{'s' if len(gpu.claims) > 1 else ''} {jobs}"
+    if gpu.neighbours:
+        return f"claimed by {', '.join(sorted({use.owner for use in gpu.neighbours}))}'s gpuq"
     if gpu.only_compute:
         return f"foreign process {gpu.only_compute[0].pid} computes on it"
     return f"foreign use {format_size(gpu.foreign_besides)}, {format_size(gpu.tolerated)} tolerated"

@@ -1,22 +1,30 @@
 """The GPU memory ledger: from readings and claims to the headroom of each GPU.
 
-headroom = total − margin − foreign − Σ claims, where a claim counts in full from launch (so that a late allocation
-cannot collide) and as its observed peak once that is larger, and foreign is what the GPU's `used` leaves when our
-processes are taken out, as its peak over a window. Where the driver does not tell which process uses how much, ours
-counts as the claims and headroom is never more than total − margin − used.
+headroom = total − margin − foreign − promised − Σ claims, where a claim counts in full from launch (so that a late
+allocation cannot collide) and as its observed peak once that is larger, foreign is what the GPU's `used` leaves when
+our processes are taken out, as its peak over a window, and promised is what other daemons' claims leave unallocated.
+What is known to be used under such a claim is left out of that peak: it can grow no further than the claim says, and
+is gone when the claim is. Where the driver does not tell which process uses how much, ours counts as the claims and
+headroom is never more than total − margin − used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from gpuq.model import Claim, GpuProcess, GpuReading, Host, Readings, Settings
+from gpuq.policy import neighbours
+from gpuq.policy.neighbours import NeighbourClaim, NeighbourUse
+
+#: Other daemons' claims by GPU.
+Neighbours = Mapping[str, Sequence[NeighbourClaim]]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Foreign use at one moment, in bytes. `at` is monotonic."""
+    """Foreign use at one moment, in bytes, without what neighbours' claims cover. `at` is monotonic."""
 
     at: float
     foreign: int
@@ -58,6 +66,9 @@ class GpuState:
     strangers: tuple[GpuProcess, ...] = ()
     told: bool = True
     fault: str | None = None
+    #: other daemons' claims here, and what of them is not allocated yet
+    neighbours: tuple[NeighbourUse, ...] = ()
+    promised: int = 0
 
     @property
     def capacity(self) -> int:
@@ -77,11 +88,16 @@ class GpuState:
         return sum(claim.entitled or 0 for claim in self.claims)
 
     @property
+    def promised_whole(self) -> NeighbourUse | None:
+        """A neighbour that has the whole GPU."""
+        return next((use for use in self.neighbours if use.claimed is None), None)
+
+    @property
     def headroom(self) -> int:
         """Bytes that may still be claimed. Negative where claims are over-used or foreign use arrived."""
-        if self.taken:
+        if self.taken or self.promised_whole:
             return 0
-        free = self.total - self.margin - self.foreign - self.claimed
+        free = self.total - self.margin - self.foreign - self.promised - self.claimed
         return free if self.told else min(free, self.total - self.margin - self.used)
 
     @property
@@ -92,16 +108,16 @@ class GpuState:
     @property
     def whole_free(self) -> bool:
         """Whether a job may have this GPU to itself now."""
-        return (
-            self.fault is None and not self.claims and not self.only_compute and self.foreign_besides <= self.tolerated
-        )
+        if self.fault is not None or self.claims or self.neighbours or self.only_compute:
+            return False
+        return self.foreign_besides <= self.tolerated
 
     def with_claim(self, claim: Claim) -> GpuState:
         return replace(self, claims=(*self.claims, claim))
 
     def without_foreign(self) -> GpuState:
         """This GPU if nobody but us used it; for explaining."""
-        return replace(self, foreign=0, foreign_besides=0, strangers=(), told=True)
+        return replace(self, foreign=0, foreign_besides=0, strangers=(), told=True, neighbours=(), promised=0)
 
 
 def ours(processes: Iterable[GpuProcess]) -> int:
@@ -139,8 +155,9 @@ def observe(
     claims: Mapping[str, Sequence[Claim]],
     settings: Settings,
     host: Host,
+    others: Neighbours = MappingProxyType({}),
 ) -> History:
-    """The history after one more reading. `claims` are the live ones by GPU."""
+    """The history after one more reading. `claims` are the live ones by GPU, `others` those of other daemons."""
     result = dict(history)
     for reading in readings.gpus:
         if reading.fault is not None:
@@ -152,7 +169,8 @@ def observe(
         settled = readings.at - past.disturbed_at >= settings.settle
         kept = tuple(s for s in past.samples if readings.at - s.at <= settings.foreign_window)
         if settled:
-            kept = (*kept, replace(now, at=readings.at))
+            covered = _covered(reading, others.get(reading.uuid, ()), told, host)
+            kept = (*kept, Sample(readings.at, max(0, now.foreign - covered), max(0, now.besides - covered)))
         baseline = past.baseline if mine or not settled else now.foreign
         result[reading.uuid] = replace(past, samples=kept, baseline=baseline)
     return result
@@ -172,6 +190,7 @@ def gpu_states(
     claims: Mapping[str, Sequence[Claim]],
     settings: Settings,
     host: Host,
+    others: Neighbours = MappingProxyType({}),
 ) -> tuple[GpuState, ...]:
     """Every GPU as the planner sees it, by index."""
     states = [
@@ -179,6 +198,7 @@ def gpu_states(
             reading,
             history.get(reading.uuid, GpuHistory()),
             tuple(claims.get(reading.uuid, ())),
+            tuple(others.get(reading.uuid, ())),
             settings,
             host,
         )
@@ -187,11 +207,33 @@ def gpu_states(
     return tuple(sorted(states, key=lambda gpu: gpu.index))
 
 
+def _traced(others: Sequence[NeighbourClaim], told: bool, host: Host) -> tuple[NeighbourClaim, ...]:
+    """Their claims as they can be traced here: pids of another PID namespace say nothing."""
+    return tuple(others) if told and not host.foreign_pids else neighbours.blinded(others)
+
+
+def _covered(reading: GpuReading, others: Sequence[NeighbourClaim], told: bool, host: Host) -> int:
+    """Foreign use that neighbours' claims cover."""
+    return sum(use.covered for use in neighbours.uses(_traced(others, told, host), reading))
+
+
 def _state(
-    reading: GpuReading, past: GpuHistory, claims: tuple[Claim, ...], settings: Settings, host: Host
+    reading: GpuReading,
+    past: GpuHistory,
+    claims: tuple[Claim, ...],
+    others: tuple[NeighbourClaim, ...],
+    settings: Settings,
+    host: Host,
 ) -> GpuState:
     told = is_told(reading, claims, host)
     now = _measure(reading, claims, past, told, max(ours(reading.before), ours(reading.after)))
+    others = _traced(others, told, host)
+    theirs = neighbours.uses(others, reading)
+    covered = sum(use.covered for use in theirs)
+    foreign = max([now.foreign, *(s.foreign + covered for s in past.samples)])
+    promised = neighbours.promised(others, theirs, foreign)
+    if any(use.claimed is None for use in theirs):
+        promised = max(0, reading.total - foreign)
     return GpuState(
         uuid=reading.uuid,
         index=reading.index,
@@ -199,13 +241,15 @@ def _state(
         total=reading.total,
         used=reading.used,
         margin=settings.margin,
-        foreign=max([now.foreign, *(s.foreign for s in past.samples)]),
-        foreign_besides=max([now.besides, *(s.besides for s in past.samples)]),
+        foreign=foreign,
+        foreign_besides=max([now.besides, *(s.besides + covered for s in past.samples)]),
         tolerated=max(settings.whole_foreign, int(reading.total * settings.whole_foreign_percent / 100)),
         claims=claims,
         strangers=tuple(p for p in reading.after if p.job_id is None),
         told=told,
         fault=reading.fault,
+        neighbours=theirs,
+        promised=min(promised, reading.total),
     )
 
 

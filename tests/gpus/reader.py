@@ -86,7 +86,11 @@ def readings_from(data: dict[str, Any]) -> Readings:
 
 
 def _processes(gpu: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(GpuProcess(**process) for process in gpu[name]) for name in ("before", "after")}
+    return {name: tuple(map(_process, gpu[name])) for name in ("before", "after")}
+
+
+def _process(process: dict[str, Any]) -> GpuProcess:
+    return GpuProcess(**{**process, "lineage": tuple(process["lineage"])})
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ class Card:
         self.settings = settings
         self.host = host
         self.history: ledger.History = {}
+        self.neighbours: ledger.Neighbours = {}
 
     def _claims(self) -> dict[str, list[Claim]]:
         found: dict[str, list[Claim]] = {}
@@ -86,5 +87,6 @@ class Card:
 
     def see(self, gpu: GpuReading, at: float) -> GpuState:
         now = readings(gpu, at=at)
-        self.history = ledger.observe(self.history, now, self._claims(), self.settings, self.host)
-        return ledger.gpu_states(now, self.history, self._claims(), self.settings, self.host)[0]
+        claims, others = self._claims(), self.neighbours
+        self.history = ledger.observe(self.history, now, claims, self.settings, self.host, others)
+        return ledger.gpu_states(now, self.history, claims, self.settings, self.host, others)[0]

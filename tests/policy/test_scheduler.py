@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gpuq.model import Claim, GiB, Host, Reason, Request
+from gpuq.model import Claim, GiB, GpuProcess, Host, Reason, Request
 from gpuq.policy.ledger import GpuState
+from gpuq.policy.neighbours import NeighbourClaim, NeighbourUse
 from gpuq.policy.scheduler import Plan, Snapshot, place, plan
 from gpuq.policy.waiting import GroupKey, Waiting
 from tests.policy.build import HOST, Card, make_gpu, make_job, mine, reading, stranger
@@ -132,10 +133,11 @@ REQUESTS = st.one_of(
 )
 GPUS = st.lists(
     st.builds(
-        lambda total, foreign, claims: (total, foreign, claims),
+        lambda total, foreign, claims, others: (total, foreign, claims, others),
         st.sampled_from([8, 24, 80]),
         st.integers(0, 30),
         st.lists(st.one_of(st.none(), st.integers(1, 40)), max_size=2),
+        st.lists(st.tuples(st.one_of(st.none(), st.integers(1, 40)), st.integers(0, 10)), max_size=2),
     ),
     max_size=4,
 ).map(
@@ -148,8 +150,10 @@ GPUS = st.lists(
             foreign_besides=foreign * GiB,
             tolerated=max(512 * 2**20, total * GiB // 20),
             claims=tuple(Claim(900 + i, 1, f"GPU-{n}", None if c is None else c * GiB) for i, c in enumerate(claims)),
+            neighbours=tuple(NeighbourUse("x", None if c is None else c * GiB, used * GiB) for c, used in others),
+            promised=sum(max(0, (c or 0) - used) * GiB for c, used in others),
         )
-        for n, (total, foreign, claims) in enumerate(rows)
+        for n, (total, foreign, claims, others) in enumerate(rows)
     ]
 )
 
@@ -190,11 +194,12 @@ def fits_by_brute_force(request: Request, gpus: list[GpuState]) -> bool:
 
 def _takes(request: Request, gpu: GpuState) -> bool:
     if request.vram is None:
-        return not gpu.claims and gpu.foreign_besides <= max(512 * 2**20, gpu.total // 20)
-    entitled = [c.entitled for c in gpu.claims]
-    if None in entitled:
+        return not gpu.claims and not gpu.neighbours and gpu.foreign_besides <= max(512 * 2**20, gpu.total // 20)
+    entitled, theirs = [c.entitled for c in gpu.claims], [n.claimed for n in gpu.neighbours]
+    if None in entitled or None in theirs:
         return False
-    return gpu.total - gpu.margin - gpu.foreign - sum(e or 0 for e in entitled) >= request.vram
+    late = sum(max(0, (n.claimed or 0) - n.used) for n in gpu.neighbours)
+    return gpu.total - gpu.margin - gpu.foreign - late - sum(e or 0 for e in entitled) >= request.vram
 
 
 @given(GPUS, st.lists(REQUESTS, max_size=8))
@@ -227,11 +232,19 @@ class Host24(RuleBasedStateMachine):
         self.foreign = 0
         self.next_job = 1
         self.queue: dict[int, Request] = {}
+        #: of each neighbour's claim, by its supervisor: claimed and used
+        self.theirs: dict[int, tuple[int | None, int]] = {}
 
     def _reading(self) -> GpuState:
         processes = [mine(job_id, used) for job_id, used in self.used.items() if used]
         if self.foreign:
             processes.append(stranger(self.foreign))
+        for supervisor, (_, used) in self.theirs.items():
+            pid = 10_000 + supervisor
+            processes.append(GpuProcess(pid, used, compute=True, graphics=False, uid=5, lineage=(pid, supervisor)))
+        self.card.neighbours = {
+            "GPU-0": [NeighbourClaim(5, "alice", "GPU-0", size, pid) for pid, (size, _) in self.theirs.items()]
+        }
         return self.card.see(reading(0, *processes), self.at)
 
     @rule(size=st.one_of(st.none(), st.integers(1, 23)))
@@ -247,7 +260,7 @@ class Host24(RuleBasedStateMachine):
         for job_id, request in self.queue.items():
             groups.setdefault(GroupKey(0, 1, request), []).append(job_id)
         result = plan(Snapshot(groups, HOST), [gpu])
-        headroom, was_idle = gpu.headroom, not gpu.claims and not gpu.foreign
+        headroom, was_idle = gpu.headroom, not (gpu.claims or gpu.foreign or gpu.neighbours)
         for start in result.starts:
             request = self.queue.pop(start.job_id)
             assert request.vram is not None or (gpu.whole_free and len(result.starts) == 1)
@@ -277,14 +290,37 @@ class Host24(RuleBasedStateMachine):
         self.card.claims = [c for c in self.card.claims if c.job_id != job_id]
         self.card.disturb(self.at)
 
+    @rule(size=st.one_of(st.none(), st.integers(1, 23)))
+    def a_neighbour_claims(self, size: int | None) -> None:
+        """As its daemon would: where our claims and its own leave room."""
+        claimed = sum(24 * GiB if c.bytes is None else c.bytes for c in self.card.claims)
+        claimed += sum(24 * GiB if c is None else c for c, _ in self.theirs.values())
+        if claimed + (24 if size is None else size) * GiB <= 24 * GiB:
+            self.theirs[self.next_job] = (None if size is None else size * GiB, 0)
+            self.next_job += 1
+
+    @precondition(lambda self: self.theirs)
+    @rule(data=st.data(), part=st.floats(0, 1))
+    def a_neighbour_allocates(self, data: st.DataObject, part: float) -> None:
+        who = data.draw(st.sampled_from(sorted(self.theirs)))
+        size = self.theirs[who][0]
+        self.theirs[who] = (size, int((24 * GiB if size is None else size) * part))
+
+    @precondition(lambda self: self.theirs)
+    @rule(data=st.data())
+    def a_neighbour_goes(self, data: st.DataObject) -> None:
+        del self.theirs[data.draw(st.sampled_from(sorted(self.theirs)))]
+
     @rule(size=st.integers(0, 24))
     def strangers(self, size: int) -> None:
         self.foreign = size * GiB
 
     @invariant()
     def claims_within_the_card_unless_over_used(self) -> None:
-        claimed = sum(c.bytes or 0 for c in self.card.claims)
+        claimed = sum(c.bytes or 0 for c in self.card.claims) + sum(size or 0 for size, _ in self.theirs.values())
         assert claimed <= 24 * GiB
+        whole = any(c.bytes is None for c in self.card.claims) or any(s is None for s, _ in self.theirs.values())
+        assert not whole or len(self.card.claims) + len(self.theirs) == 1
 
 
 Host24.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
