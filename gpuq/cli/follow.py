@@ -20,6 +20,7 @@ from gpuq.cli.common import tell
 from gpuq.cli.link import Retries
 from gpuq.client import Client, request
 from gpuq.errors import ConnectionLost, GpuqError
+from gpuq.launch.keptlog import MARK_SIZE, MOVED, end_size, head_size, mark, read_mark
 from gpuq.model import ENDED, WAITING
 
 #: inotify(7), <sys/inotify.h>
@@ -155,6 +156,58 @@ class Log:
         os.close(self.fd)
 
 
+class KeptLog(Log):
+    """A log with a limit, which is rewritten in place behind its first half; see `launch.keptlog`.
+
+    The position counts what the job printed. So what is left out behind it was printed already, and what is left out
+    before it was missed, which is said. The mark is looked at before and after: where it has changed, what was read
+    is not what it seems. In a log that was not empty the mark is elsewhere; there a cut is followed by the end.
+    """
+
+    def __init__(self, path: str, limit: int) -> None:
+        super().__init__(path)
+        self._head, self._end = head_size(limit), end_size(limit)
+
+    def skip_to_last(self, lines: int) -> None:
+        left_out = self._left_out()
+        place = tail_position(self.fd, lines)
+        if left_out is None:
+            self._position = place
+        elif place < self._head + MARK_SIZE or left_out == MOVED:
+            self._position = min(place, self._head)
+        else:
+            self._position = place - MARK_SIZE + left_out
+
+    def read(self) -> bytes:
+        """What the job printed since, at most a block. Nothing while the end is being moved: more news will come."""
+        while True:
+            left_out = self._left_out()
+            data, position = self._after(left_out)
+            if self._left_out() == left_out:
+                self._position = position
+                return data
+
+    def _after(self, left_out: int | None) -> tuple[bytes, int]:
+        """What comes next and the position behind it, as long as this much is left out."""
+        at, size = self._position, BLOCK
+        if left_out == MOVED:
+            return b"", at
+        if left_out is None:
+            end = os.fstat(self.fd).st_size
+            at = place = at if at <= end else max(0, end - self._end)
+        elif at < self._head:
+            place, size = at, min(BLOCK, self._head - at)
+        elif (missed := self._head + left_out - at) > 0:
+            return mark(missed), at + missed
+        else:
+            place = at - left_out + MARK_SIZE
+        data = os.pread(self.fd, size, place)
+        return data, at + len(data)
+
+    def _left_out(self) -> int | None:
+        return read_mark(os.pread(self.fd, MARK_SIZE, self._head))
+
+
 def open_log(path: str) -> int:
     """A descriptor. Raises FileNotFoundError, and for all else GpuqError naming the file."""
     try:
@@ -235,6 +288,7 @@ class Follower:
         self._log: Log | None = None
         self._attempt = 0
         self._path = ""
+        self._limit: int | None = None
 
     def run(self) -> Job:
         """Print until the job has ended; the ended job. Raises GpuqError, Detached, BrokenPipeError."""
@@ -260,7 +314,7 @@ class Follower:
                 continue
             self._waiting.changed(job)
             if job["attempt"] != self._attempt and job["log_path"] and job["state"] not in WAITING:
-                self._begin(job["attempt"], job["log_path"])
+                self._begin(job["attempt"], job["log_path"], job.get("log_limit_bytes"))
             elif job["state"] in ENDED:
                 self._look()
             if job["state"] in ENDED:
@@ -277,13 +331,13 @@ class Follower:
                 break
         return client.receive().get("job")
 
-    def _begin(self, attempt: int, path: str) -> None:
+    def _begin(self, attempt: int, path: str, limit: int | None) -> None:
         """An attempt is new: print its log from now on."""
         self._look()
         if self._log is not None:
             self._log.close()
             self._log = None
-        self._attempt, self._path = attempt, path
+        self._attempt, self._path, self._limit = attempt, path, limit
         self._look()
 
     def _look(self) -> None:
@@ -295,7 +349,7 @@ class Follower:
 
     def _open(self) -> bool:
         try:
-            self._log = Log(self._path)
+            self._log = Log(self._path) if self._limit is None else KeptLog(self._path, self._limit)
         except FileNotFoundError:
             return False
         if self._lines is not None:

@@ -16,7 +16,8 @@ import resource
 import time
 
 from gpuq.launch.parts.files import to_json, write_result
-from gpuq.launch.parts.start import StartError, become_subreaper, complaint, open_log, spawn, write_identity
+from gpuq.launch.parts.keeper import Keeper
+from gpuq.launch.parts.start import StartError, become_subreaper, complaint, keeper_of, open_log, spawn, write_identity
 from gpuq.launch.parts.watch import Limit, Watch
 
 #: Known to type checkers without the import of `typing`.
@@ -43,6 +44,8 @@ else:
         grace: float
         #: a signal, and how long before the time limit it is sent to the job's group
         warn: tuple[int, float] | None
+        #: bytes; None keeps all of the log
+        log_limit: int | None
         #: for tests: before or after which step whom to kill, a pid or 0 for ourselves (`gpuq.crash`)
         crash: NotRequired[tuple[str, int]]
 
@@ -67,6 +70,7 @@ def supervise(spec: "Spec", lock_fd: int) -> None:
     log_start = 0
     watch: Watch | None = None
     failure: StartError | None = None
+    keeper: Keeper | None = None
     try:
         become_subreaper()
         crash_point(spec, "identity-before")
@@ -75,12 +79,17 @@ def supervise(spec: "Spec", lock_fd: int) -> None:
         log = open_log(spec)
         log_start = os.fstat(log).st_size
         started_at = time.time()
-        job, complaints = spawn(spec, log, null)
+        keeper = keeper_of(spec, log)
+        job, complaints = spawn(spec, log if keeper is None else keeper.into, null)
+        if keeper is not None:
+            keeper.leave_to_job()
         watch = Watch(job, Limit(spec["time_limit"], spec["warn"]), spec["grace"])
         watch.until_nothing_is_left()
         failure = complaint(complaints)
     except StartError as error:
         failure = error
+    if keeper is not None:
+        keeper.finish()
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     report = {
         "wait_status": watch.status if watch is not None and failure is None else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -126,6 +127,28 @@ def test_follow_prints_as_it_comes_and_ends_with_the_job(box: Box) -> None:
         gate.open("through\n")
         out, err = finish(process)
     assert (process.returncode, out, err) == (0, "through\nafter\n", "")
+
+
+def test_follow_of_a_limited_log_says_what_it_missed(box: Box) -> None:
+    """It is rewritten all the time while it is followed: nothing is printed twice, and gaps are told."""
+    program = "import sys\nfor n in range(400000): sys.stdout.write('%015d\\n' % n)"
+    job = box.submit(sys.executable, "-ISc", program, gpus=0, log_limit=1 << 18)
+    seen = subprocess.run([*GPUQ, "logs", "-f", str(job)], capture_output=True, check=True).stdout
+    position = 0
+    for part in re.split(rb"\n(\[gpuq: +\d+) bytes are left out here by the log's limit\]\n", seen):
+        if part.startswith(b"[gpuq:"):
+            position += int(part.split()[1])
+        else:
+            number = -(-position // 16)
+            assert part[number * 16 - position :][:16] in (b"%015d\n" % number, b"")
+            position += len(part)
+    assert position == 400_000 * 16
+    assert seen.startswith(b"%015d\n" % 0) and seen.endswith(b"%015d\n" % 399_999)
+    last = f"{399_998:015d}\n{399_999:015d}\n"
+    stored = box.ok("logs", str(job))
+    assert len(stored) < (1 << 18) + 100
+    assert box.ok("logs", str(job), "-n", "2") == last
+    assert box.ok("logs", "-f", str(job), "-n", "2") == last
 
 
 def test_follow_goes_on_with_a_new_daemon(box: Box) -> None:

@@ -6,6 +6,7 @@ import posix as os
 import resource
 
 from gpuq.launch.parts.files import to_json, write_durably
+from gpuq.launch.parts.keeper import Keeper
 from gpuq.launch.parts.processes import read_stat
 
 #: Known to type checkers without the import of `typing`.
@@ -74,6 +75,23 @@ def open_log(spec: "Spec") -> int:
     os.umask(0o077)
     os.set_blocking(log, True)
     return log
+
+
+def keeper_of(spec: "Spec", log: int) -> Keeper | None:
+    """Who keeps the log within its limit, at work already: a thread is to be had before the job runs or not at all."""
+    limit = spec["log_limit"]
+    if limit is None or os.fstat(log).st_mode & 0o170000 != 0o100000:  # S_IFMT, S_IFREG: inode(7)
+        return None
+    try:
+        keeper = Keeper(log, limit)
+        keeper.start()
+    except RuntimeError:
+        raise StartError("fork", errno.EAGAIN, "no thread could be made for the job's log") from None
+    except OSError as error:
+        number = error.errno or 0
+        text = f"the log {shown(spec['log_path'])} cannot be kept within a limit: {os.strerror(number)}"
+        raise StartError("log", number, text) from None
+    return keeper
 
 
 def spawn(spec: "Spec", log: int, null: int) -> tuple[int, int]:
