@@ -1,0 +1,208 @@
+"""Every class of failure, brought about by a real program under a real daemon, with the evidence that `show` gives."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.fakenvml import FakeNvml, fake_gpus
+from tests.harness import Box, wait_until
+
+GiB = 1024**3
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def failed(box: Box, *command: str, **request: Any) -> dict[str, Any]:
+    """A job that is run and fails."""
+    return told(box, box.submit(*command, **{"gpus": 0, "cpus": 0, **request}))
+
+
+def told(box: Box, job_id: int) -> dict[str, Any]:
+    """A job that failed, as `show --json` has it; the class and the evidence are in what `show` prints, too."""
+    job = box.wait(job_id)
+    assert job["state"] == "failed", job
+    shown = " ".join(box.ok("show", str(job["id"])).split())
+    attempt = box.job(job["id"])["attempts"][-1]
+    assert (attempt["failure"], attempt["note"]) == (job["failure"], job["note"])
+    evidence = (job["note"] or f"exit code {job['exit_code']}").split()
+    assert " ".join(evidence[-6:]) in shown
+    return job
+
+
+# --- exit and signal ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [1, 3, 126, 127, 137, 255])
+def test_exit(box: Box, code: int) -> None:
+    job = failed(box, "sh", "-c", f"exit {code}")
+    assert (job["failure"], job["exit_code"], job["signal"], job["note"]) == ("exit", code, None, None)
+
+
+def test_an_exception_is_an_exit(box: Box) -> None:
+    job = failed(box, *python("import json; json.loads('{')"))
+    assert (job["failure"], job["exit_code"], job["note"]) == ("exit", 1, None)
+
+
+def test_host_memory_that_was_refused_is_an_exit_with_a_hint(box: Box) -> None:
+    refused = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29)); b'x' * 2**30"
+    job = failed(box, *python(refused))
+    assert (job["failure"], job["exit_code"]) == ("exit", 1)
+    assert job["note"] == "an allocation of host memory was refused, its log says: MemoryError"
+
+
+SIGNALS = "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM XCPU XFSZ SYS".split()
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_signals(box: Box, name: str) -> None:
+    number = signal.Signals[f"SIG{name}"]
+    script = f"ulimit -c unlimited; kill -{number.value} $$"
+    job = failed(box, "sh", "-c", script)
+    assert (job["failure"], job["exit_code"], job["signal"]) == ("signal", None, number)
+    alone = subprocess.Popen(["sh", "-c", script], cwd=box.folder, stderr=subprocess.DEVNULL)
+    _, status = os.waitpid(alone.pid, 0)
+    alone.returncode = 0
+    dumped = ", core dumped" if os.WCOREDUMP(status) else ""
+    assert job["note"].startswith(f"{number.name}{dumped}")
+    assert ("which gpuq did not send" in job["note"]) == (name == "KILL")
+
+
+def test_a_crash_is_a_signal(box: Box) -> None:
+    job = failed(box, *python("import ctypes; ctypes.string_at(0)"))
+    assert (job["failure"], job["signal"]) == ("signal", signal.SIGSEGV)
+
+
+# --- timeout --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "number"),
+    [
+        ("exec sleep 1000", None, signal.SIGTERM),
+        ("trap 'exit 0' TERM; touch begun; while :; do sleep 0.05; done", 0, None),
+        ("trap '' TERM; while :; do sleep 0.05; done", None, signal.SIGKILL),
+    ],
+    ids=["dies of TERM", "exits 0 on TERM", "must be killed"],
+)
+def test_timeout(box: Box, script: str, code: int | None, number: int | None) -> None:
+    box.setenv(GPUQ_GRACE="0.5s")
+    job = box.wait(box.submit("sh", "-c", script, gpus=0, time_limit=1))
+    assert (job["state"], job["failure"], job["exit_code"], job["signal"]) == ("failed", "timeout", code, number)
+    assert "timeout after 1s" in box.ok("show", str(job["id"]))
+
+
+# --- GPU memory -----------------------------------------------------------------------------------
+
+#: What PyTorch raises, as Python prints it: the name of module and class, and the message of version 2.5.
+TORCH = """
+class OutOfMemoryError(RuntimeError):
+    pass
+
+def train():
+    raise OutOfMemoryError("CUDA out of memory. Tried to allocate 22.78 GiB. GPU 0 has a total capacity of 31.47 GiB")
+"""
+SAID = (
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 22.78 GiB. GPU 0 has a total capacity of 31.47 GiB"
+)
+
+
+@pytest.fixture
+def torch(box: Box) -> str:
+    """The beginning of a program that can `torch.train()`."""
+    (box.folder / "torch.py").write_text(TORCH)
+    return f"import sys; sys.path.insert(0, {str(box.folder)!r}); import torch\n"
+
+
+def test_gpu_memory_ran_out(box: Box, nvml: FakeNvml, torch: str) -> None:
+    nvml.set(gpus=fake_gpus(24 * GiB))
+    job = failed(box, *python(torch + "torch.train()"), gpus=1)
+    assert (job["failure"], job["exit_code"], job["note"]) == ("vram-oom", 1, SAID)
+    # a launcher that names its child's failure last, and a program that aborts
+    job = failed(box, "sh", "-c", f"{shlex.join(python(torch + 'torch.train()'))}; echo rank 0 failed; exit 3", gpus=1)
+    assert (job["failure"], job["exit_code"], job["note"]) == ("vram-oom", 3, SAID)
+    dies = "import os, traceback\ntry: torch.train()\nexcept Exception: traceback.print_exc(); os.abort()"
+    job = failed(box, *python(torch + dies), gpus=1)
+    assert (job["failure"], job["signal"], job["note"]) == ("vram-oom", signal.SIGABRT, SAID)
+
+
+def test_gpu_memory_ran_out_and_it_went_on(box: Box, torch: str) -> None:
+    caught = torch + "import traceback\ntry: torch.train()\nexcept RuntimeError: traceback.print_exc()\n"
+    went_well = box.wait(box.submit(*python(caught), gpus=0))
+    assert (went_well["state"], went_well["failure"], went_well["note"]) == ("succeeded", None, None)
+    long_after = caught + "sys.stdout.write('epoch 7: going on with a smaller batch\\n' * 60_000)\nraise SystemExit(1)"
+    assert failed(box, *python(long_after))["failure"] == "exit"
+    # no time to do anything else: what came last was most likely brought about by it
+    assert failed(box, *python(caught + "raise ValueError('no batch left')"))["failure"] == "vram-oom"
+
+
+def test_an_earlier_attempts_line_is_not_evidence(box: Box) -> None:
+    script = f'[ "$GPUQ_ATTEMPT" = 2 ] || echo {shlex.quote(SAID)}; exit 1'
+    job = failed(box, "sh", "-c", script, output=str(box.folder / "log"))
+    assert job["failure"] == "vram-oom"
+    box.request("retry", sel={"ranges": [[job["id"], job["id"]]]})
+    wait_until(lambda: box.job(job["id"])["attempt"] == 2 and box.job(job["id"])["state"] == "failed")
+    assert [attempt["failure"] for attempt in box.job(job["id"])["attempts"]] == ["vram-oom", "exit"]
+
+
+def test_more_gpu_memory_than_claimed_where_the_settings_say_kill(box: Box, nvml: FakeNvml) -> None:
+    box.setenv(GPUQ_OVER_CLAIM="kill", GPUQ_READING_INTERVAL="0.1s", GPUQ_GRACE="1s")
+    nvml.set(gpus=fake_gpus(24 * GiB))
+    never = box.folder / "never"
+    job = failed(box, *nvml.allocate("6GiB", until=never), gpus=1, vram=2 * GiB)
+    assert (job["failure"], job["signal"]) == ("over-memory", signal.SIGTERM)
+    assert job["note"] == "used 6GiB of the 2GiB it claimed on GPU 0"
+
+
+def test_a_gpu_that_broke_as_the_program_says(box: Box, nvml: FakeNvml) -> None:
+    nvml.set(gpus=fake_gpus(24 * GiB))
+    said = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
+    job = failed(box, *python("raise RuntimeError('CUDA error: uncorrectable ECC error encountered')"), gpus=1)
+    assert (job["failure"], job["exit_code"], job["note"]) == ("gpu-lost", 1, said)
+
+
+# --- launch and lost ------------------------------------------------------------------------------
+
+
+def test_launch(box: Box) -> None:
+    def file(name: str, text: str, mode: int) -> str:
+        (box.folder / name).write_text(text)
+        (box.folder / name).chmod(mode)
+        return str(box.folder / name)
+
+    (box.folder / "link").symlink_to(box.folder / "target")
+    cases: list[tuple[list[str], dict[str, Any], str]] = [
+        (["no-such-program"], {}, "no such file: no-such-program (looked in PATH)"),
+        ([str(box.folder / "missing")], {}, "no such file: "),
+        ([file("plain", "", 0o644)], {}, "not executable: "),
+        ([str(box.folder)], {}, "not a program but a folder: "),
+        ([file("bare", "echo hello\n", 0o755)], {}, "neither begins with #! nor is a binary"),
+        ([file("orphan", "#!/no/such/interpreter\n", 0o755)], {}, "the interpreter that the first line of "),
+        (["true"], {"output": str(box.folder / "no" / "log")}, "is in a folder that does not exist"),
+        (["true"], {"output": str(box.folder / "link")}, "is a symbolic link, which is not followed"),
+    ]
+    for command, request, said in cases:
+        job = failed(box, *command, **request)
+        assert (job["failure"], job["exit_code"], job["signal"]) == ("launch", None, None), command
+        assert said in job["note"], (command, job["note"])
+    assert not (box.folder / "target").exists()
+    (box.folder / "gone").mkdir()
+    held = box.submit("true", cwd=str(box.folder / "gone"), hold=True)
+    (box.folder / "gone").rmdir()
+    box.request("release", sel={"ranges": [[held, held]]})
+    assert told(box, held)["note"].endswith("/gone is gone")
+    assert box.job(held)["failure"] == "launch"
+
+
+def test_lost(box: Box) -> None:
+    job = failed(box, "sh", "-c", "kill -9 $PPID; sleep 1000")
+    assert (job["failure"], job["exit_code"], job["signal"]) == ("lost", None, None)
+    assert "its supervisor vanished without a result" in job["note"]
