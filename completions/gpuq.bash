@@ -134,7 +134,7 @@ _gpuq() {
         "daemon")
             options=""
             values=""
-            argument="words:start stop restart status logs"
+            argument="words:start stop restart install uninstall status logs"
             ;;
         "daemon start")
             options="-h --help"
@@ -147,6 +147,16 @@ _gpuq() {
             argument=""
             ;;
         "daemon restart")
+            options="-h --help"
+            values=""
+            argument=""
+            ;;
+        "daemon install")
+            options="--print -h --help"
+            values=""
+            argument=""
+            ;;
+        "daemon uninstall")
             options="-h --help"
             values=""
             argument=""

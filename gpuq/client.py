@@ -132,8 +132,7 @@ def _start(folder: Path) -> socket.socket:
     with only_starter(folder):
         connection = _connect(folder)
         if connection is None:
-            refuse_within_job(folder)
-            spawn(folder)
+            begin(folder)
             connection = _connect(folder)
     if connection is None:
         raise ConnectionLost(f"the daemon started and went away again; see {folder / 'daemon.log'}")
@@ -157,6 +156,19 @@ def refuse_within_job(folder: Path) -> None:
         raise DaemonUnreachable(
             "this is a job of gpuq, and a daemon started here would end with it: run `gpuq daemon start` elsewhere"
         )
+
+
+def begin(folder: Path) -> None:
+    """Start the daemon, through its systemd unit where that is installed. Raises DaemonUnreachable."""
+    from gpuq import systemd
+
+    if systemd.start_unit(folder):
+        return
+    refuse_within_job(folder)
+    spawn(folder)
+    ends = systemd.ends_at_logout()
+    if ends is not None:
+        print(f"gpuq: the daemon and its jobs end when you log out: {ends}; {systemd.ENABLE}", file=sys.stderr)
 
 
 def spawn(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""`daemon start|stop|restart|status|logs`."""
+"""`daemon start|stop|restart|status|logs|install|uninstall`."""
 
 import os
 import select
@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from gpuq import __version__, config
+from gpuq import __version__, config, systemd
 from gpuq.cli import plain
 from gpuq.cli.common import Json, count_jobs, examples, new_app, print_json, tell
-from gpuq.client import Client, only_starter, refuse_within_job, spawn
+from gpuq.client import Client, begin, only_starter, refuse_within_job
 from gpuq.errors import DaemonUnreachable, NoDaemon, UsageError
 from gpuq.units import printable
 
@@ -69,16 +69,53 @@ def restart() -> None:
     """Replace the daemon, as after an upgrade or a change of settings. Running jobs run on."""
     _check_settings()
     folder = config.state_dir()
-    refuse_within_job(folder)
+    if not systemd.installed_for(folder):
+        refuse_within_job(folder)
     running = 0
     if folder.is_dir():
         with only_starter(folder):  # so that it starts with our environment, not with that of whoever waits for jobs
-            with suppress(DaemonUnreachable):
-                running = int(_stop(jobs=False, restart=True)["running"])
-            spawn(folder)
+            running = _stop_for_another()
+            begin(folder)
     with Client.connect() as client:
         status = client.request("status")
     tell(f"the daemon runs: pid {status['pid']}, version {status['version']}; {count_jobs(running)} ran on")
+
+
+def _stop_for_another() -> int:
+    """End the daemon, if one runs, for another to take over; how many jobs run on."""
+    with suppress(DaemonUnreachable):
+        return int(_stop(jobs=False, restart=True)["running"])
+    return 0
+
+
+@app.command(
+    "install",
+    epilog=examples(
+        "loginctl enable-linger; gpuq daemon install", "gpuq daemon install --print     only show the unit"
+    ),
+)
+def install(
+    only_print: Annotated[bool, typer.Option("--print", help="Print the unit, and do nothing else.")] = False,
+) -> None:
+    """Let systemd run the daemon: from boot on, and again should it fail. Jobs run on when it stops.
+
+    Writes a user unit with the settings that are set in your shell now. Needs lingering.
+    """
+    from gpuq.cli.install import install as install_unit
+
+    _check_settings()
+    if only_print:
+        sys.stdout.write(systemd.unit_text())
+    else:
+        install_unit(_stop_for_another)
+
+
+@app.command("uninstall", epilog=examples("gpuq daemon uninstall"))
+def uninstall() -> None:
+    """Remove the systemd unit. Running jobs run on, and the next command starts a daemon by itself."""
+    from gpuq.cli.install import uninstall as uninstall_unit
+
+    uninstall_unit(_stop_for_another)
 
 
 def _check_settings() -> None:
@@ -113,6 +150,7 @@ def _rows(told: dict[str, Any]) -> list[tuple[str, str]]:
         ("state folder", printable(str(told["state_dir"]))),
         ("socket", printable(str(told["socket"]))),
         ("started", local_time(told["started_at"])),
+        ("unit", printable(str(told.get("unit") or ""))),
         ("jobs", ", ".join(f"{n:,} {state}" for state, n in counts.items() if n) or "none"),
         ("GPUs", printable(str(told.get("gpus_note") or ""))),
     ]

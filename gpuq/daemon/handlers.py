@@ -68,6 +68,8 @@ class Daemon:
     started_at: float
     #: ends the daemon; True for a restart
     stop: asyncio.Future[bool]
+    #: the systemd unit that it runs as
+    unit: str | None = None
 
     def end(self, restart: bool) -> None:
         """End the daemon, once."""
@@ -189,6 +191,7 @@ async def status(daemon: Daemon, _session: Session, _message: Message) -> Messag
         "state_dir": str(core.state_dir),
         "socket": str(core.state_dir / "sock"),
         "started_at": views.moment(daemon.started_at),
+        "unit": daemon.unit,
         "jobs": core.store.counts(),
         "settings": {name: _shown(setting, getattr(core.settings, name)) for name, setting in SETTINGS.items()},
         "gpus_note": views.gpus_note(core) if core.readings or core.silent else None,

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import psutil
 
-from gpuq import config, crash
+from gpuq import config, crash, systemd
 from gpuq.daemon import decisions, journal
 from gpuq.daemon.core import Core
 from gpuq.daemon.handlers import Daemon
 from gpuq.daemon.home import Home, keep_or_end
+from gpuq.daemon.notify import Notifier
 from gpuq.daemon.runner import Runner
 from gpuq.daemon.server import STOPPED, Server
 from gpuq.errors import GpuqError, StoreError
@@ -63,11 +64,12 @@ def main(ready_fd: int) -> None:
 
 async def _live(settings: Settings, store: Store, home: Home, run_root: Path, ready_fd: int) -> None:
     folder = home.folder
+    notifier = Notifier()
     loop = asyncio.get_running_loop()
     core = Core(settings, store, _host(), folder, run_root)
     decisions.began(settings, core.host, str(folder))
     runner = Runner(core, loop)
-    daemon = Daemon(core, runner, time.time(), loop.create_future())
+    daemon = Daemon(core, runner, time.time(), loop.create_future(), os.environ.pop(systemd.VARIABLE, None))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.end, False)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
@@ -81,7 +83,9 @@ async def _live(settings: Settings, store: Store, home: Home, run_root: Path, re
     ]
     log.info("daemon %d listens in %s", os.getpid(), folder, extra={"event": "listen", "pid": os.getpid()})
     _say(ready_fd, "ready")
+    notifier.tell(f"READY=1\nSTATUS=listens in {folder}")
     restart = await daemon.stop
+    notifier.tell("STOPPING=1")
     core.draining += 1
     for task in living:
         task.cancel()
