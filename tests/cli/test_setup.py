@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuq.cli.doctor import bash_finds_completions
+from gpuq.cli.checks.person import bash_finds_completions
 from tests.cli.terminal import shown
 from tests.harness import GPUQ, Box
 

@@ -1,0 +1,98 @@
+"""Checks of GPUs, their driver and its device files."""
+
+import grp
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from gpuq import config
+from gpuq.cli.checks.check import FAIL, OK, WARN, Check
+from gpuq.errors import GpuqError
+from gpuq.model import Driver, Readings, Settings
+from gpuq.units import format_duration, format_size
+
+
+def check_gpus() -> Iterable[Check]:
+    """Read the GPUs once, in this process, as the daemon does. A driver that does not answer is not waited for."""
+    from gpuq.gpus.source import open_source
+
+    try:
+        source = open_source(os.environ.get("GPUQ_GPUS"))
+    except GpuqError as error:
+        yield Check("GPUs", FAIL, error.message)
+        return
+    found: list[Readings] = []
+
+    def read() -> None:
+        found.append(source.read())
+        source.close()
+
+    reader = threading.Thread(target=read, daemon=True)  # which does not keep this process from ending
+    reader.start()
+    patience = _nvml_patience()
+    reader.join(patience)
+    if found:
+        yield from _gpu_checks(found[0])
+    else:
+        text = f"NVML has not answered for {format_duration(patience)}: GPU jobs wait until it does"
+        yield Check("GPUs", FAIL, text, "`dmesg | grep -i -e nvrm -e xid` may tell why; often only a reboot helps")
+
+
+def _nvml_patience() -> float:
+    """Seconds after which a driver counts as silent; the default where the settings cannot be read, which is told."""
+    try:
+        return config.load_settings().nvml_patience
+    except GpuqError:
+        return Settings().nvml_patience
+
+
+def _gpu_checks(readings: Readings) -> Iterable[Check]:
+    if readings.driver is Driver.NONE:
+        yield Check("GPUs", OK, "no NVIDIA driver on this machine: jobs run on its CPUs")
+        return
+    if readings.driver is Driver.BROKEN:
+        yield Check(
+            "GPUs",
+            FAIL,
+            readings.fault or "the driver does not work",
+            "does `nvidia-smi` work? after an upgrade of the driver, reboot",
+        )
+        return
+    yield Check("driver", OK, f"version {readings.version or 'unknown'}, {len(readings.gpus)} GPU(s)")
+    yield from device_checks(sorted(Path("/dev").glob("nvidia*")))
+    for gpu in readings.gpus:
+        name = f"GPU {gpu.index}"
+        if gpu.fault is not None:
+            yield Check(
+                name,
+                FAIL,
+                f"{gpu.name}: {gpu.fault}",
+                "`dmesg | grep -i xid` tells more; a reset or reboot brings it back",
+            )
+        elif not gpu.told:
+            yield Check(
+                name,
+                WARN,
+                f"{gpu.name}: the driver does not tell which process uses how much memory (a container, WSL or vGPU?)",
+                "jobs then count as what they claim: claim with --vram what they really need",
+            )
+        else:
+            yield Check(name, OK, f"{gpu.name}, {format_size(gpu.used)} of {format_size(gpu.total)} used")
+
+
+def device_checks(devices: Iterable[Path]) -> Iterable[Check]:
+    """Whether a job may open the driver's devices: NVML needs fewer of them than CUDA does."""
+    closed = [path for path in devices if path.is_char_device() and not os.access(path, os.R_OK | os.W_OK)]
+    if closed:
+        found = closed[0].stat()
+        try:
+            group = grp.getgrgid(found.st_gid).gr_name
+        except KeyError:
+            group = str(found.st_gid)
+        yield Check(
+            "device files",
+            FAIL,
+            f"{', '.join(map(str, closed))} may not be read and written by you: jobs cannot use the GPUs",
+            f"`sudo usermod -aG {group} $USER` and log in again, where that group may",
+        )
