@@ -49,7 +49,7 @@ def test_it_is_put_aside_by_size_and_nothing_between_is_lost(tmp_path: Path) -> 
         assert path.stat().st_size < 1200
 
 
-@pytest.mark.parametrize("what", ["removed", "moved", "link", "fifo"])
+@pytest.mark.parametrize("what", ["removed", "moved", "replaced", "link", "fifo"])
 def test_a_log_that_somebody_took_away_is_made_anew(tmp_path: Path, what: str) -> None:
     journal = Journal(tmp_path)
     path = tmp_path / "daemon.log"
@@ -59,6 +59,8 @@ def test_a_log_that_somebody_took_away_is_made_anew(tmp_path: Path, what: str) -
     victim.write_text("precious")
     if what == "removed":
         (tmp_path / "elsewhere").unlink()
+    elif what == "replaced":
+        path.touch()
     elif what == "link":
         path.symlink_to(victim)
     elif what == "fifo":
@@ -66,7 +68,7 @@ def test_a_log_that_somebody_took_away_is_made_anew(tmp_path: Path, what: str) -
     journal.emit(record("after"))
     journal.close()
     assert victim.read_text() == "precious"
-    if what in ("removed", "moved"):
+    if what in ("removed", "moved", "replaced"):
         assert [line["message"] for line in lines(path)] == ["after"]
     else:  # it goes on where it was until the thing is gone
         assert lines(tmp_path / "elsewhere")[-1]["message"] == "after"

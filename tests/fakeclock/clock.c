@@ -1,8 +1,8 @@
 /* A wall clock that a test may set: preloaded into a program, it adds the seconds that a file holds.
  *
  * What the kernel does for a timerfd of CLOCK_REALTIME (timerfd_create(2)) is done here against that clock: an
- * absolute timer becomes readable when its moment has come, and a read of it fails with ECANCELED once after the
- * clock was set. Underneath ticks a timer of 10 ms. One timer at a time.
+ * absolute timer becomes readable when its moment has come, and a read of one with TFD_TIMER_CANCEL_ON_SET fails with
+ * ECANCELED once after the clock was set. Underneath ticks a timer of 10 ms. One timer at a time.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -18,6 +18,7 @@ static volatile int64_t *offset;
 static int timer = -1;
 static struct timespec due;
 static int64_t seen;
+static int cancels;
 
 __attribute__((constructor)) static void begin(void) {
     const char *path = getenv("FAKECLOCK");
@@ -48,6 +49,7 @@ int timerfd_settime(int fd, int flags, const struct itimerspec *new, struct itim
     if (timer != fd) seen = *offset;
     timer = fd;
     due = new->it_value;
+    cancels = flags & TFD_TIMER_CANCEL_ON_SET;
     return real(fd, 0, &tick, NULL);
 }
 
@@ -55,7 +57,7 @@ ssize_t read(int fd, void *to, size_t size) {
     ssize_t (*real)(int, void *, size_t) = dlsym(RTLD_NEXT, "read");
     ssize_t got = real(fd, to, size);
     if (fd != timer || got < 0) return got;
-    if (*offset != seen) {
+    if (cancels && *offset != seen) {
         seen = *offset;
         errno = ECANCELED;
         return -1;
