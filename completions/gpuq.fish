@@ -241,7 +241,7 @@ complete -c gpuq -n '__gpuq_options daemon status' -l json -d 'Print one JSON ob
 complete -c gpuq -n '__gpuq_options daemon status' -s h -l help -d 'Show the help.'
 complete -c gpuq -n '__gpuq_group daemon' -a logs -d 'Print the daemon\'s own log: every decision, and who asked for it.'
 complete -c gpuq -n '__gpuq_options daemon logs' -s f -l follow -d 'Go on as it grows, until Ctrl-C'
-complete -c gpuq -n '__gpuq_options daemon logs' -s n -d 'Only the last lines' -x
+complete -c gpuq -n '__gpuq_options daemon logs' -s n -d 'Only the last lines; on a terminal 200 by default' -x
 complete -c gpuq -n '__gpuq_options daemon logs' -l json -d 'As it is kept: one JSON object per line'
 complete -c gpuq -n '__gpuq_options daemon logs' -s h -l help -d 'Show the help.'
 complete -c gpuq -n __gpuq_no_verb -a doctor -d 'Check this machine, and say what to fix.'

@@ -64,7 +64,17 @@ class Box:
         (folder / "claims").chmod(0o1777)
         self.setenv(HOME=str(folder / "home"), GPUQ_STATE_DIR=str(self.state), GPUQ_GPUS="none", NO_COLOR="1")
         self.setenv(GPUQ_CLAIMS_DIR=str(folder / "claims"))
+        self._linger()
         monkeypatch.chdir(folder)
+
+    def _linger(self) -> None:
+        """On a desktop of a person who does not linger, each daemon would be started with a warning."""
+        if Path("/run/systemd/system").is_dir():
+            program = self.folder / "lingering" / "loginctl"
+            program.parent.mkdir()
+            program.write_text("#!/bin/sh\necho yes\n")
+            program.chmod(0o755)
+            self.setenv(PATH=f"{program.parent}:{os.environ['PATH']}")
 
     def setenv(self, **values: str | None) -> None:
         """Set (None: unset) variables for every command, and the daemon if it has not started yet."""

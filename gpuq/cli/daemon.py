@@ -166,7 +166,9 @@ def _rows(told: dict[str, Any]) -> list[tuple[str, str]]:
 )
 def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows, until Ctrl-C.")] = False,
-    number: Annotated[int | None, typer.Option("-n", metavar="LINES", help="Only the last lines.")] = None,
+    number: Annotated[
+        int | None, typer.Option("-n", metavar="LINES", help="Only the last lines; on a terminal 200 by default.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As it is kept: one JSON object per line.")] = False,
 ) -> None:
     """Print the daemon's own log: every decision, and who asked for it."""

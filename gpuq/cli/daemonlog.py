@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuq import config
-from gpuq.cli.common import on_terminal, write_raw
+from gpuq.cli.common import on_terminal, tell, write_raw
 from gpuq.cli.fields import local_time
 from gpuq.cli.follow import Log, Watch
 from gpuq.errors import GpuqError
@@ -19,6 +19,9 @@ from gpuq.units import printable
 IN_ATTRIB = 0x4
 IN_MODIFY = 0x2
 IN_MOVE_SELF = 0x800
+
+#: Lines that are shown on a terminal where nobody said how many.
+SCREENFULS = 200
 
 Show = Callable[[bytes], None]
 
@@ -39,7 +42,10 @@ def print_log(folder: Path, *, lines: int | None, follow: bool, raw: bool) -> No
 
 def _print_past(paths: list[Path], lines: int | None, show: Show) -> Log:
     """Everything so far; the newest file, open where its last whole line ends."""
-    skip = 0 if lines is None else max(0, sum(map(_count, paths)) - lines)
+    wanted = SCREENFULS if lines is None and on_terminal() and show is not write_raw else lines
+    skip = 0 if wanted is None else max(0, sum(map(_count, paths)) - wanted)
+    if skip and lines is None:
+        tell(f"{skip:,} lines before these are not shown; -n shows more")
     for path in paths:
         log = _open(path)
         for line in _whole_lines(log):
@@ -127,9 +133,10 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _shower() -> Show:
     """How a line is shown to a person: with colours on a terminal."""
     if on_terminal():
-        from gpuq.cli.render import print_log_line
+        from gpuq.cli.render import log_printer
 
-        return lambda line: print_log_line(*parts(line))
+        show = log_printer()
+        return lambda line: show(*parts(line))
 
     def plain(line: bytes) -> None:
         at, level, text = parts(line)

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -46,11 +46,15 @@ def make_console(**options: Any) -> Console:
 LEVEL_STYLE = {"warning": "yellow", "error": "red", "critical": "red"}
 
 
-def print_log_line(at: str, level: str, text: str) -> None:
-    """A line of the daemon's log."""
-    style = LEVEL_STYLE.get(level, "")
-    line = Text.assemble((at, "dim"), "  ", (f"{level:<7}", style), "  ", text)
-    make_console().print(line, soft_wrap=True)
+def log_printer() -> Callable[[str, str, str], None]:
+    """Prints a line of the daemon's log: its time, level and text."""
+    console = make_console()
+
+    def show(at: str, level: str, text: str) -> None:
+        style = LEVEL_STYLE.get(level, "")
+        console.print(Text.assemble((at, "dim"), "  ", (f"{level:<7}", style), "  ", text), soft_wrap=True)
+
+    return show
 
 
 # --- tables ---------------------------------------------------------------------------------------

@@ -156,4 +156,7 @@ def _say(fd: int, text: str) -> None:
     """The one word to whoever started the daemon, who may have gone."""
     with contextlib.suppress(OSError):
         os.write(fd, text.encode("utf-8", "replace") + b"\n")
-        os.close(fd)
+        if fd > 2:
+            os.close(fd)
+        else:  # of a service manager, or a person who tries it out: nothing else may become our standard output
+            os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), fd)

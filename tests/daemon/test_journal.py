@@ -217,6 +217,11 @@ def test_it_is_shown_to_people_and_as_it_is(box: Box) -> None:
     assert [json.loads(line) for line in raw.splitlines()] == lines(box.state / "daemon.log")[-3:]
     assert "submitted job 1" in shown("daemon", "logs")
     assert box.ok("daemon", "logs", "-n", "0") == ""
+    many = b"".join(encode(record("line %d", number)) for number in range(300))
+    (box.state / "daemon.log.1").write_bytes(many)
+    assert len(box.ok("daemon", "logs").splitlines()) > 300
+    screen = shown("daemon", "logs")
+    assert "line 299" in screen and "line 100\n" not in screen and "lines before these" in screen
 
 
 def test_lines_of_older_files_and_of_no_json_are_shown(box: Box) -> None:
