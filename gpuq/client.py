@@ -10,18 +10,24 @@ import fcntl
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from gpuq import config, protocol
 from gpuq.errors import ConnectionLost, DaemonUnreachable, NoDaemon, NotAllowed
 from gpuq.protocol import Message
 
+T = TypeVar("T")
+
 #: A daemon that answers nothing for this long, in seconds, is reported instead of waited for.
 PATIENCE = 60.0
+#: How often a daemon is started, or asked what may be asked twice, where it dies before it answers.
+TRIES = 4
+#: Operations that change nothing.
+READING = frozenset({"status", "list", "show", "why", "gpus"})
 
 
 class Client:
@@ -39,7 +45,7 @@ class Client:
         if connection is None:
             if not start:
                 raise NoDaemon(f"no daemon runs for {folder}; `gpuq daemon start` starts one")
-            connection = _start(folder)
+            connection = _persist(lambda: _start(folder), TRIES)
         connection.settimeout(PATIENCE)
         return cls(connection)
 
@@ -99,9 +105,24 @@ class Client:
 
 
 def request(op: str, *, start: bool = True, **fields: Any) -> Message:
-    """One request over a connection of its own."""
-    with Client.connect(start=start) as client:
-        return client.request(op, **fields)
+    """One request over a connection of its own; one that changes nothing is made again where the daemon dies."""
+
+    def ask() -> Message:
+        with Client.connect(start=start) as client:
+            return client.request(op, **fields)
+
+    return _persist(ask, TRIES if op in READING else 1)
+
+
+def _persist(work: Callable[[], T], tries: int) -> T:
+    """What `work` returns, done again where the connection was lost, so many times in all."""
+    while True:
+        tries -= 1
+        try:
+            return work()
+        except ConnectionLost:
+            if tries <= 0:
+                raise
 
 
 def _connect(folder: Path) -> socket.socket | None:

@@ -77,7 +77,7 @@ def point(name: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_supervisor() -> tuple[str, int] | None:
+def in_supervisor(job_id: int, attempt: int) -> tuple[str, int] | None:
     """For the orders of the supervisor that is about to start: a step with its side, and whom to kill there.
 
     That is the daemon's pid, or 0 for the supervisor itself. None for nearly all of them.
@@ -85,5 +85,5 @@ def in_supervisor() -> tuple[str, int] | None:
     if _armed is None or _armed.name not in SUPERVISOR_POINTS or not _armed.here(_armed.name):
         return None
     who, _, step = _armed.name.partition("-at-")
-    log.warning("crash point %s: told to a supervisor", _armed.name)
+    log.warning("crash point %s: told to the supervisor of %d %d", _armed.name, job_id, attempt)
     return step, os.getpid() if who == "daemon" else 0

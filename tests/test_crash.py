@@ -40,11 +40,11 @@ def test_the_process_dies_at_its_point_at_the_right_time(text: str, printed: int
 
 def test_orders_for_a_supervisor_are_given_once() -> None:
     crash.arm("daemon-at-result-after:2")
-    assert [crash.in_supervisor() for _ in range(4)] == [None, ("result-after", os.getpid()), None, None]
+    assert [crash.in_supervisor(7, 1) for _ in range(4)] == [None, ("result-after", os.getpid()), None, None]
     crash.arm("supervisor-at-identity-before")
-    assert crash.in_supervisor() == ("identity-before", 0)
+    assert crash.in_supervisor(7, 1) == ("identity-before", 0)
     crash.arm("commit-after")
-    assert crash.in_supervisor() is None
+    assert crash.in_supervisor(7, 1) is None
 
 
 def test_every_point_of_the_table_is_in_the_code_and_the_other_way_round() -> None:

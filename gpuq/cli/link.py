@@ -9,8 +9,11 @@ from gpuq.errors import ConnectionLost
 from gpuq.protocol import Message
 
 #: A daemon that goes away again within this many seconds, this many times in a row, is given up on.
-SHORT = 5.0
+SHORT = 1.0
 TRIES = 30
+#: Longest pause before the next try, in seconds; the first is the shortest, and each is twice as long.
+LONGEST_PAUSE = 1.0
+SHORTEST_PAUSE = 0.01
 
 
 class Retries:
@@ -24,14 +27,16 @@ class Retries:
         """A connection, starting the daemon if there is none; it waits without a time limit."""
         self._began = time.monotonic()
         client = Client.connect()
+        self._began = time.monotonic()
         client.socket.settimeout(None)
         return client
 
     def lost(self, error: ConnectionLost) -> None:
-        """Note that the connection broke. Raises it again once that has happened too often."""
+        """Note that the connection broke, and wait a little. Raises it again once that has happened too often."""
         self._failures = self._failures + 1 if time.monotonic() - self._began < SHORT else 1
         if self._failures >= TRIES:
             raise error
+        time.sleep(min(LONGEST_PAUSE, SHORTEST_PAUSE * 2 ** (self._failures - 1)))
 
 
 def stream(op: str, fields: dict[str, Any]) -> Iterator[Message]:

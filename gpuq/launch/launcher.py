@@ -220,7 +220,7 @@ def _orders(launch: Launch, lock: int) -> int:
         "warn": None if launch.warn is None else (int(launch.warn[0]), launch.warn[1]),
         "log_limit": launch.log_limit,
     }
-    if (at := crash.in_supervisor()) is not None:
+    if (at := crash.in_supervisor(launch.job_id, launch.attempt)) is not None:
         spec["crash"] = at
     data = memoryview(marshal.dumps((_CODE, dict(spec))))
     orders = os.memfd_create("gpuq-orders")

@@ -1,0 +1,150 @@
+"""The command: makes a world, lets clients and killer loose in it, drains it, and lets the checker judge."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.chaos import checker
+from tests.chaos.clients import Waiters, drain, make_clients
+from tests.chaos.killer import Killer, copy_evidence
+from tests.chaos.tour import tour
+from tests.chaos.world import PATIENCE, World
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--kills", type=int, default=1000, help="daemons to kill")
+    parser.add_argument("--minutes", type=float, default=120, help="stop after this long, whatever was killed")
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--mode", choices=("random", "points", "both", "tour"), default="both")
+    parser.add_argument("--keep", action="store_true", help="keep the folder, also when all is well")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--gpuq", default=f"{sys.executable} -m gpuq", help="the command line to try")
+    return parser.parse_args(words)
+
+
+def in_a_namespace_of_its_own() -> None:
+    """As root, run again where the kernel's boot id can be covered by a file of ours (mount_namespaces(7))."""
+    if os.environ.get("GPUQ_CHAOS_NAMESPACE") or os.geteuid() != 0:
+        return
+    enter = ["unshare", "--mount", "--propagation", "private"]
+    if subprocess.run([*enter, "true"], capture_output=True).returncode == 0:
+        os.environ["GPUQ_CHAOS_NAMESPACE"] = "1"
+        os.execvp(enter[0], [*enter, sys.executable, "-m", "tests.chaos", *sys.argv[1:]])
+
+
+def main() -> int:
+    options = parse(sys.argv[1:])
+    in_a_namespace_of_its_own()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
+    folder = Path(tempfile.mkdtemp(prefix="gpuq-chaos-"))
+    world = World(folder, options.gpuq.split())
+    began = time.monotonic()
+    try:
+        broken, figures = (travel if options.mode == "tour" else rage)(world, options, seed)
+    finally:
+        world.kill(sorted(world.processes()))
+    figures = {"seed": seed, "seconds": round(time.monotonic() - began), **figures, "broken": len(broken)}
+    report(broken, figures, as_json=options.json)
+    if broken or options.keep:
+        print(f"the evidence is in {folder}", file=sys.stderr)
+    else:
+        shutil.rmtree(folder)
+    return 1 if broken else 0
+
+
+def rage(world: World, options: argparse.Namespace, seed: int) -> tuple[list[str], dict[str, Any]]:
+    """Clients and killer at once; what broke, and the figures."""
+    broken: list[str] = []
+    looks = 0
+
+    def judge(copy: Path) -> None:
+        nonlocal looks
+        looks += 1
+        found = checker.check(checker.read(copy), checker.living(world.state), final=False)
+        broken.extend(f"after kill {killer.kills}: {line}" for line in found)
+        if found:
+            copy.rename(world.folder / "first-evidence")
+            copy.mkdir()
+            stop.set()
+
+    stop = threading.Event()
+    waiters = Waiters(world)
+    killer = Killer(world, seed, options.mode, judge)
+    clients = make_clients(world, waiters, options.clients, seed, stop)
+    for client in clients:
+        client.thread.start()
+    killer.run(options.kills, time.monotonic() + options.minutes * 60, stop)
+    stop.set()
+    for client in clients:
+        client.thread.join(PATIENCE)
+        if client.thread.is_alive():
+            broken.append(f"client {client.thread.name} got no answer for {PATIENCE:.0f} s")
+    figures = {"kills": killer.kills, "faults": dict(sorted(killer.faults.items())), "looks": looks + 1}
+    return settle(world, waiters, broken, figures)
+
+
+def travel(world: World, _options: argparse.Namespace, seed: int) -> tuple[list[str], dict[str, Any]]:
+    """Every crash point once."""
+    waiters = Waiters(world)
+    broken, reached = tour(world, waiters, seed)
+    return settle(world, waiters, broken, {"kills": reached})
+
+
+def settle(
+    world: World, waiters: Waiters, broken: list[str], figures: dict[str, Any]
+) -> tuple[list[str], dict[str, Any]]:
+    """Let everything come to its end, stop the daemon, and judge."""
+    stuck = drain(world.journal)
+    if stuck is not None:
+        broken.append(f"stuck: {stuck}")
+    unanswered = waiters.finish(PATIENCE if stuck is None else 1.0)
+    if unanswered:
+        broken.append(f"unanswered: {unanswered} commands still wait, though no job is left")
+    subprocess.run([*world.gpuq, "daemon", "stop"], capture_output=True, check=False)
+    world.kill(world.daemons())
+    world.note_points()
+    copy_evidence(world.folder, world.folder / "copy")
+    evidence = checker.read(world.folder / "copy")
+    broken += checker.check(evidence, checker.living(world.state), final=True)
+    broken += [f"traceback in the daemon's log: {line}" for line in tracebacks(world.state)]
+    return broken, {**figures, "waiters": waiters.started, **checker.figures(evidence)}
+
+
+def tracebacks(state: Path) -> list[str]:
+    """The message and the last line of each, from the daemon's log and those that were put aside."""
+    found = []
+    for path in state.glob("daemon.log*"):
+        for line in path.read_bytes().splitlines():
+            if b'"trace":' in line:
+                told = json.loads(line)
+                found.append(f"{told['message']}: {told['trace'].splitlines()[-1]}")
+    return found
+
+
+def report(broken: list[str], figures: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({**figures, "broken_promises": broken}))
+        return
+    for line in broken:
+        print("BROKEN", line)
+    for name, value in figures.items():
+        print(f"{name:12} {value}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Kills: daemons at random instants and while they start, supervisors, whole boxes; and arms crash points."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from gpuq import crash
+from tests.chaos.world import World, until
+
+#: A daemon that has not come to its crash point after so many seconds is killed.
+TOO_LATE = 4.0
+
+
+class Killer:
+    """One after the other, until enough daemons died. `judge` is given copies of the database to look at."""
+
+    def __init__(self, world: World, seed: int, mode: str, judge: Callable[[Path], None]) -> None:
+        self._world, self._mode, self._judge = world, mode, judge
+        self._random = random.Random(f"{seed}-killer")
+        self.kills = 0
+        self.faults: Counter[str] = Counter()
+        #: crash points, in an order of their own, again and again
+        self._points: list[str] = []
+        self._judged_until = 0.0
+        self._cost = 0.0
+
+    def run(self, kills: int, deadline: float, stop: threading.Event) -> None:
+        while self.kills < kills and time.monotonic() < deadline and not stop.is_set():
+            if self._mode == "points" or (self._mode == "both" and self._random.random() < 0.3):
+                self._at_a_point()
+            else:
+                self._at_random()
+            self._maybe_judge()
+        os.environ.pop(crash.VARIABLE, None)
+
+    def _at_random(self) -> None:
+        time.sleep(min(4.0, self._random.expovariate(1 / 0.8)))
+        choice = self._random.random()
+        if choice < 0.08:
+            self._supervisor()
+        elif choice < 0.12:
+            self._world.reboot()
+            self.kills += 1
+            self.faults["reboot"] += 1
+        elif self._daemon("kill"):
+            while self._random.random() < 0.3:  # again, while the next one starts
+                time.sleep(self._random.uniform(0, 0.6))
+                if not self._daemon("kill in start-up"):
+                    break
+
+    def _daemon(self, why: str) -> bool:
+        daemons = self._world.daemons()
+        if daemons:
+            self._world.kill(daemons)
+            self.kills += 1
+            self.faults[why] += 1
+        return bool(daemons)
+
+    def _supervisor(self) -> None:
+        supervisors = self._world.supervisors()
+        if supervisors:
+            pid, job, attempt = self._random.choice(supervisors)
+            self._world.journal.note("kill-supervisor", job=job, attempt=attempt)
+            self._world.kill([pid])
+            self.faults["supervisor killed"] += 1
+
+    def _at_a_point(self) -> None:
+        """Kill, and have the next daemon die at a point; it is given some seconds to get there."""
+        self._points = self._points or self._random.sample(sorted(crash.POINTS), len(crash.POINTS))
+        name = self._points.pop()
+        os.environ[crash.VARIABLE] = f"{name}:{self._random.choice((1, 1, 2, 3, 5, 8, 13))}"
+        self._daemon("kill")
+        with suppress(TimeoutError):
+            until(self._world.daemons, "a daemon", 3.0)
+        daemons = self._world.daemons()
+        with suppress(TimeoutError):
+            until(lambda: not set(daemons) & set(self._world.daemons()), "the crash", TOO_LATE)
+            if daemons and not name.startswith("supervisor"):
+                self.kills += 1
+                self.faults[f"at {name}"] += 1
+        os.environ.pop(crash.VARIABLE, None)
+        self._world.note_points()
+
+    # --- judging ----------------------------------------------------------------------------------
+
+    def _maybe_judge(self) -> None:
+        """After a kill, unless looking takes more than a tenth of the time: the evidence grows."""
+        if time.monotonic() < self._judged_until:
+            return
+        began = time.monotonic()
+        copy = self._world.folder / "copy"
+        with self._world.nobody_starts_a_daemon():
+            self._daemon("kill")
+            self._world.note_points()
+            copy_evidence(self._world.folder, copy)
+        self._judge(copy)
+        shutil.rmtree(copy)
+        self._cost = time.monotonic() - began
+        self._judged_until = time.monotonic() + 9 * self._cost
+
+
+def copy_evidence(folder: Path, copy: Path) -> None:
+    """Journals first: what they say was acknowledged is then in the database, and in the trace what that knows."""
+    copy.mkdir()
+    shutil.copytree(folder / "journal", copy / "journal")
+    (copy / "state").mkdir()
+    for name in ("queue.db", "queue.db-wal"):
+        with suppress(FileNotFoundError):
+            shutil.copy(folder / "state" / name, copy / "state" / name)
+    shutil.copy(folder / "trace", copy / "trace")
