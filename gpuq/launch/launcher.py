@@ -27,14 +27,14 @@ from gpuq import crash
 from gpuq.errors import LaunchError, StoreBusy, StoreError
 from gpuq.launch import keptlog, runfolder, shim
 from gpuq.launch.identity import MARKER, alive, find_supervisor, is_supervisor, leftover, look_for_left, read_stat
-from gpuq.launch.parts import files, keeper, processes, watch
+from gpuq.launch.parts import files, keeper, memory, processes, watch
 from gpuq.launch.parts import start as start_of_job
 from gpuq.launch.runfolder import BUSY, IDENTITY, LOCK, RESULT, launch_failure, unreadable, valid_text
 from gpuq.model import Identity
 
 #: The supervisor's code travels with its orders, compiled: a script would be compiled at each start, which takes longer
 #: than what it does before the job runs, and an upgrade on disk must not change the code under a running daemon.
-_PARTS = (files, processes, keptlog, keeper, start_of_job, watch, shim)
+_PARTS = (files, memory, processes, keptlog, keeper, start_of_job, watch, shim)
 _CODE = tuple((part.__name__, cast(InspectLoader, part.__loader__).get_code(part.__name__)) for part in _PARTS)
 #: Each part becomes a module of its name, for those after it to import; the last is run.
 _BOOTSTRAP = """\

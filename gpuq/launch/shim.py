@@ -17,6 +17,7 @@ import time
 
 from gpuq.launch.parts.files import to_json, write_result
 from gpuq.launch.parts.keeper import Keeper
+from gpuq.launch.parts.memory import kills_since, oom_kills
 from gpuq.launch.parts.start import StartError, become_subreaper, complaint, keeper_of, open_log, spawn, write_identity
 from gpuq.launch.parts.watch import Limit, Watch
 
@@ -71,6 +72,7 @@ def supervise(spec: "Spec", lock_fd: int) -> None:
     watch: Watch | None = None
     failure: StartError | None = None
     keeper: Keeper | None = None
+    killed_before: int | None = None
     try:
         become_subreaper()
         crash_point(spec, "identity-before")
@@ -83,6 +85,7 @@ def supervise(spec: "Spec", lock_fd: int) -> None:
         job, complaints = spawn(spec, log if keeper is None else keeper.into, null)
         if keeper is not None:
             keeper.leave_to_job()
+        killed_before = oom_kills()
         watch = Watch(job, Limit(spec["time_limit"], spec["warn"]), spec["grace"])
         watch.until_nothing_is_left()
         failure = complaint(complaints)
@@ -107,6 +110,7 @@ def supervise(spec: "Spec", lock_fd: int) -> None:
         "user_seconds": usage.ru_utime,
         "system_seconds": usage.ru_stime,
         "max_rss_bytes": usage.ru_maxrss * 1024,
+        "host_oom_kills": kills_since(killed_before),
     }
     crash_point(spec, "result-before")
     write_result(folder, to_json(report).encode("ascii") + b"\n")

@@ -7,6 +7,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,8 @@ from tests.fakenvml import FakeNvml, fake_gpus
 from tests.harness import Box, wait_until
 
 GiB = 1024**3
+MiB = 1024**2
+MEMORY_CGROUPS = Path("/sys/fs/cgroup/memory")
 
 
 def python(code: str) -> list[str]:
@@ -169,6 +174,57 @@ def test_a_gpu_that_broke_as_the_program_says(box: Box, nvml: FakeNvml) -> None:
     assert (job["failure"], job["exit_code"], job["note"]) == ("gpu-lost", 1, said)
 
 
+# --- host memory ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_cgroup() -> Iterator[Path]:
+    """A memory cgroup of 64 MiB for a job to enter; the kernel's OOM killer rules in it."""
+    folder = MEMORY_CGROUPS / f"gpuq-test-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir()
+        (folder / "memory.limit_in_bytes").write_text(str(64 * MiB))
+    except OSError as error:
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    yield folder
+    folder.rmdir()
+
+
+EATS = "x = b'x' * 2**28"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root and a memory cgroup")
+def test_host_memory_ran_out(box: Box, small_cgroup: Path) -> None:
+    enter = f'echo $$ > "{small_cgroup}/cgroup.procs"'
+    eats = f"{enter}; exec {shlex.join(python(EATS))}"
+    job = failed(box, "sh", "-c", eats)
+    assert (job["failure"], job["signal"]) == ("host-oom", signal.SIGKILL)
+    assert "for want of host memory" in job["note"]
+    job = failed(box, "sh", "-c", f"sh -c {shlex.quote(eats)}; exit $?")
+    assert (job["failure"], job["exit_code"]) == ("host-oom", 137)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root and a memory cgroup")
+def test_a_worker_is_killed_for_want_of_host_memory(box: Box, small_cgroup: Path) -> None:
+    """As PyTorch's loader: the worker dies, and the main process fails because of it."""
+    enter = f"open('{small_cgroup}/cgroup.procs', 'w').write(str(os.getpid()))"
+    loader = f"""
+import os, signal
+pid = os.fork()
+if pid == 0:
+    {enter}
+    {EATS}
+    os._exit(0)
+_, status = os.waitpid(pid, 0)
+assert os.WTERMSIG(status) == signal.SIGKILL
+raise RuntimeError(f"DataLoader worker (pid {{pid}}) is killed by signal: Killed.")
+"""
+    job = failed(box, *python(loader))
+    assert (job["failure"], job["exit_code"]) == ("host-oom", 1)
+    assert job["note"].startswith("RuntimeError: DataLoader worker (pid ")
+    assert "for want of host memory" in job["note"]
+
+
 # --- launch and lost ------------------------------------------------------------------------------
 
 
@@ -206,3 +262,10 @@ def test_lost(box: Box) -> None:
     job = failed(box, "sh", "-c", "kill -9 $PPID; sleep 1000")
     assert (job["failure"], job["exit_code"], job["signal"]) == ("lost", None, None)
     assert "its supervisor vanished without a result" in job["note"]
+
+
+def test_the_kernel_is_offered_the_job_before_those_that_keep_the_queue(box: Box) -> None:
+    job = box.submit("sh", "-c", "cat /proc/self/oom_score_adj /proc/$PPID/oom_score_adj", gpus=0)
+    box.wait(job)
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    assert [int(line) for line in box.log(job).split()] == [min(1000, own + 50), own]

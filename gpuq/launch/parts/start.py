@@ -7,6 +7,7 @@ import resource
 
 from gpuq.launch.parts.files import to_json, write_durably
 from gpuq.launch.parts.keeper import Keeper
+from gpuq.launch.parts.memory import offer_first
 from gpuq.launch.parts.processes import read_stat
 
 #: Known to type checkers without the import of `typing`.
@@ -137,6 +138,7 @@ def complaint(pipe: int) -> StartError | None:
 def become_job(spec: "Spec", log: int, null: int) -> "NoReturn":
     """In the forked child: leave nothing of the supervisor, then become the program. Raises StartError."""
     os.setpgid(0, 0)
+    offer_first()
     for number in _signal.valid_signals():
         if number not in (_signal.SIGKILL, _signal.SIGSTOP):
             _signal.signal(number, _signal.SIG_DFL)
