@@ -10,13 +10,12 @@ import asyncio
 import json
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from gpuq import config, crash
-from gpuq.daemon import decisions, evidence
+from gpuq.daemon import decisions, evidence, threads
 from gpuq.daemon.claimsfile import PublishedClaim, hashed
 from gpuq.daemon.clock import WallClock
 from gpuq.daemon.core import Core, Running, over_text
@@ -67,6 +66,7 @@ class Runner:
         self.onlookers = 0
         #: why nothing is started for a while, None while all is well
         self._paused: str | None = None
+        self._pause_timer: asyncio.TimerHandle | None = None
         self._first_reading = asyncio.Event()
         self._reading_done = asyncio.Event()
         #: when the newest reading that was delivered began, on the monotonic clock
@@ -128,7 +128,10 @@ class Runner:
         try:
             for start in plan.starts:
                 if self._paused is None:
+                    launcher.check_room()
                     self._launch(start)
+        except HostBusy as error:
+            self._pause(error.message)
         except Exception as error:  # whatever it is: the next look is in a moment, and readings go on
             log.exception("an attempt could not be recorded")
             self._pause(f"an attempt could not be recorded: {error}")
@@ -255,11 +258,14 @@ class Runner:
         """Start nothing for a while: the host has no room for another process, which no event tells the end of."""
         log.warning("nothing starts for %.0f s: %s", RETRY_WRITE, why, extra={"event": "pause"})
         self._paused = why
-        self._loop.call_later(RETRY_WRITE, self._resume)
+        self._pause_timer = self._loop.call_later(RETRY_WRITE, self._resume)
 
     def _resume(self) -> None:
-        self._paused = None
-        self.wake()
+        """Try again: the time has come, or an attempt has ended, which makes room."""
+        if self._paused is not None and self._pause_timer is not None:
+            self._pause_timer.cancel()
+            self._pause_timer = self._paused = None
+            self.wake()
 
     def direct(self, job: Job, fact: EndAsked | Suspended | Resumed) -> None:
         """Have a running attempt ended (its result tells when it has), suspended or resumed."""
@@ -288,6 +294,7 @@ class Runner:
         launcher.reap(supervisor)
         self.core.running[job_id].supervisor = None
         self._take(job_id, restarted=False)
+        self._resume()
 
     def _take(self, job_id: int, *, restarted: bool) -> None:
         """Learn what became of an attempt, and act on it. Whatever one run folder holds, the others are looked at."""
@@ -371,7 +378,11 @@ class Runner:
             except RuntimeError:
                 log.info("the daemon stopped before a thread of its ended")
 
-        threading.Thread(target=run, daemon=True).start()
+        try:
+            threads.begin(run, "later")
+        except HostBusy as error:
+            log.warning("what blocks cannot be done yet: %s", error.message)
+            self._loop.call_later(RETRY_WRITE, self._later, work, then)
 
     def _finish(self, job_id: int, fact: Fact) -> None:
         """Record how an attempt ended. Where that cannot be written now, the result file waits, and we try again."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from gpuq.daemon import threads
 from gpuq.daemon.sharing import Sharing
 from gpuq.gpus.source import Source
 from gpuq.launch.identity import lineage, owner_of, read_stat
@@ -44,8 +45,7 @@ class Watcher:
         self._newest = float("-inf")
         #: jobs by pid, as of the last reading
         self._known: dict[int, int] = {}
-        # a daemon thread: a hanging driver must not keep the process from ending
-        threading.Thread(target=self._run, name="gpu-watch", daemon=True).start()
+        threads.begin(self._run, "gpu-watch")
 
     def request(self) -> None:
         """Ask for a reading that begins after now."""

@@ -47,6 +47,8 @@ part.main(spec)
 """ + MARKER.decode("ascii")
 #: Between rounds of KILL, in seconds; a further round is for what was forked meanwhile.
 _KILL_ROUND = 0.1
+#: Files that a start has open at a time (lock, orders, Popen's pipe, /dev/null, folder, pidfd), and one for a client.
+_FILES_AT_START = 8
 #: Leftovers that are waited for at once: each takes a file descriptor, and any one end wakes us.
 _WAITED_FOR = 64
 
@@ -127,6 +129,19 @@ class Gone:
 
 
 Found = Running | Starting | Ended | NeverStarted | Lost | Gone
+
+
+def check_room() -> None:
+    """Raises HostBusy where the files that a start needs at a time could not be opened: nothing is claimed then."""
+    held: list[int] = []
+    try:
+        for _ in range(_FILES_AT_START):
+            held.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise launch_failure(_explain(error), error) from None
+    finally:
+        for file in held:
+            os.close(file)
 
 
 def start(launch: Launch) -> Supervisor:

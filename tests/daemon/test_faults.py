@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.daemon.test_gpus import gpu_events, gpus, held, quick, wait_reason
 from tests.fakenvml import GPU_IS_LOST, FakeNvml, fake_gpus
-from tests.harness import Box, wait_until
+from tests.harness import PATIENCE, Box, wait_until
 
 __all__ = ["quick"]  # the fixture
 
@@ -226,3 +233,78 @@ def test_doctor_does_not_wait_for_a_driver_that_hangs(box: Box, nvml: FakeNvml) 
     told = box.run("doctor")
     assert told.returncode == 1
     assert "NVML has not answered for" in " ".join(told.stdout.split())
+
+
+# --- the host has no room -------------------------------------------------------------------------
+
+#: Run gpuq with little of something: the commands of a list, in turn, by a process that has set its limits.
+LIMITED = """
+import json, os, resource, subprocess, sys
+name, most, commands = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+resource.setrlimit(getattr(resource, name), (most, most))
+for command in commands:
+    done = subprocess.run([sys.executable, "-m", "gpuq", *command], capture_output=True, text=True)
+    print(json.dumps([done.returncode, done.stdout, done.stderr]))
+"""
+
+
+def another_user() -> list[str]:
+    """The beginning of a command by a user whom nobody else is, and who may read this Python all the same.
+
+    The kernel counts processes by real user, and not those of one who may exceed every limit (getrlimit(2)).
+    """
+    uid = str(100_000 + int.from_bytes(os.urandom(3), "big"))
+    caps = "+dac_override,+dac_read_search"
+    return ["setpriv", "--reuid", uid, "--regid", uid, "--clear-groups", "--inh-caps", caps, "--ambient-caps", caps]
+
+
+def limited(name: str, most: int, *commands: list[str], user: list[str]) -> list[tuple[int, str, str]]:
+    """Exit code, output and messages of each command."""
+    words = [*user, sys.executable, "-c", LIMITED, name, str(most), json.dumps(commands)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=PATIENCE)
+    assert "Traceback" not in done.stdout
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def nobody(box: Box) -> Iterator[list[str]]:
+    """Another user, with a state folder that is reached without passing through pytest's, which is root's."""
+    if os.geteuid() != 0 or not shutil.which("setpriv"):
+        pytest.skip("needs root to be another user")
+    user = another_user()
+    with tempfile.TemporaryDirectory(prefix="gpuq-test-") as folder:
+        os.chown(folder, int(user[2]), int(user[2]))
+        box.state = Path(folder) / "state"
+        box.setenv(GPUQ_STATE_DIR=str(box.state))
+        yield user
+        for pid in box.processes():
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not box.processes(), "the end of what the test left behind")
+        box.state = box.folder / "state"
+        box.setenv(GPUQ_STATE_DIR=str(box.state))
+
+
+def test_no_room_for_a_single_thread_is_said_in_plain_words(nobody: list[str]) -> None:
+    ((code, out, said),) = limited("RLIMIT_NPROC", 3, ["submit", "--", "true"], user=nobody)
+    assert (code, out) == (5, "")
+    assert "ulimit -u" in said and "RuntimeError" not in said
+
+
+def test_no_room_for_processes_makes_jobs_wait(nobody: list[str]) -> None:
+    """Those who keep the queue fit, and one job with its supervisor does: the others wait for its end."""
+    shell = ["sh", "-c", "sleep 0.3"]
+    submits = [["submit", "-q", "--cpus", "0", "--", *shell]] * 2
+    told = limited("RLIMIT_NPROC", 7, *submits, ["wait", "1-2"], ["list", "--all", "--json"], user=nobody)
+    assert [code for code, _, _ in told] == [0] * 4, told
+    assert {job["state"] for job in json.loads(told[-1][1])["jobs"]} == {"succeeded"}
+    limited("RLIMIT_NPROC", 50, ["daemon", "stop"], user=nobody)
+
+
+def test_a_daemon_with_few_descriptors_starts_what_it_has_room_for(box: Box) -> None:
+    """One job after another: an end makes room, and what there is no room for is not claimed to begin with."""
+    (started,) = limited("RLIMIT_NOFILE", 32, ["daemon", "start"], user=[])
+    assert started[0] == 0, started
+    jobs = box.submit_many([["true"]] * 20, cpus=0)
+    box.wait(*jobs)
+    assert {(box.job(job)["state"], box.job(job)["attempt"]) for job in jobs} == {("succeeded", 1)}
+    assert "Too many open files" in (box.state / "daemon.log").read_text(), "it had room for all"
