@@ -292,11 +292,12 @@ def test_no_room_for_a_single_thread_is_said_in_plain_words(nobody: list[str]) -
 
 def test_no_room_for_processes_makes_jobs_wait(nobody: list[str]) -> None:
     """Those who keep the queue fit, and one job with its supervisor does: the others wait for its end."""
-    shell = ["sh", "-c", "sleep 0.3"]
-    submits = [["submit", "-q", "--cpus", "0", "--", *shell]] * 2
-    told = limited("RLIMIT_NPROC", 7, *submits, ["wait", "1-2"], ["list", "--all", "--json"], user=nobody)
-    assert [code for code, _, _ in told] == [0] * 4, told
-    assert {job["state"] for job in json.loads(told[-1][1])["jobs"]} == {"succeeded"}
+    submit = ["submit", "-q", "--cpus", "0", "--array", "0-2", "--", "sleep", "0.3"]
+    told = limited("RLIMIT_NPROC", 7, submit, ["wait", "1-3"], ["list", "--all", "--json"], user=nobody)
+    assert [code for code, _, _ in told] == [0, 0, 0], told
+    jobs = json.loads(told[-1][1])["jobs"]
+    assert [job["state"] for job in jobs] == ["succeeded"] * 3
+    assert max(job["attempt"] for job in jobs) > 1, "there was room for all of them"
     limited("RLIMIT_NPROC", 50, ["daemon", "stop"], user=nobody)
 
 
