@@ -191,6 +191,7 @@ async def status(daemon: Daemon, _session: Session, _message: Message) -> Messag
         "state_dir": str(core.state_dir),
         "socket": str(core.state_dir / "sock"),
         "started_at": views.moment(daemon.started_at),
+        "supervision": daemon.runner.supervision.describe(),
         "unit": daemon.unit,
         "jobs": core.store.counts(),
         "settings": {name: _shown(setting, getattr(core.settings, name)) for name, setting in SETTINGS.items()},

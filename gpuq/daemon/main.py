@@ -24,6 +24,7 @@ from gpuq.daemon.runner import Runner
 from gpuq.daemon.server import STOPPED, Server
 from gpuq.errors import GpuqError, StoreError
 from gpuq.events import Event, Kind
+from gpuq.launch import cgroup
 from gpuq.model import Host, Settings
 from gpuq.store.store import Store
 
@@ -68,7 +69,9 @@ async def _live(settings: Settings, store: Store, home: Home, run_root: Path, re
     loop = asyncio.get_running_loop()
     core = Core(settings, store, _host(), folder, run_root)
     decisions.began(settings, core.host, str(folder))
-    runner = Runner(core, loop)
+    supervision = cgroup.prepare()
+    log.info("jobs are supervised by %s", supervision.describe(), extra={"event": "supervision"})
+    runner = Runner(core, loop, supervision)
     daemon = Daemon(core, runner, time.time(), loop.create_future(), os.environ.pop(systemd.VARIABLE, None))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.end, False)

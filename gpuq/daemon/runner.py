@@ -24,8 +24,9 @@ from gpuq.daemon.watch import Watcher
 from gpuq.errors import GpuqError, HostBusy, LaunchError, StoreBusy, StoreError
 from gpuq.gpus.source import open_source
 from gpuq.launch import launcher, outcome
+from gpuq.launch.cgroup import Supervision
 from gpuq.launch.environment import job_environment, log_path
-from gpuq.launch.runfolder import BUSY
+from gpuq.launch.runfolder import for_a_while
 from gpuq.model import Attempt, Claim, Ending, Failure, Identity, Job, OverClaim, Readings, Reason, State
 from gpuq.policy import ledger, scheduler
 from gpuq.policy.explain import Verdict
@@ -49,8 +50,9 @@ FOUND: dict[type, str] = {
 
 
 class Runner:
-    def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, core: Core, loop: asyncio.AbstractEventLoop, supervision: Supervision) -> None:
         self.core = core
+        self.supervision = supervision
         self._loop = loop
         source = open_source(os.environ.get("GPUQ_GPUS"))
         #: None where nobody else sees our GPUs
@@ -252,6 +254,7 @@ class Runner:
             warn=None if job.early_signal is None else (job.early_signal.signal, job.early_signal.before),
             log_limit=job.log_limit,
             ram=job.request.ram or None,
+            cgroup=self.supervision.leaf(Path(attempt.run_dir), job.id, attempt.number),
         )
 
     def _pause(self, why: str) -> None:
@@ -291,12 +294,12 @@ class Runner:
 
     def _exited(self, job_id: int, supervisor: launcher.Supervisor) -> None:
         self._loop.remove_reader(supervisor.pidfd)
-        launcher.reap(supervisor)
+        status = launcher.reap(supervisor)
         self.core.running[job_id].supervisor = None
-        self._take(job_id, restarted=False)
         self._resume()
+        self._take(job_id, restarted=False, status=status)
 
-    def _take(self, job_id: int, *, restarted: bool) -> None:
+    def _take(self, job_id: int, *, restarted: bool, status: int | None = None) -> None:
         """Learn what became of an attempt, and act on it. Whatever one run folder holds, the others are looked at."""
         running = self.core.running[job_id]
         run_dir = Path(running.attempt.run_dir)
@@ -306,16 +309,18 @@ class Runner:
             crash.point("result-after")
             if restarted:
                 decisions.adopted(job_id, running.attempt.number, FOUND[type(found)])
-            self._act_on(found, running, run_dir, restarted)
+            self._act_on(found, running, run_dir, restarted, status)
         except StoreBusy as error:
             log.warning("job %d cannot be looked at yet: %s", job_id, error)
-            self._loop.call_later(RETRY_WRITE, lambda: self._take(job_id, restarted=restarted))
+            self._loop.call_later(RETRY_WRITE, lambda: self._take(job_id, restarted=restarted, status=status))
         except Exception as error:
             log.exception("the result of job %d cannot be read", job_id)
             note = error.message if isinstance(error, StoreError) else f"its result cannot be read: {error}"
             self._finish(job_id, Ended(failure=Failure.LOST, note=note))
 
-    def _act_on(self, found: launcher.Found, running: Running, run_dir: Path, restarted: bool) -> None:
+    def _act_on(
+        self, found: launcher.Found, running: Running, run_dir: Path, restarted: bool, status: int | None
+    ) -> None:
         job_id = running.job.id
         match found:
             case launcher.Running(supervisor):
@@ -328,7 +333,7 @@ class Runner:
                 result = outcome.read_result(run_dir)
                 assert result is not None, f"{run_dir} has a result that is gone again"
                 failure = result.start_failure
-                if failure is not None and failure.step == "fork" and failure.errno in BUSY:
+                if failure is not None and for_a_while(failure.step, failure.errno):
                     self._pause(failure.text)
                     self._finish(job_id, NeverStarted())
                     return
@@ -339,6 +344,9 @@ class Runner:
                     task.add_done_callback(self._tasks.discard)
                 else:
                     self._finish(job_id, fact)
+            case launcher.NeverStarted() if status == launcher.DISK_FULL:
+                self._pause("the disk is full")
+                self._finish(job_id, NeverStarted())
             case launcher.NeverStarted(complaint):
                 if restarted and complaint is None:
                     self._finish(job_id, NeverStarted())
@@ -346,7 +354,7 @@ class Runner:
                     note = complaint or "its supervisor ended before the job began"
                     self._finish(job_id, Ended(failure=Failure.LAUNCH, note=note.splitlines()[-1]))
             case launcher.Lost(identity, complaint):
-                self._lost(job_id, identity, complaint)
+                self._lost(job_id, identity, complaint or launcher.how_ended(status))
             case launcher.Gone():
                 self._finish(job_id, Ended(failure=Failure.LOST, note="its run folder is gone, and its result with it"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,17 +135,18 @@ def members(supervisor: Identity, run_dir: Path | None = None) -> list[Identity]
     return look_for_left(supervisor, run_dir).processes
 
 
-def look_for_left(supervisor: Identity, run_dir: Path | None = None) -> Left:
+def look_for_left(supervisor: Identity, run_dir: Path | None = None, also: Container[int] = ()) -> Left:
     """What still runs of an attempt whose supervisor is gone: its session, and all descendants of that.
 
     With `run_dir` also whoever was given that folder in its environment, which a process that left the session and
-    lost its parent still has. The kernel does not give a pid away while a session of that number has members. So a
-    process that has the pid and is not the supervisor proves that nothing is left of the session.
+    lost its parent still has; and the processes whose pids are in `also`. The kernel does not give a pid away while a
+    session of that number has members. So a process that has the pid and is not the supervisor proves that nothing is
+    left of the session.
     """
     if supervisor.boot_id != boot_id():
         return Left([], set())
     processes, named = _with_folder(run_dir)
-    pending = [processes[pid] for pid in named]
+    pending = [stat for stat in processes.values() if stat.pid in named or stat.pid in also]
     heir = processes.get(supervisor.pid)
     if heir is None or heir.start_time == supervisor.start_time:
         pending += [stat for stat in processes.values() if stat.session == supervisor.pid]

@@ -25,16 +25,16 @@ from typing import cast
 
 from gpuq import crash
 from gpuq.errors import LaunchError, StoreBusy, StoreError
-from gpuq.launch import keptlog, runfolder, shim
+from gpuq.launch import cgroup, keptlog, runfolder, shim
 from gpuq.launch.identity import MARKER, alive, find_supervisor, is_supervisor, leftover, look_for_left, read_stat
-from gpuq.launch.parts import files, keeper, memory, processes, watch
+from gpuq.launch.parts import files, keeper, leaf, memory, processes, watch
 from gpuq.launch.parts import start as start_of_job
 from gpuq.launch.runfolder import BUSY, IDENTITY, LOCK, RESULT, launch_failure, unreadable, valid_text
 from gpuq.model import Identity
 
 #: The supervisor's code travels with its orders, compiled: a script would be compiled at each start, which takes longer
 #: than what it does before the job runs, and an upgrade on disk must not change the code under a running daemon.
-_PARTS = (files, memory, processes, keptlog, keeper, start_of_job, watch, shim)
+_PARTS = (files, memory, processes, leaf, keptlog, keeper, start_of_job, watch, shim)
 _CODE = tuple((part.__name__, cast(InspectLoader, part.__loader__).get_code(part.__name__)) for part in _PARTS)
 #: Each part becomes a module of its name, for those after it to import; the last is run.
 _BOOTSTRAP = """\
@@ -45,6 +45,7 @@ for name, code in parts:
     exec(code, vars(part))
 part.main(spec)
 """ + MARKER.decode("ascii")
+DISK_FULL = shim.DISK_FULL
 #: Between rounds of KILL, in seconds; a further round is for what was forked meanwhile.
 _KILL_ROUND = 0.1
 #: Files that a start has open at a time (lock, orders, Popen's pipe, /dev/null, folder, pidfd), and one for a client.
@@ -78,6 +79,8 @@ class Launch:
     log_limit: int | None = None
     #: bytes that the job's processes may have together, where a cgroup can hold them to it; None for no limit
     ram: int | None = None
+    #: where to make the attempt's cgroup, see `cgroup.Supervision.leaf`; None for none
+    cgroup: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +237,8 @@ def _orders(launch: Launch, lock: int) -> int:
         "grace": launch.grace,
         "warn": None if launch.warn is None else (int(launch.warn[0]), launch.warn[1]),
         "log_limit": launch.log_limit,
+        "cgroup": None if launch.cgroup is None else os.fsencode(launch.cgroup),
+        "ram": launch.ram,
     }
     if (at := crash.in_supervisor(launch.job_id, launch.attempt)) is not None:
         spec["crash"] = at
@@ -264,14 +269,32 @@ def _explain(error: OSError) -> str:
     return f"no process could be made: {reason}"
 
 
-def reap(supervisor: Supervisor) -> None:
-    """Close the pidfd of a supervisor that has ended, and let the kernel forget it if it was our child."""
+def reap(supervisor: Supervisor) -> int | None:
+    """Close the pidfd of a supervisor that has ended, and let the kernel forget it if it was our child.
+
+    Returns its exit code, the number of the signal that ended it as a negative number, or None where it was an
+    earlier daemon's child. `DISK_FULL` says that nothing was begun, because nothing could be written down.
+    """
     try:
-        os.waitid(os.P_PIDFD, supervisor.pidfd, os.WEXITED | os.WNOHANG)
+        ended = os.waitid(os.P_PIDFD, supervisor.pidfd, os.WEXITED | os.WNOHANG)
     except ChildProcessError:
-        pass  # an earlier daemon's child
+        return None
     finally:
         os.close(supervisor.pidfd)
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
+def how_ended(status: int | None) -> str | None:
+    """What a supervisor's own end, as `reap` returned it, says of an attempt that has no result."""
+    if status is None or status >= 0:
+        return None
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    return f"its supervisor was ended by {name}, which gpuq did not send"
 
 
 def end(supervisor: Supervisor) -> None:
@@ -363,23 +386,30 @@ def wait_unlocked(run_dir: Path) -> None:
 def end_leftovers(supervisor: Identity, grace: float, run_dir: Path | None = None) -> None:
     """End what is left of an attempt whose supervisor is gone: TERM, `grace` seconds, KILL. Blocks until then.
 
-    With `run_dir` also what left the supervisor's session, see `look_for_left`.
+    With `run_dir` also what left the supervisor's session, see `look_for_left`, and what is in the attempt's cgroup.
     """
+    group = None if run_dir is None else _leaf(run_dir)
+    if group is not None:
+        group.thaw()
     asked: set[Identity] = set()
     killed: set[Identity] = set()
     kill_at = time.monotonic() + grace
     while True:
         try:
-            left, groups = look_for_left(supervisor, run_dir)
-            if not left:
+            left, groups = look_for_left(supervisor, run_dir, set() if group is None else group.members())
+            if not left and (group is None or group.remove()):
+                if run_dir is not None:
+                    runfolder.drop_drafts(run_dir)
                 return
             if time.monotonic() < kill_at:
                 _signal_each(set(left) - asked, (signal.SIGTERM, signal.SIGCONT))
                 asked.update(left)
                 _wait_for_any(left, kill_at - time.monotonic())
                 continue
-            for group in groups:
-                _kill_group(group)
+            if group is not None:
+                group.kill()
+            for number in groups:
+                _kill_group(number)
             _signal_each(left, (signal.SIGKILL,))
             # what was forked meanwhile is looked for at once; what was killed needs a moment to go
             if killed.issuperset(left):
@@ -389,6 +419,15 @@ def end_leftovers(supervisor: Identity, grace: float, run_dir: Path | None = Non
             if error.errno not in BUSY:
                 raise
             time.sleep(_KILL_ROUND)  # the host has no room to look: try again until it has
+
+
+def _leaf(run_dir: Path) -> leaf.Leaf | None:
+    """The attempt's cgroup, if its supervisor made one and nobody has written another name there."""
+    try:
+        path = Path(str(json.loads(runfolder.read_file(run_dir / IDENTITY) or b"{}")["cgroup"]))
+        return leaf.Leaf(os.fsencode(path)) if cgroup.is_leaf_of(path, run_dir) else None
+    except (StoreError, ValueError, KeyError, TypeError, RecursionError, OSError):
+        return None
 
 
 def _kill_group(group: int) -> None:

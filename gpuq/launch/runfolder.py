@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -16,6 +17,8 @@ RESULT = "result"
 
 #: The host is short of processes, files or memory for now (errno(3)); it says nothing about what was asked for.
 BUSY = frozenset((errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM))
+#: So is its disk, or what its user may have of it.
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 #: Longest identity or result that is read, in bytes.
 MAX_FILE = 64 * 1024
 #: Longest complaint of a broken supervisor that is read, in bytes.
@@ -41,7 +44,12 @@ def unreadable(what: str, error: OSError) -> StoreError:
 
 def launch_failure(text: str, error: OSError) -> LaunchError:
     """The error to raise for an attempt that could not be started."""
-    return (HostBusy if error.errno in BUSY else LaunchError)(valid_text(text))
+    return (HostBusy if error.errno in BUSY | FULL else LaunchError)(valid_text(text))
+
+
+def for_a_while(step: str, number: int) -> bool:
+    """Whether an attempt that failed at this step of its start, with this errno, may succeed when tried again."""
+    return (step == "fork" and number in BUSY) or (step in ("identity", "log") and number in FULL)
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
@@ -137,6 +145,14 @@ def _mode(path: Path) -> int:
         return os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return 0
+
+
+def drop_drafts(run_dir: Path) -> None:
+    """Remove the room that a supervisor which is gone had set aside for its result."""
+    with contextlib.suppress(OSError):  # what cannot be removed is only a little room
+        for name in os.listdir(run_dir):
+            if name.startswith(f"{RESULT}.") and name.endswith(".tmp"):
+                os.unlink(run_dir / name)
 
 
 def complaint(run_dir: Path) -> str | None:

@@ -15,10 +15,20 @@ import posix as os
 import resource
 import time
 
-from gpuq.launch.parts.files import to_json, write_result
+from gpuq.launch.parts.files import reserve, to_json, write_result
 from gpuq.launch.parts.keeper import Keeper
+from gpuq.launch.parts.leaf import Leaf
 from gpuq.launch.parts.memory import kills_since, oom_kills
-from gpuq.launch.parts.start import StartError, become_subreaper, complaint, keeper_of, open_log, spawn, write_identity
+from gpuq.launch.parts.start import (
+    StartError,
+    become_subreaper,
+    complaint,
+    keeper_of,
+    leaf_of,
+    open_log,
+    spawn,
+    write_identity,
+)
 from gpuq.launch.parts.watch import Limit, Watch
 
 #: Known to type checkers without the import of `typing`.
@@ -47,17 +57,24 @@ else:
         warn: tuple[int, float] | None
         #: bytes; None keeps all of the log
         log_limit: int | None
+        #: where the attempt's cgroup is to be made, and the bytes of memory that it may have
+        cgroup: bytes | None
+        ram: int | None
         #: for tests: before or after which step whom to kill, a pid or 0 for ourselves (`gpuq.crash`)
         crash: NotRequired[tuple[str, int]]
 
 
+#: The exit code of a supervisor that began nothing and could write nothing, because the disk is full.
+DISK_FULL = 75  # EX_TEMPFAIL, sysexits.h
+
+
 def main(spec: "Spec") -> "NoReturn":
-    supervise(spec, spec["lock_fd"])
-    os._exit(0)  # nothing is left to flush, and taking the interpreter down would cost milliseconds
+    # nothing is left to flush, and taking the interpreter down would cost milliseconds
+    os._exit(supervise(spec, spec["lock_fd"]))
 
 
-def supervise(spec: "Spec", lock_fd: int) -> None:
-    """Run the attempt to its end. The caller has made this process the leader of a session of its own."""
+def supervise(spec: "Spec", lock_fd: int) -> int:
+    """Run the attempt to its end; the exit code. The caller has made this process the leader of its own session."""
     os.set_inheritable(lock_fd, False)
     # An inherited SIG_IGN for SIGCHLD would make the kernel reap the job, and its status would be lost (wait(2)).
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
@@ -66,6 +83,10 @@ def supervise(spec: "Spec", lock_fd: int) -> None:
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 0)  # drops the orders, and the environment in them
     folder = os.open(spec["run_dir"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        draft = reserve(folder)
+    except OSError:
+        return DISK_FULL
     started_at = time.time()
     log = -1
     log_start = 0
@@ -73,48 +94,68 @@ def supervise(spec: "Spec", lock_fd: int) -> None:
     failure: StartError | None = None
     keeper: Keeper | None = None
     killed_before: int | None = None
+    leaf = leaf_of(spec)
     try:
         become_subreaper()
         crash_point(spec, "identity-before")
-        write_identity(folder)
+        write_identity(folder, leaf)
         crash_point(spec, "identity-after")
         log = open_log(spec)
         log_start = os.fstat(log).st_size
         started_at = time.time()
         keeper = keeper_of(spec, log)
-        job, complaints = spawn(spec, log if keeper is None else keeper.into, null)
+        job, complaints = spawn(spec, log if keeper is None else keeper.into, null, leaf)
         if keeper is not None:
             keeper.leave_to_job()
         killed_before = oom_kills()
-        watch = Watch(job, Limit(spec["time_limit"], spec["warn"]), spec["grace"])
+        watch = Watch(job, Limit(spec["time_limit"], spec["warn"]), spec["grace"], leaf)
         watch.until_nothing_is_left()
         failure = complaint(complaints)
     except StartError as error:
         failure = error
     if keeper is not None:
         keeper.finish()
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     report = {
-        "wait_status": watch.status if watch is not None and failure is None else None,
         "start_failure": None
         if failure is None
         else {"step": failure.step, "errno": failure.number, "text": failure.text},
-        "timed_out": watch is not None and watch.timed_out,
-        "ended": watch is not None and watch.ended,
-        "suspended_seconds": 0.0 if watch is None else watch.limit.stood(time.monotonic()),
-        "leftovers": 0 if watch is None else watch.leftovers,
+        **watched(watch, failed=failure is not None),
         "log_start": log_start,
         "log_end": log_start if log < 0 else os.fstat(log).st_size,
         "started_at": started_at,
         "ended_at": time.time(),
+        **used(leaf),
+        "host_oom_kills": kills_since(killed_before),
+    }
+    if leaf is not None:
+        leaf.close()
+    crash_point(spec, "result-before")
+    write_result(folder, to_json(report).encode("ascii") + b"\n", draft)
+    crash_point(spec, "result-after")
+    return 0
+
+
+def watched(watch: Watch | None, *, failed: bool) -> "dict[str, object]":
+    """What the result says of the job's life; `failed` if its process did not become its program."""
+    return {
+        "wait_status": watch.status if watch is not None and not failed else None,
+        "timed_out": watch is not None and watch.timed_out,
+        "ended": watch is not None and watch.ended,
+        "suspended_seconds": 0.0 if watch is None else watch.limit.stood(time.monotonic()),
+        "leftovers": 0 if watch is None else watch.leftovers,
+    }
+
+
+def used(leaf: Leaf | None) -> "dict[str, object]":
+    """What the result says of the job's use of the host, once nothing of it is left."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
         "user_seconds": usage.ru_utime,
         "system_seconds": usage.ru_stime,
         "max_rss_bytes": usage.ru_maxrss * 1024,
-        "host_oom_kills": kills_since(killed_before),
+        "memory_peak_bytes": 0 if leaf is None else leaf.memory_peak(),
+        "oom_kills": 0 if leaf is None else leaf.oom_kills(),
     }
-    crash_point(spec, "result-before")
-    write_result(folder, to_json(report).encode("ascii") + b"\n")
-    crash_point(spec, "result-after")
 
 
 def crash_point(spec: "Spec", name: str) -> None:

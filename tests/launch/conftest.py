@@ -18,9 +18,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from gpuq.launch import launcher
+from gpuq.launch import cgroup, launcher
+from gpuq.launch.cgroup import Supervision
 from gpuq.launch.launcher import Launch, Supervisor
 from gpuq.launch.outcome import Result, read_result
+from gpuq.launch.parts.leaf import Leaf
 
 #: Seconds after which something that should have happened counts as not happening.
 DEADLINE = 60.0
@@ -97,6 +99,8 @@ class Attempts:
     """Makes launches with defaults, waits for their ends, and leaves nothing behind."""
 
     folder: Path
+    #: where each attempt gets a cgroup of its own, None for none
+    cgroups: Path | None = None
     _count: int = 0
     _running: list[Supervisor] = field(default_factory=list)
     _sessions: set[int] = field(default_factory=set)
@@ -118,7 +122,9 @@ class Attempts:
             time_limit=None,
             grace=0.5,
         )
-        return replace(plain, **changes)
+        launch = replace(plain, **changes)
+        leaf = Supervision(self.cgroups).leaf(launch.run_dir, launch.job_id, launch.attempt)
+        return launch if leaf is None else replace(launch, cgroup=leaf)
 
     def start(self, launch: Launch) -> Supervisor:
         supervisor = launcher.start(launch)
@@ -165,6 +171,39 @@ def child(*argv: str, **options: Any) -> Iterator[subprocess.Popen[Any]]:
             yield process
         finally:
             process.kill()
+
+
+def cgroup_of_our_own() -> Path:
+    """A new cgroup; skips where none can be made. Root may make one in the root group, others where it is delegated."""
+    try:
+        mounts = [line.split(" - ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        root = next(Path(before.split()[4]) for before, after in mounts if after.startswith("cgroup2 "))
+        folder = root if os.geteuid() == 0 else cgroup.find().folder
+        if folder is None:
+            pytest.skip("no cgroup is delegated to this user")
+        made = folder / f"gpuq-test-{os.getpid()}-{os.urandom(4).hex()}"
+        made.mkdir()
+    except (OSError, StopIteration):
+        pytest.skip("no cgroup of version 2 can be made here")
+    return made
+
+
+@pytest.fixture
+def cgroups() -> Iterator[Path]:
+    """A cgroup for the test's attempts; nothing may be left in it."""
+    made = cgroup_of_our_own()
+    yield made
+    left = [entry.path for entry in os.scandir(made) if entry.is_dir()]
+    Leaf(os.fsencode(made)).close()
+    assert left == []
+
+
+@pytest.fixture(params=["process tree", "cgroup"])
+def both(request: pytest.FixtureRequest, attempts: Attempts) -> Attempts:
+    """Attempts that are kept together by either means."""
+    if request.param == "cgroup":
+        attempts.cgroups = request.getfixturevalue("cgroups")
+    return attempts
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from gpuq.launch.launcher import Ended, Gone, Lost, NeverStarted, Running, adopt
 from gpuq.launch.outcome import judge, log_tail, read_result
 from gpuq.launch.runfolder import valid_text
 from gpuq.model import Failure
+from tests.harness import Box
 from tests.launch.conftest import SHELL_ENV, Attempts, gone, python, shell, unprivileged, until, written
 
 ROOT = str(Path(launcher.__file__).parents[2])
@@ -260,12 +262,13 @@ def test_a_process_that_left_the_session_of_a_killed_supervisor_is_ended(
         (run_dir / "lock").unlink()
         (run_dir / "identity").unlink()
     if removed == "everything":
-        run_dir.rmdir()
+        shutil.rmtree(run_dir)
     found = adopt(run_dir)
     assert isinstance(found, Lost)
     assert not gone(away)
     launcher.end_leftovers(found.identity, 0.1, run_dir)
     assert gone(away)
+    assert not list(run_dir.glob("result*"))
     if removed == "everything":
         assert found.complaint == "its run folder is gone"
         assert adopt(run_dir) == Gone()
@@ -373,6 +376,9 @@ def test_a_thousand_that_die_at_once_are_all_taken(attempts: Attempts) -> None:
 # --- true results ---------------------------------------------------------------------------------
 
 OBSTACLES = {
+    "its room removed": "rm result.*.tmp",
+    "its room replaced": "for f in result.*.tmp; do rm $f; ln -s /dev/null $f; done",
+    "its room a folder": "for f in result.*.tmp; do rm $f; mkdir $f; done",
     "temporary folder": "mkdir result.tmp",
     "temporary link": "ln -s /dev/full result.tmp",
     "temporary leftover": "echo x > result.tmp; chmod 400 result.tmp",
@@ -405,6 +411,12 @@ def test_an_identity_is_written_whatever_stands_there(attempts: Attempts, obstac
     obstacle(launch.run_dir / "identity.tmp")
     result = attempts.run(launch)
     assert os.waitstatus_to_exitcode(result.wait_status or 0) == 7
+
+
+def test_the_end_of_a_supervisor_by_its_job_is_named(box: Box) -> None:
+    ended = box.wait(box.submit("sh", "-c", "kill -KILL $PPID; sleep 1000"))
+    assert ended["failure"] == "lost"
+    assert ended["note"] == "its supervisor was ended by SIGKILL, which gpuq did not send"
 
 
 # --- text -----------------------------------------------------------------------------------------

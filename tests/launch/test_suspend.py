@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -28,7 +29,20 @@ def states(supervisor: Supervisor) -> set[str]:
 
 def stopped(supervisor: Supervisor) -> bool:
     """Whether every process of a job is. What waits for a stopped child of its vfork(2) shows D, and cannot run."""
+    if frozen(supervisor):
+        return True
     return {"T"} <= states(supervisor) <= {"T", "D"}
+
+
+def frozen(supervisor: Supervisor) -> bool:
+    """Whether the job has a cgroup, and that is frozen with something in it."""
+    words = Path(f"/proc/{supervisor.pid}/cmdline").read_text().split("\0")
+    path = Path(*words[-2:]) / "identity"  # the run folder comes last
+    identity = json.loads(path.read_text()) if path.exists() else {}
+    if "cgroup" not in identity:
+        return False  # it has none, or is no supervisor yet
+    events = Path(identity["cgroup"], "cgroup.events").read_text().split("\n")
+    return {"populated 1", "frozen 1"} <= set(events)
 
 
 #: A child in the group, one in a session of its own, and one without a parent; all are busy.
@@ -57,9 +71,9 @@ CHAIN = (
 )
 
 
-def test_every_process_stops_and_goes_on(attempts: Attempts, tmp_path: Path) -> None:
-    launch = attempts.launch(python(FAMILY))
-    supervisor = attempts.start(launch)
+def test_every_process_stops_and_goes_on(both: Attempts, tmp_path: Path) -> None:
+    launch = both.launch(python(FAMILY))
+    supervisor = both.start(launch)
     for name in ("in-group", "away", "main"):
         until((tmp_path / name).exists)
     for _ in range(2):
@@ -70,23 +84,23 @@ def test_every_process_stops_and_goes_on(attempts: Attempts, tmp_path: Path) -> 
         until(lambda: "T" not in states(supervisor))
         launcher.resume(supervisor)
     launcher.end(supervisor)
-    result = attempts.finish(launch, supervisor)
+    result = both.finish(launch, supervisor)
     assert result.wait_status == signal.SIGTERM
     assert result.suspended_seconds > 0
 
 
-def test_what_forks_away_all_the_time_stops(attempts: Attempts, tmp_path: Path) -> None:
-    launch = attempts.launch(python(CHAIN))
-    supervisor = attempts.start(launch)
+def test_what_forks_away_all_the_time_stops(both: Attempts, tmp_path: Path) -> None:
+    launch = both.launch(python(CHAIN))
+    supervisor = both.start(launch)
     until((tmp_path / "ready").exists)
     launcher.suspend(supervisor)
     until(lambda: stopped(supervisor))
     (tmp_path / "go").touch()
     launcher.resume(supervisor)
-    assert attempts.finish(launch, supervisor).wait_status == 0
+    assert both.finish(launch, supervisor).wait_status == 0
 
 
-def test_what_the_job_stopped_itself_stays_stopped(attempts: Attempts, tmp_path: Path) -> None:
+def test_what_the_job_stopped_itself_stays_stopped(both: Attempts, tmp_path: Path) -> None:
     code = (
         "import os, time\n"
         "child = os.fork()\n"
@@ -97,17 +111,17 @@ def test_what_the_job_stopped_itself_stays_stopped(attempts: Attempts, tmp_path:
         "open('done', 'w').close()\n"
         "while not os.path.exists('end'): time.sleep(0.01)\n"
     )
-    launch = attempts.launch(python(code))
-    supervisor = attempts.start(launch)
+    launch = both.launch(python(code))
+    supervisor = both.start(launch)
     main, child = map(int, written(tmp_path / "pids").split())
     launcher.suspend(supervisor)
-    until(lambda: state(main) == "T")
+    until(lambda: state(main) == "T" or frozen(supervisor))
     (tmp_path / "go").touch()
     launcher.resume(supervisor)
     until((tmp_path / "done").exists)
     assert state(child) == "T"
     (tmp_path / "end").touch()
-    assert attempts.finish(launch, supervisor).wait_status == 0
+    assert both.finish(launch, supervisor).wait_status == 0
     assert gone(child)
 
 
@@ -141,9 +155,9 @@ def test_a_job_that_stopped_its_supervisor_is_suspended(attempts: Attempts, tmp_
     assert attempts.finish(launch, supervisor).ended
 
 
-def test_the_clock_stands_still_meanwhile(attempts: Attempts, tmp_path: Path) -> None:
-    launch = attempts.launch(shell(": > ready; exec sleep 1000"), time_limit=0.6)
-    supervisor = attempts.start(launch)
+def test_the_clock_stands_still_meanwhile(both: Attempts, tmp_path: Path) -> None:
+    launch = both.launch(shell(": > ready; exec sleep 1000"), time_limit=0.6)
+    supervisor = both.start(launch)
     until((tmp_path / "ready").exists)
     launcher.suspend(supervisor)
     until(lambda: stopped(supervisor))
@@ -151,26 +165,26 @@ def test_the_clock_stands_still_meanwhile(attempts: Attempts, tmp_path: Path) ->
     until(lambda: time.monotonic() > late)
     assert stopped(supervisor)
     launcher.resume(supervisor)
-    result = attempts.finish(launch, supervisor)
+    result = both.finish(launch, supervisor)
     assert result.timed_out
     assert result.suspended_seconds >= 0.9
     assert result.ended_at - result.started_at >= 1.6
 
 
-def test_a_suspended_job_can_be_ended_at_once(attempts: Attempts, tmp_path: Path) -> None:
+def test_a_suspended_job_can_be_ended_at_once(both: Attempts, tmp_path: Path) -> None:
     script = "trap 'exit 7' TERM; : > ready; while :; do sleep 0.01; done"
-    launch = attempts.launch(shell(script), grace=1000.0)
-    supervisor = attempts.start(launch)
+    launch = both.launch(shell(script), grace=1000.0)
+    supervisor = both.start(launch)
     until((tmp_path / "ready").exists)
     launcher.suspend(supervisor)
     until(lambda: stopped(supervisor))
     launcher.end(supervisor)
-    result = attempts.finish(launch, supervisor)
+    result = both.finish(launch, supervisor)
     assert os.waitstatus_to_exitcode(result.wait_status or 0) == 7
     assert result.ended
 
 
-def test_a_suspended_family_whose_main_process_is_killed_is_asked_to_end(attempts: Attempts, tmp_path: Path) -> None:
+def test_a_suspended_family_whose_main_process_is_killed_is_asked_to_end(both: Attempts, tmp_path: Path) -> None:
     code = (
         "import os, signal, time\n"
         "main = os.getpid()\n"
@@ -180,13 +194,13 @@ def test_a_suspended_family_whose_main_process_is_killed_is_asked_to_end(attempt
         "    open('t', 'w').write(str(main)); os.rename('t', 'pid')\n"
         "while True: time.sleep(0.01)\n"
     )
-    launch = attempts.launch(python(code), grace=1000.0)
-    supervisor = attempts.start(launch)
+    launch = both.launch(python(code), grace=1000.0)
+    supervisor = both.start(launch)
     main = int(written(tmp_path / "pid"))
     launcher.suspend(supervisor)
     until(lambda: stopped(supervisor))
     os.kill(main, signal.SIGKILL)
-    assert attempts.finish(launch, supervisor).wait_status == signal.SIGKILL
+    assert both.finish(launch, supervisor).wait_status == signal.SIGKILL
     assert (tmp_path / "asked").exists()
 
 

@@ -11,58 +11,102 @@ if TYPE_CHECKING:
 
 #: Most repairs of a run folder for one file of ours in it.
 MAX_REPAIRS = 8
+RESULT = "result"
+#: Longer than any result, in bytes.
+RESULT_ROOM = 16 * 1024
 #: Writing fails with these for a while, not for good.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.ENFILE)
 
 
-def write_durably(folder: int, name: str, data: bytes) -> None:
-    """The whole file or none, also after a power cut, in spite of what the job did to the folder. Raises OSError."""
+class Draft:
+    """A file under a name that nobody can have taken before, until it is put in its place. Raises OSError.
+
+    With `room` so many bytes are set aside on the disk at once, and are there when it is full (posix_fallocate(3)).
+    """
+
+    def __init__(self, folder: int, name: str, room: int = 0) -> None:
+        self.folder, self.name, self.room = folder, name, room
+        self.temporary = f"{name}.{os.urandom(8).hex()}.tmp"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self.file = os.open(self.temporary, flags, 0o600, dir_fd=folder)
+        if room:
+            try:
+                os.posix_fallocate(self.file, 0, room)
+            except OSError:
+                self.drop()
+                raise
+
+    def keep(self, data: bytes) -> None:
+        """Write it whole, and put it in its place with fsync(2) and rename(2); may be tried again."""
+        found, own = os.stat(self.temporary, dir_fd=self.folder, follow_symlinks=False), os.fstat(self.file)
+        if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
+            raise FileNotFoundError(errno.ENOENT, "the job put something else there")
+        written = 0
+        while written < len(data):
+            written += os.pwrite(self.file, data[written:], written)
+        os.ftruncate(self.file, written)
+        os.fsync(self.file)
+        os.rename(self.temporary, self.name, src_dir_fd=self.folder, dst_dir_fd=self.folder)
+        os.close(self.file)
+        os.fsync(self.folder)
+
+    def drop(self) -> None:
+        os.close(self.file)
+        try:  # noqa: SIM105 (contextlib would have to be imported)
+            os.unlink(self.temporary, dir_fd=self.folder)
+        except OSError:
+            pass  # the job was faster
+
+
+def write_durably(folder: int, name: str, data: bytes, draft: Draft | None = None) -> None:
+    """The whole file or none, also after a power cut, in spite of what the job did to the folder. Raises OSError.
+
+    Room that was set aside is used first.
+    """
     for _ in range(MAX_REPAIRS):
         try:
-            write_once(folder, name, data)
+            if draft is None:
+                draft = Draft(folder, name)
+            draft.keep(data)
             return
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM):
                 os.fchmod(folder, 0o700)
             elif error.errno in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
                 # A folder stands where the file belongs: it is kept, under another name.
-                os.rename(name, f"{name}.{random_name()}.moved", src_dir_fd=folder, dst_dir_fd=folder)
-            else:
+                os.rename(name, f"{name}.{os.urandom(8).hex()}.moved", src_dir_fd=folder, dst_dir_fd=folder)
+            elif draft is None or not draft.room:
+                if draft is not None:
+                    draft.drop()
                 raise
-    write_once(folder, name, data)
+            else:
+                draft.drop()
+                draft = None
+    raise OSError(errno.EBUSY, "the run folder is changed all the time")
 
 
-def write_once(folder: int, name: str, data: bytes) -> None:
-    """By a temporary name that nobody can have taken before, fsync and rename(2). Raises OSError."""
-    temporary = f"{name}.{random_name()}.tmp"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    file = os.open(temporary, flags, 0o600, dir_fd=folder)
+def reserve(folder: int) -> Draft | None:
+    """Room for the result, so that it can be recorded on a disk that the job filled. Raises OSError if it is full now.
+
+    None where there can be none: the result is then written as any file.
+    """
     try:
-        try:
-            while data:
-                data = data[os.write(file, data) :]
-            os.fsync(file)
-        finally:
-            os.close(file)
-        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-    except OSError:
-        os.unlink(temporary, dir_fd=folder)
-        raise
-    os.fsync(folder)
+        return Draft(folder, RESULT, RESULT_ROOM)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        return None
 
 
-def random_name() -> str:
-    return os.urandom(8).hex()
-
-
-def write_result(folder: int, data: bytes) -> None:
+def write_result(folder: int, data: bytes, draft: Draft | None) -> None:
     """A full disk is waited out: the result exists nowhere else. The kernel tells nobody when there is room again."""
     while True:
         try:
-            write_durably(folder, "result", data)
+            write_durably(folder, RESULT, data, draft)
         except OSError as error:
             if error.errno not in FULL:
                 raise
+            draft = None
             time.sleep(1.0)
         else:
             return

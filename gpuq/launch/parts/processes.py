@@ -22,7 +22,10 @@ class Stat:
         self.parent = int(fields[1])
         self.group = int(fields[2])
         self.start_time = int(fields[19])
+        #: by a signal or a debugger
         self.stopped = fields[0] in (b"T", b"t")
+        #: what tells it from a later process of the same number
+        self.key = (pid, self.start_time)
         #: a zombie; a leader that left its threads behind shows the same state, with a thread count above one
         self.gone = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
 
@@ -57,28 +60,36 @@ class Stopped:
 
     def __init__(self) -> None:
         #: those that were stopped before by somebody else, and must stay so
-        self._before = {(stat.pid, stat.start_time) for stat in descendants() if stat.stopped}
+        self._before = {stat.key for stat in descendants() if stat.stopped}
+        self._asked: set[tuple[int, int]] = set()
+        self._groups: set[int] = set()
 
-    def extend(self) -> bool:
-        """STOP to all that still run. False if it could not be seen that there is none left: try again."""
+    def extend(self, frozen: set[int]) -> bool:
+        """STOP to all that still run and are not frozen. False if they are more each time we look: try again."""
         own = os.getpgrp()
         asked: set[tuple[int, int]] = set()
         for _ in range(MAX_SCANS):
-            running = [stat for stat in descendants() if not stat.gone and not stat.stopped]
-            fresh = [stat for stat in running if (stat.pid, stat.start_time) not in asked]
+            running = [stat for stat in descendants() if not stat.gone and not stat.stopped and stat.pid not in frozen]
+            fresh = [stat for stat in running if stat.key not in asked]
             if not fresh:
                 return True  # what was asked stops before it does anything else
             # A fork does not escape a signal to its group, as it can a look at /proc; see `kill_all`.
-            for group in {stat.group for stat in fresh if stat.group not in (own, 0)}:
+            groups = {stat.group for stat in fresh if stat.group not in (own, 0)}
+            for group in groups:
                 signal_group(group, (_signal.SIGSTOP,))
             signal_each((stat for stat in fresh if stat.group == own), (_signal.SIGSTOP,))
-            asked |= {(stat.pid, stat.start_time) for stat in fresh}
+            asked |= {stat.key for stat in fresh}
+            self._asked |= asked
+            self._groups |= groups
+            for _ in range(MAX_SCANS):
+                self._groups |= signal_children(_signal.SIGSTOP)
         return False
 
     def release(self) -> None:
-        """CONT to all but those that were stopped before."""
-        left = (stat for stat in descendants() if not stat.gone)
-        signal_each((stat for stat in left if (stat.pid, stat.start_time) not in self._before), (_signal.SIGCONT,))
+        """CONT to what was stopped, or is about to be, but not to what was stopped before."""
+        left = (stat for stat in descendants() if not stat.gone and stat.key not in self._before)
+        stopped = (s for s in left if s.stopped or s.key in self._asked or s.group in self._groups)
+        signal_each(stopped, (_signal.SIGCONT,))
 
 
 def kill_all(left: list[Stat]) -> None:
@@ -94,23 +105,26 @@ def kill_all(left: list[Stat]) -> None:
     signal_each((stat for stat in left if stat.group == own and not stat.gone), (_signal.SIGKILL,))
 
 
-def kill_children() -> None:
-    """KILL to our children and their groups: a look that costs a hundredth of one at all of /proc.
+def signal_children(number: int) -> set[int]:
+    """A signal to our children and their groups, which are returned: a hundredth of the cost of a look at all of /proc.
 
     It catches what forks and leaves its group all the time, for an orphan is our child at once. A child that was not
     waited for keeps its number. Without the file (a kernel without CONFIG_PROC_CHILDREN) looking at all must do.
     """
+    groups: set[int] = set()
     try:
         with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
             children = [int(word) for word in file.read().split()]
         own = os.getpgrp()
         for pid in reversed(children):
-            os.kill(pid, _signal.SIGKILL)
+            os.kill(pid, number)
             group = os.getpgid(pid)
             if group != own:
-                signal_group(group, (_signal.SIGKILL,))
+                groups.add(group)
+                signal_group(group, (number,))
     except OSError:
         pass  # no such file, or a set-user-id program
+    return groups
 
 
 def signal_each(processes: "Iterable[Stat]", signals: tuple[int, ...]) -> None:

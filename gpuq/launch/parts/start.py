@@ -7,6 +7,7 @@ import resource
 
 from gpuq.launch.parts.files import to_json, write_durably
 from gpuq.launch.parts.keeper import Keeper
+from gpuq.launch.parts.leaf import Leaf
 from gpuq.launch.parts.memory import offer_first
 from gpuq.launch.parts.processes import read_stat
 
@@ -41,13 +42,29 @@ def become_subreaper() -> None:
         raise StartError("identity", 0, "the kernel does not let a supervisor adopt what its job leaves behind")
 
 
-def write_identity(folder: int) -> None:
+def leaf_of(spec: "Spec") -> Leaf | None:
+    """The attempt's cgroup, if it is to have one and it could be made."""
+    path = spec["cgroup"]
+    if path is None:
+        return None
+    leaf = Leaf(path)
+    if not leaf.make():
+        return None
+    if spec["ram"] is not None:
+        leaf.limit(spec["ram"])
+    return leaf
+
+
+def write_identity(folder: int, leaf: Leaf | None) -> None:
     """Before the job starts: without this file, it never did."""
     own = read_stat(os.getpid())
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot_id = file.read().strip()
     assert own is not None
-    text = to_json({"pid": os.getpid(), "start_time": own.start_time, "boot_id": boot_id})
+    identity = {"pid": os.getpid(), "start_time": own.start_time, "boot_id": boot_id}
+    if leaf is not None:
+        identity["cgroup"] = leaf.path.decode("utf-8", "surrogateescape")
+    text = to_json(identity)
     try:
         write_durably(folder, "identity", text.encode("ascii") + b"\n")
     except OSError as error:
@@ -95,7 +112,7 @@ def keeper_of(spec: "Spec", log: int) -> Keeper | None:
     return keeper
 
 
-def spawn(spec: "Spec", log: int, null: int) -> tuple[int, int]:
+def spawn(spec: "Spec", log: int, null: int, leaf: Leaf | None) -> tuple[int, int]:
     """The job's pid, and the end of the pipe on which it complains if it cannot become its program."""
     try:
         read_end, write_end = os.pipe()  # closed on exec (PEP 446)
@@ -105,7 +122,7 @@ def spawn(spec: "Spec", log: int, null: int) -> tuple[int, int]:
         raise StartError("fork", number, f"no process could be made for the job: {os.strerror(number)}") from None
     if pid == 0:
         try:
-            become_job(spec, log, null)
+            become_job(spec, log, null, leaf)
         except StartError as error:
             complain(write_end, error)
         except BaseException as error:  # noqa: BLE001 (a second process must not go on as the supervisor)
@@ -135,9 +152,11 @@ def complaint(pipe: int) -> StartError | None:
     return StartError(step.decode("ascii"), int(number), text.decode("utf-8", "surrogateescape"))
 
 
-def become_job(spec: "Spec", log: int, null: int) -> "NoReturn":
+def become_job(spec: "Spec", log: int, null: int, leaf: Leaf | None) -> "NoReturn":
     """In the forked child: leave nothing of the supervisor, then become the program. Raises StartError."""
     os.setpgid(0, 0)
+    if leaf is not None:
+        leaf.enter()
     offer_first()
     for number in _signal.valid_signals():
         if number not in (_signal.SIGKILL, _signal.SIGSTOP):

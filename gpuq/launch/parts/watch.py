@@ -3,12 +3,13 @@
 import posix as os
 import time
 
+from gpuq.launch.parts.leaf import Leaf
 from gpuq.launch.parts.processes import (
     MAX_SCANS,
     Stopped,
     descendants,
     kill_all,
-    kill_children,
+    signal_children,
     signal_each,
     signal_group,
 )
@@ -83,8 +84,9 @@ class Limit:
 class Watch:
     """Waits for the job, stops it and lets it go on, ends it when it must end, and then whatever it left behind."""
 
-    def __init__(self, main: int, limit: Limit, grace: float) -> None:
+    def __init__(self, main: int, limit: Limit, grace: float, leaf: Leaf | None) -> None:
         self.main = main
+        self.leaf = leaf
         self.limit = limit
         self.grace = grace
         #: raw wait status of the main process once it has ended
@@ -172,12 +174,18 @@ class Watch:
         self.limit.stop(now)
         if self._stopped is None:
             self._stopped = Stopped()
-        self._stop_at = None if self._stopped.extend() else now + STOP_ROUND
+        frozen: set[int] = set()
+        if self.leaf is not None:
+            self.leaf.freeze()
+            frozen = self.leaf.members()
+        self._stop_at = None if self._stopped.extend(frozen) else now + STOP_ROUND
 
     def _go_on(self, now: float) -> None:
         self.limit.go_on(now)
         self._stop_at = None
         if self._stopped is not None:
+            if self.leaf is not None:
+                self.leaf.thaw()
             self._stopped.release()
             self._stopped = None
 
@@ -205,10 +213,12 @@ class Watch:
 
     def _kill(self) -> None:
         """KILL to all that is left, and at once to what was forked between looking and killing."""
+        if self.leaf is not None:
+            self.leaf.kill()
         known: set[tuple[int, int]] = set()
         for _ in range(MAX_SCANS):
             left = descendants()
-            found = {(stat.pid, stat.start_time) for stat in left if not stat.gone}
+            found = {stat.key for stat in left if not stat.gone}
             if found <= known:
                 return
             known |= found
@@ -216,4 +226,4 @@ class Watch:
             for _ in range(MAX_SCANS):
                 if not self._reap():  # the dead would make the next look slower
                     return
-                kill_children()
+                signal_children(_signal.SIGKILL)
