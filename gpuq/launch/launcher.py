@@ -25,7 +25,7 @@ from typing import cast
 
 from gpuq import crash
 from gpuq.errors import LaunchError, StoreBusy, StoreError
-from gpuq.launch import cgroup, keptlog, runfolder, shim
+from gpuq.launch import cgroup, keptlog, outcome, runfolder, shim
 from gpuq.launch.identity import MARKER, alive, find_supervisor, is_supervisor, leftover, look_for_left, read_stat
 from gpuq.launch.parts import files, keeper, leaf, memory, processes, watch
 from gpuq.launch.parts import start as start_of_job
@@ -344,13 +344,23 @@ def _running(run_dir: Path) -> Running | Starting | Ended | None:
         supervisor = _named_supervisor(run_dir)
         if supervisor is not None:
             return Running(supervisor)
-    elif held is False and runfolder.has_result(run_dir):
+    elif held is False and _has_true_result(run_dir):
         return Ended()
     identity = find_supervisor(run_dir)
     supervisor = None if identity is None else _supervisor(identity, run_dir)
     if supervisor is not None:
         return Running(supervisor)
     return Starting(run_dir / LOCK) if held and _held(run_dir) else None
+
+
+def _has_true_result(run_dir: Path) -> bool:
+    """False also for one that is damaged, which `_after` looks into."""
+    try:
+        return outcome.read_result(run_dir) is not None
+    except StoreBusy:
+        raise
+    except StoreError:
+        return False
 
 
 def _held(run_dir: Path) -> bool | None:
@@ -364,8 +374,22 @@ def _held(run_dir: Path) -> bool | None:
 
 
 def _after(run_dir: Path) -> Ended | Lost | NeverStarted | Gone:
-    """What is there to be read when no supervisor lives."""
+    """What is there to be read when no supervisor lives. Where it is damaged, what was left is still to be ended."""
+    try:
+        return _read(run_dir)
+    except StoreBusy:
+        raise
+    except StoreError as error:
+        identity = _named(run_dir) or leftover(run_dir)
+        if identity is None:
+            raise
+        return Lost(identity, error.message)
+
+
+def _read(run_dir: Path) -> Ended | Lost | NeverStarted | Gone:
+    """The same. Raises StoreError for what makes no sense."""
     if runfolder.has_result(run_dir):
+        outcome.read_result(run_dir)
         return Ended()
     if (identity := _read_identity(run_dir)) is not None:
         return Lost(identity, runfolder.complaint(run_dir))
@@ -469,13 +493,18 @@ def _wait_for_any(processes: list[Identity], timeout: float) -> None:
 
 def _named_supervisor(run_dir: Path) -> Supervisor | None:
     """The supervisor that the identity file names, if it lives and is one: the job may have written that file."""
+    identity = _named(run_dir)
+    return None if identity is None else _supervisor(identity, run_dir)
+
+
+def _named(run_dir: Path) -> Identity | None:
+    """Whom the identity file names, None also where it is damaged."""
     try:
-        identity = _read_identity(run_dir)
+        return _read_identity(run_dir)
     except StoreBusy:
         raise
     except StoreError:
         return None
-    return None if identity is None else _supervisor(identity, run_dir)
 
 
 def _supervisor(identity: Identity, run_dir: Path) -> Supervisor | None:

@@ -274,6 +274,27 @@ def test_a_process_that_left_the_session_of_a_killed_supervisor_is_ended(
         assert adopt(run_dir) == Gone()
 
 
+@pytest.mark.parametrize("identity", ["there", "removed", "damaged", "damaged alone"])
+def test_a_false_result_does_not_save_what_was_left_behind(attempts: Attempts, tmp_path: Path, identity: str) -> None:
+    run_dir = tmp_path / "run-1"
+    launch = attempts.launch(python(AWAY), env={**SHELL_ENV, "GPUQ_JOB_DIR": f"{run_dir}/work"})
+    supervisor = attempts.start(launch)
+    away = int(written(tmp_path / "away"))
+    os.kill(supervisor.pid, signal.SIGKILL)
+    attempts.wait(supervisor)
+    if identity != "damaged alone":
+        (run_dir / "result").write_text("{}")
+    if identity != "there":
+        (run_dir / "identity").unlink()
+    if identity.startswith("damaged"):
+        (run_dir / "identity").write_text("?")
+    found = adopt(run_dir)
+    assert isinstance(found, Lost)
+    assert "is damaged" in (found.complaint or "")
+    launcher.end_leftovers(found.identity, 0.1, run_dir)
+    assert gone(away)
+
+
 def test_we_are_no_leftover_though_our_environment_says_so(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     code = (
