@@ -360,8 +360,12 @@ class Runner:
 
     async def _finish_after_a_look(self, running: Running, fact: Ended) -> None:
         """What broke its GPU or filled it may have happened since the last reading: look once more before saying so."""
-        await self.fresh_gpus()
-        self._finish(running.job.id, evidence.examined(self.core, running, fact))
+        try:
+            await self.fresh_gpus()
+            fact = evidence.examined(self.core, running, fact)
+        except Exception:
+            log.exception("the GPUs of job %d cannot be looked at", running.job.id)
+        self._finish(running.job.id, fact)
 
     def _lost(self, job_id: int, identity: Identity, complaint: str | None) -> None:
         """The supervisor vanished: end what it left, and only then give its GPUs to others."""

@@ -147,6 +147,21 @@ def test_cancelled_and_timed_out_stay_what_they_are(box: Box, quick: FakeNvml) -
     assert (box.wait(cancelled)["state"], box.job(cancelled)["failure"]) == ("cancelled", None)
 
 
+@pytest.mark.parametrize("ended", ["cancelled", "succeeded"])
+def test_an_end_that_needs_no_proof_does_not_wait_for_the_driver(box: Box, nvml: FakeNvml, ended: str) -> None:
+    box.setenv(GPUQ_NVML_PATIENCE="1h", GPUQ_READING_INTERVAL="0.1s")
+    nvml.set(gpus=fake_gpus(24 * GiB))
+    gate = box.folder / "gate"
+    job = box.submit(*ends_with(gate, 0), gpus=1)
+    box.wait_state(job, "running")
+    nvml.set(hang=1e9)
+    if ended == "cancelled":
+        box.request("cancel", sel={"ranges": [[job, job]]})
+    else:
+        gate.touch()
+    assert box.wait(job)["state"] == ended
+
+
 # --- the driver breaks ----------------------------------------------------------------------------
 
 

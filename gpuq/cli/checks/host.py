@@ -165,7 +165,7 @@ def check_cgroups() -> Iterable[Check]:
         yield Check(
             "cgroups",
             OK,
-            "no version 2: jobs are ended by session and process tree, and a host OOM is told by its signal",
+            "no version 2: jobs are ended by session and process tree; a host OOM is told by the whole host's counter",
         )
 
 
