@@ -1,10 +1,12 @@
 """What a daemon tells the others of this host about its claims: one JSON object, checked strictly. No effects.
 
     {"v": 1, "state": HASH, "pid": N, "start": TICKS, "boot": ID, "pid_ns": INODE,
+     "waits": {"since": MS, "gpus": N, "bytes": N or null} or null,
      "claims": [{"gpu": UUID, "bytes": N or null, "run": HASH, "supervisor": [PID, TICKS] or null, "pids": [PID, …]}]}
 
-`bytes` is null for a whole GPU; `supervisor` is null until it has been started; the hashes stand for the state folder
-and the attempt's run folder, whose names are nobody's business. Fields that are not known are passed over.
+`bytes` is null for whole GPUs; `waits` is the request that the daemon would place next; `supervisor` is null until it
+has been started; the hashes stand for the state folder and the attempt's run folder, whose names are nobody's business.
+Fields that are not known are passed over.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 VERSION = 1
@@ -45,6 +47,15 @@ class PublishedClaim:
 
 
 @dataclass(frozen=True, slots=True)
+class PublishedWait:
+    """A request that could not be placed; `since` is in monotonic milliseconds."""
+
+    since: int
+    gpus: int
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Published:
     """All that one daemon says."""
 
@@ -57,6 +68,7 @@ class Published:
     #: inode of the PID namespace in which the pids are meant
     pid_ns: int
     claims: tuple[PublishedClaim, ...] = ()
+    waits: PublishedWait | None = None
 
 
 def hashed(path: bytes) -> str:
@@ -83,6 +95,7 @@ def _dump(said: Published, claims: list[PublishedClaim], pids: int) -> bytes:
         "start": said.start_time,
         "boot": said.boot_id,
         "pid_ns": said.pid_ns,
+        "waits": None if said.waits is None else asdict(said.waits),
         "claims": listed,
     }
     return json.dumps(body, separators=(",", ":")).encode("ascii") + b"\n"
@@ -108,6 +121,7 @@ def parse(content: bytes) -> Published:
         boot_id=_text(said, "boot", BOOT),
         pid_ns=_integer(said.get("pid_ns"), 1, MAX_INTEGER),
         claims=tuple(map(_claim, claims)),
+        waits=None if said.get("waits") is None else _wait(said["waits"]),
     )
 
 
@@ -123,11 +137,21 @@ def _claim(said: object) -> PublishedClaim:
         raise ValueError(f"pids is no list of at most {MAX_PIDS}")
     return PublishedClaim(
         gpu=_text(said, "gpu", UUID),
-        bytes=None if said.get("bytes", 0) is None else _integer(said.get("bytes"), 0, MAX_CLAIM),
+        bytes=_bytes(said),
         run=_text(said, "run", HASH),
         supervisor=None if supervisor is None else _process(supervisor),
         pids=tuple(_integer(pid, 1, MAX_PID) for pid in pids),
     )
+
+
+def _wait(said: object) -> PublishedWait:
+    if not isinstance(said, dict):
+        raise ValueError("waits is no object")
+    return PublishedWait(_integer(said.get("since"), 0, MAX_INTEGER), _integer(said.get("gpus"), 1, 1024), _bytes(said))
+
+
+def _bytes(said: Mapping[str, Any]) -> int | None:
+    return None if said.get("bytes", 0) is None else _integer(said.get("bytes"), 0, MAX_CLAIM)
 
 
 def _process(said: object) -> tuple[int, int]:

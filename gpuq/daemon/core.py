@@ -32,6 +32,7 @@ from gpuq.model import (
     Job,
     Readings,
     Reason,
+    Request,
     Settings,
     State,
 )
@@ -45,6 +46,10 @@ from gpuq.store.store import Store, with_outcome
 from gpuq.units import format_duration, format_size
 
 log = logging.getLogger("gpuq.core")
+
+
+#: Reasons that may pass as soon as a job ends.
+_PLACEABLE = frozenset({Reason.RESOURCES, Reason.FOREIGN_USE})
 
 
 @dataclass(slots=True)
@@ -273,6 +278,15 @@ class Core:
             for claim in running.claims:
                 result.setdefault(claim.uuid, []).append(claim)
         return result
+
+    def most_urgent(self) -> Request | None:
+        """The request of the first group that waits for GPUs that others have, or our own jobs."""
+        waits = [
+            (-key.priority, self.waiting.groups[key][0], key.request)
+            for key, verdict in self.verdicts.items()
+            if key.request.gpus and key in self.waiting.groups and verdict.reason in _PLACEABLE
+        ]
+        return min(waits, key=lambda found: found[:2])[2] if waits else None
 
     def published(self) -> list[PublishedClaim]:
         """Our claims, for other daemons."""

@@ -14,7 +14,7 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from gpuq import config
 from gpuq.daemon.claimsfile import MAX_BYTES, Published, PublishedClaim, hashed, parse
 from gpuq.daemon.owners import owner_name
 from gpuq.launch.identity import boot_id, read_stat, still_runs, supervisors_of
+from gpuq.policy.courtesy import NeighbourWait
 from gpuq.policy.neighbours import NeighbourClaim
 
 log = logging.getLogger("gpuq.neighbours")
@@ -50,6 +51,13 @@ class _Read:
     settled: bool
     #: None for one that is not valid
     said: Published | None
+
+
+class Others(NamedTuple):
+    """What other daemons claim, by GPU, and what they wait for."""
+
+    claims: Mapping[str, tuple[NeighbourClaim, ...]]
+    waits: tuple[NeighbourWait, ...]
 
 
 class _File(NamedTuple):
@@ -93,18 +101,22 @@ class Neighbours:
         self._orphans: dict[tuple[int, str], float | tuple[int, int] | None] = {}
         self._told: set[int] = set()
 
-    def read(self) -> dict[str, tuple[NeighbourClaim, ...]]:
-        """Others' claims by GPU. Raises OSError where the folder cannot be used."""
+    def read(self) -> Others:
+        """What others claim and wait for. Raises OSError where the folder cannot be used."""
         with self._mutex, opened(self._folder) as folder:
+            waits: list[NeighbourWait] = []
             found: dict[str, list[NeighbourClaim]] = {}
             orphans: dict[tuple[int, str], float | tuple[int, int] | None] = {}
             for file, lives in self._current(folder):
+                if lives and (wait := file.said.waits) is not None:
+                    name = owner_name(file.uid)
+                    waits.append(NeighbourWait(file.uid, name, wait.since, wait.gpus, wait.bytes))
                 for claim in file.said.claims:
                     counted = self._counted(file, claim, lives, orphans)
                     if counted is not None:
                         found.setdefault(claim.gpu, []).append(counted)
             self._orphans = orphans
-            return {uuid: tuple(claims) for uuid, claims in found.items()}
+            return Others({uuid: tuple(claims) for uuid, claims in found.items()}, tuple(waits))
 
     def leftovers(self) -> list[str]:
         """Names of files of our own user that say nothing any more, or speak for our state folder."""

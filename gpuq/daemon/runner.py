@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gpuq import config, crash
 from gpuq.daemon import decisions, evidence, threads
-from gpuq.daemon.claimsfile import PublishedClaim, hashed
+from gpuq.daemon.claimsfile import PublishedClaim, PublishedWait, hashed
 from gpuq.daemon.clock import WallClock
 from gpuq.daemon.core import Core, Running, over_text
 from gpuq.daemon.sharing import Sharing
@@ -28,7 +28,7 @@ from gpuq.launch.cgroup import Supervision
 from gpuq.launch.environment import job_environment, log_path
 from gpuq.launch.runfolder import for_a_while
 from gpuq.model import Attempt, Claim, Ending, Failure, Identity, Job, OverClaim, Readings, Reason, State
-from gpuq.policy import ledger, scheduler
+from gpuq.policy import courtesy, ledger, scheduler
 from gpuq.policy.explain import Verdict
 from gpuq.policy.lifecycle import EndAsked, Ended, Fact, NeverStarted, Resumed, Started, Suspended, advance
 from gpuq.policy.waiting import GroupKey
@@ -59,6 +59,9 @@ class Runner:
         self._sharing = Sharing(config.claims_dir(), core.state_dir) if source.shared else None
         #: claims of planned attempts that others have been told of and that are not recorded yet, by job
         self._announced: dict[int, list[PublishedClaim]] = {}
+        #: monotonic time since which a GPU job waits and none has been started, None while none waits
+        self._waits_since: float | None = None
+        self._courtesy = courtesy.NONE
         self._watcher = Watcher(loop, source, self._sharing, core.shims, self._readings)
         self._awake = False
         self._reading_timer: asyncio.TimerHandle | None = None
@@ -138,11 +141,11 @@ class Runner:
             log.exception("an attempt could not be recorded")
             self._pause(f"an attempt could not be recorded: {error}")
         self._announced.clear()
-        self._publish()
         if self._paused is not None:
             self._plan(gpus=False)
         else:
             self._keep_verdicts(plan.verdicts)
+        self._publish()
 
     def _keep_verdicts(self, fresh: Mapping[GroupKey, Verdict]) -> None:
         """Remember why groups wait, and tell those who follow a job of one whose reason has changed."""
@@ -161,8 +164,13 @@ class Runner:
         if sharing is None:
             return plan
         with sharing.turn():
-            core.neighbours = sharing.read()
-            plan = scheduler.plan(core.snapshot(), core.gpu_states())
+            others, now = sharing.read(), time.monotonic()
+            core.neighbours = others.claims
+            ours = now if self._waits_since is None else self._waits_since
+            states, self._courtesy = courtesy.give_way(core.gpu_states(), others.waits, ours, self._courtesy, now)
+            plan = scheduler.plan(core.snapshot(), states)
+            if any(start.gpus for start in plan.starts):
+                self._waits_since = None
             for start in plan.starts:
                 job = core.store.job(start.job_id) if start.gpus else None
                 if job is not None:
@@ -175,8 +183,18 @@ class Runner:
         """Tell other daemons what we claim, where that has changed."""
         if self._sharing is not None:
             planned = [claim for claims in self._announced.values() for claim in claims]
-            self._sharing.publish([*self.core.published(), *planned])
+            self._sharing.publish([*self.core.published(), *planned], self._next_wait())
             self.core.sharing_fault = self._sharing.fault
+
+    def _next_wait(self) -> PublishedWait | None:
+        """The most urgent request that could not be placed, and since when we have got nothing."""
+        found = self.core.most_urgent()
+        if found is None or self.core.draining or self._paused is not None:
+            self._waits_since = None
+            return None
+        if self._waits_since is None:
+            self._waits_since = time.monotonic()
+        return PublishedWait(int(self._waits_since * 1000), found.gpus, found.vram)
 
     # --- launching --------------------------------------------------------------------------------
 

@@ -12,13 +12,13 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from gpuq.daemon.claimsfile import Published, PublishedClaim, encode, hashed
-from gpuq.daemon.neighbours import PREFIX, Neighbours, opened, pid_namespace
+from gpuq.daemon.claimsfile import Published, PublishedClaim, PublishedWait, encode, hashed
+from gpuq.daemon.neighbours import PREFIX, Neighbours, Others, opened, pid_namespace
 from gpuq.launch.identity import boot_id, identity_of
-from gpuq.policy.neighbours import NeighbourClaim
 
 log = logging.getLogger("gpuq.sharing")
 
@@ -55,26 +55,27 @@ class Sharing:
     def fault(self) -> str | None:
         return next(iter(self._faults.values()), None)
 
-    def read(self) -> Mapping[str, tuple[NeighbourClaim, ...]]:
-        """Others' claims by GPU; none where they cannot be read."""
+    def read(self) -> Others:
+        """What others claim and wait for; nothing where that cannot be read."""
         what = "others' claims cannot be read"
         try:
             found = self._neighbours.read()
         except OSError as error:
             self._note(what, error)
-            return {}
+            return Others({}, ())
         self._faults.pop(what, None)
         return found
 
-    def publish(self, claims: Sequence[PublishedClaim]) -> None:
-        """Tell the others what we claim from now on. Cheap where that has not changed."""
-        if not claims and not self._body:
+    def publish(self, claims: Sequence[PublishedClaim], waits: PublishedWait | None) -> None:
+        """Tell the others what we claim from now on, and what we wait for. Cheap where that has not changed."""
+        silent = not claims and waits is None
+        if silent and not self._body:
             return
         with self._noting("our claims cannot be told"), opened(self._folder) as folder:
-            if not claims:
+            if silent:
                 self._remove(folder)
                 return
-            body = encode(_with_claims(self._me, claims))
+            body = encode(replace(self._me, claims=tuple(claims), waits=waits))
             if body != self._body or not self._in_place(folder):
                 self._write(folder, body)
             elif time.monotonic() - self._renewed_at > RENEW:
@@ -198,10 +199,6 @@ class Sharing:
         if self._faults.get(what) != text:
             log.error("%s", text, extra={"event": "sharing-fault"})
         self._faults[what] = text
-
-
-def _with_claims(me: Published, claims: Sequence[PublishedClaim]) -> Published:
-    return Published(me.state, me.pid, me.start_time, me.boot_id, me.pid_ns, tuple(claims))
 
 
 def _random_name() -> str:

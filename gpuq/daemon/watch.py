@@ -59,7 +59,7 @@ class Watcher:
             self._wanted.wait()
             self._wanted.clear()
             readings = self._read()
-            neighbours = self._sharing.read() if self._sharing is not None else {}
+            neighbours = self._sharing.read().claims if self._sharing is not None else {}
             try:
                 self._loop.call_soon_threadsafe(self._answer, readings, neighbours)
             except RuntimeError:

@@ -79,11 +79,17 @@ def _why_no_gpu(request: Request, gpus: Sequence[GpuState], fitting: int, gpu_fa
 
 def neighbour_lines(gpu: GpuState) -> list[str]:
     """Who else's gpuq claims what of a GPU, the largest claims first. One line per user."""
-    whole = [f"{use.owner}'s gpuq claims the whole GPU {gpu.index}" for use in gpu.neighbours if use.claimed is None]
+    claims = [use for use in gpu.neighbours if not use.waits]
+    whole = [f"{use.owner}'s gpuq claims the whole GPU {gpu.index}" for use in claims if use.claimed is None]
+    turn = [
+        f"{use.owner}'s gpuq waits for longer, and it is its turn on GPU {gpu.index}"
+        for use in gpu.neighbours
+        if use.waits
+    ]
     left: dict[str, int] = {}
-    for use in gpu.neighbours:
+    for use in claims:
         left[use.owner] = left.get(use.owner, 0) + use.unallocated
-    return list(dict.fromkeys(whole)) + [
+    return list(dict.fromkeys(whole + turn)) + [
         f"{owner}'s gpuq claims {format_size(size)} on GPU {gpu.index} that it has not allocated yet"
         for owner, size in sorted(left.items(), key=lambda item: (-item[1], item[0]))
         if size

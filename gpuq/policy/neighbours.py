@@ -44,6 +44,8 @@ class NeighbourUse:
     #: None for the whole GPU
     claimed: int | None
     used: int
+    #: it has not claimed it yet, and it is its turn
+    waits: bool = False
 
     @property
     def unallocated(self) -> int:
