@@ -84,11 +84,14 @@ class Sharing:
 
     def clean(self) -> None:
         """Remove what earlier daemons of ours left. Their jobs' claims must have been published before."""
-        with self._noting("what was left cannot be removed"), opened(self._folder) as folder:
-            for name in (*self._neighbours.leftovers(), *self._half_written(folder)):
-                if name != self._name:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(name, dir_fd=folder)
+        try:
+            with opened(self._folder) as folder:
+                for name in (*self._neighbours.leftovers(), *self._half_written(folder)):
+                    if name != self._name:
+                        with contextlib.suppress(FileNotFoundError):
+                            os.unlink(name, dir_fd=folder)
+        except OSError as error:
+            log.warning("what was left of our claims cannot be removed: %s", error)
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
