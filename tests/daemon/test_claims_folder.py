@@ -138,9 +138,7 @@ def test_what_changes_is_seen_and_what_does_not_is_not_read_again(
 ) -> None:
     neighbours, file = Neighbours(folder, OURS), place(folder)
     for size in (1, 2, 3, 2, 1):  # within one tick of the clock by which changes are dated
-        temporary = folder / "temporary"
-        temporary.write_bytes(encode(said(os.getpid(), claim(size))))
-        temporary.rename(file)
+        file.write_bytes(encode(said(os.getpid(), claim(size))))
         assert [c.bytes for c in neighbours.read().claims[GPU]] == [size * GiB]
     file.unlink()
     assert neighbours.read().claims == {}
