@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from gpuq import config, protocol
 from gpuq.errors import ConnectionLost, DaemonUnreachable, NoDaemon, NotAllowed
 from gpuq.protocol import Message
+from gpuq.units import printable
 
 T = TypeVar("T")
 
@@ -219,9 +220,12 @@ def spawn(folder: Path) -> None:
     finally:
         os.close(write)
     with open(read, "rb") as pipe:
-        said = pipe.read()
-    if said != b"ready\n":
-        why = said.decode("utf-8", "replace").strip()
+        lines = pipe.read().decode("utf-8", "replace").splitlines()
+    for note in (line.removeprefix("note: ") for line in lines if line.startswith("note: ")):
+        print(f"gpuq: {printable(note)}", file=sys.stderr)
+    said = [line for line in lines if not line.startswith("note: ")]
+    if said != ["ready"]:
+        why = "\n".join(said).strip()
         if not why:
             raise ConnectionLost(f"the daemon did not start: it ended without a word; see {folder / 'daemon.log'}")
         raise DaemonUnreachable(f"the daemon did not start: {why}")

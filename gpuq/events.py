@@ -34,6 +34,10 @@ class Kind(StrEnum):
     #: a GPU went away, or came back; these name no job
     GPU_LOST = "gpu-lost"
     GPU_BACK = "gpu-back"
+    #: what is known of a job, or of the queue, comes from run folders or out of a damaged database
+    RECOVERED = "recovered"
+    #: the database is damaged, or was removed or replaced; these name no job
+    DAMAGED = "damaged"
     DAEMON_STARTED = "daemon-started"
     DAEMON_STOPPED = "daemon-stopped"
 

@@ -17,7 +17,8 @@ from gpuq import crash
 from gpuq.daemon import decisions
 from gpuq.daemon.claimsfile import PublishedClaim, hashed
 from gpuq.daemon.hub import Hub
-from gpuq.errors import StoreError
+from gpuq.daemon.reserve import Reserve
+from gpuq.errors import DiskFull, StoreError
 from gpuq.events import Event, Kind
 from gpuq.launch.identity import read_stat
 from gpuq.launch.launcher import Supervisor
@@ -80,6 +81,7 @@ class Core:
         self.state_dir = state_dir
         self.run_root = run_root
         self.hub = Hub()
+        self.reserve = Reserve(state_dir)
         self.waiting = Waiting(max(retry.LONGEST_PAUSE, settings.retry_backoff))
         self.running: dict[int, Running] = {}
         #: running jobs by their supervisor's pid; the thread that reads the GPUs looks into it
@@ -105,7 +107,8 @@ class Core:
         running = [job for state in sorted(ACTIVE) for job in self.store.live_jobs(state)]
         for job in running:
             attempt = self.store.attempt(job.id, job.attempt)
-            assert attempt is not None, f"job {job.id} runs without an attempt"
+            if attempt is None:
+                raise self.store.conn.senseless(f"job {job.id} runs, and its attempt {job.attempt} is missing")
             over = any(claim.over for claim in attempt.claims)
             self.running[job.id] = Running(job, attempt, attempt.claims, over_told=over)
         counts = self.store.counts()
@@ -117,8 +120,18 @@ class Core:
     def apply(self, facts: Iterable[tuple[Job, Fact]]) -> list[Job]:
         """Advance jobs by facts, and whatever depends on them, in one transaction. Returns the jobs that changed.
 
-        Raises IllegalTransition or StoreError, and then nothing has changed.
+        Raises IllegalTransition or StoreError, and then nothing has changed. What is kept in reserve for that is used
+        where the disk is full.
         """
+        todo = list(facts)
+        try:
+            return self._apply(todo)
+        except DiskFull:
+            if not self.reserve.give_up():
+                raise
+            return self._apply(todo)
+
+    def _apply(self, facts: Iterable[tuple[Job, Fact]]) -> list[Job]:
         crash.point("transition-before")
         now = time.time()
         changed: dict[int, Job] = {}

@@ -19,6 +19,7 @@ from gpuq.daemon import submit as submission
 from gpuq.daemon.core import Core
 from gpuq.daemon.owners import owner_name
 from gpuq.daemon.runner import Runner
+from gpuq.daemon.upkeep import Upkeep
 from gpuq.errors import BadRequest, CannotFit, NoSuchJob, NotAllowed, UsageError
 from gpuq.events import Event, Kind
 from gpuq.model import ACTIVE, ENDED, WAITING, Dependency, Driver, Ending, Job, State
@@ -70,6 +71,15 @@ class Daemon:
     stop: asyncio.Future[bool]
     #: the systemd unit that it runs as
     unit: str | None = None
+    #: looks after the database
+    upkeep: Upkeep | None = None
+    #: it begins anew in its own place when it has ended
+    anew: bool = False
+
+    def begin_anew(self) -> None:
+        """End the daemon, which begins anew: who waits comes again."""
+        self.anew = not self.stop.done() or self.anew
+        self.end(True)
 
     def end(self, restart: bool) -> None:
         """End the daemon, once."""
@@ -137,6 +147,7 @@ def _queue(daemon: Daemon, key: str, checked: submission.Submission) -> tuple[in
     """Write the jobs and what they wait for in one transaction, and let the planner know."""
     core = daemon.core
     now = checked.template.submitted_at
+    core.reserve.require()
     done = core.store.submission(key)
     if done is not None:
         return done  # sent again while this one waited for the GPUs

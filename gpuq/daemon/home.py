@@ -34,7 +34,7 @@ IN_ONLYDIR = 0x1000000
 #: struct inotify_event: watch, mask, cookie, length of the name that follows
 _EVENT = struct.Struct("iIII")
 #: Names that must stay where they are.
-OURS = frozenset({b"sock", b"daemon.lock"})
+OURS = frozenset({b"sock", b"daemon.lock", b"queue.db"})
 #: What is taken away again while it is put back is put back so many times.
 PATIENCE = 20
 
@@ -68,8 +68,8 @@ class Home:
         except OSError as error:
             raise StateFolderError(f"{path} cannot be locked: {error.strerror}") from None
 
-    async def keep(self, server: Server, made_anew: Callable[[], None]) -> None:
-        """Put back what is taken away, for as long as the daemon lives. `made_anew` is called after the folder was.
+    async def keep(self, server: Server, look: Callable[[], None]) -> None:
+        """Put back what is taken away, for as long as the daemon lives. `look` is called to look after the database.
 
         Raises GpuqError when the daemon can no longer live here: the folder was moved, or is another's by now.
         """
@@ -83,7 +83,7 @@ class Home:
         try:
             watch.add(self.folder)
             while True:
-                await self._put_back(server, watch, made_anew)
+                await self._put_back(server, watch, look)
                 await changed.wait()
                 changed.clear()
                 while not watch.drain():
@@ -95,13 +95,13 @@ class Home:
             loop.remove_reader(watch.fd)
             os.close(watch.fd)
 
-    async def _put_back(self, server: Server, watch: _Watch, made_anew: Callable[[], None]) -> None:
+    async def _put_back(self, server: Server, watch: _Watch, look: Callable[[], None]) -> None:
         for _ in range(PATIENCE):
             try:
                 if self._restore_folder():
                     watch.add(self.folder)
-                    made_anew()
                 self._restore_lock()
+                look()
                 if not server.reachable():
                     await server.listen()
                     log.warning("the socket %s was removed, and is there again", self.folder / "sock")
@@ -196,10 +196,10 @@ def _holder(folder: Path) -> str:
     return "another process"
 
 
-async def keep_or_end(home: Home, server: Server, made_anew: Callable[[], None], end: Callable[[], None]) -> None:
+async def keep_or_end(home: Home, server: Server, look: Callable[[], None], end: Callable[[], None]) -> None:
     """Keep the home; where that is over, say so and end. Running jobs run on, and the next command starts a daemon."""
     try:
-        await home.keep(server, made_anew)
+        await home.keep(server, look)
     except (GpuqError, OSError) as error:
         log.error("the daemon ends: %s", error, extra={"event": "homeless"})
         end()

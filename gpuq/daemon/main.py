@@ -22,37 +22,35 @@ from gpuq.daemon.home import Home, keep_or_end
 from gpuq.daemon.notify import Notifier
 from gpuq.daemon.runner import Runner
 from gpuq.daemon.server import STOPPED, Server
-from gpuq.errors import GpuqError, StoreError
+from gpuq.daemon.upkeep import Upkeep
+from gpuq.errors import GpuqError, StoreDamaged, StoreError
 from gpuq.events import Event, Kind
 from gpuq.launch import cgroup
 from gpuq.model import Host, Settings
+from gpuq.store import recovery
+from gpuq.store.recovery import open_store
 from gpuq.store.store import Store
 
 log = logging.getLogger("gpuq.daemon")
 
 #: Inode of the initial PID namespace: PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h.
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
+#: A daemon that has begun anew so often, and lived for less than STEADY seconds each time, ends.
+MOST_TRIES = 3
+STEADY = 60.0
 #: Environments that no job needs are looked for this often, in seconds.
 CLEAN_EVERY = 86400.0
 
 
-def main(ready_fd: int) -> None:
-    """Run until told to stop. Tells `ready_fd` once, then closes it."""
+def main(ready_fd: int, tries: int = 0) -> None:
+    """Run until told to stop. Tells `ready_fd` once, then closes it. `tries` is how often it has just begun anew."""
+    environ = dict(os.environ)
     os.umask(0o077)
     folder = config.state_dir()
     try:
-        with contextlib.closing(Home(folder)) as home:
-            journal.begin(folder)
-            crash.arm(os.environ.get(crash.VARIABLE))
-            _raise_descriptor_limit()
-            settings = config.load_settings()
-            run_root = _run_root(folder)
-            store = Store(folder / "queue.db", network=config.on_network(folder))
-            store.start_ids_after(_last_run(run_root))
-            try:
-                asyncio.run(_live(settings, store, home, run_root, ready_fd))
-            finally:
-                store.close()
+        listener = _run(folder, ready_fd, tries)
+        if listener is None:
+            return
     except GpuqError as error:
         log.error("%s", error.message)
         _say(ready_fd, error.message)
@@ -61,9 +59,39 @@ def main(ready_fd: int) -> None:
         log.exception("the daemon fails")
         _say(ready_fd, f"it failed ({type(error).__name__}: {error}); {folder / 'daemon.log'} tells more")
         sys.exit(1)
+    # a new program in the same process: supervisors stay its children, and nothing of the old state is left
+    words = [sys.executable, "-P", "-X", "utf8", "-m", "gpuq.daemon", str(listener), str(tries + 1)]
+    os.execve(sys.executable, words, environ)
 
 
-async def _live(settings: Settings, store: Store, home: Home, run_root: Path, ready_fd: int) -> None:
+def _run(folder: Path, ready_fd: int, tries: int) -> int | None:
+    """One life of the daemon. Where it begins anew, the descriptor to be told then, -1 if it was told; else None.
+
+    Raises GpuqError.
+    """
+    with contextlib.closing(Home(folder)) as home:
+        journal.begin(folder)
+        crash.arm(os.environ.get(crash.VARIABLE))
+        _raise_descriptor_limit()
+        settings = config.load_settings()
+        run_root = _run_root(folder)
+        store, recovered = open_store(folder, run_root, network=config.on_network(folder))
+        if recovered is not None:
+            _write(ready_fd, f"note: {recovered.summary}")
+        began = time.monotonic()
+        try:
+            return -1 if asyncio.run(_live(settings, store, home, run_root, ready_fd)) else None
+        except StoreDamaged as error:
+            if tries >= MOST_TRIES and time.monotonic() - began < STEADY:
+                raise
+            recovery.mark(folder, error.message)
+            return ready_fd
+        finally:
+            store.close()
+
+
+async def _live(settings: Settings, store: Store, home: Home, run_root: Path, ready_fd: int) -> bool:
+    """From the first look at the queue to the last word; whether the daemon begins anew in its own place."""
     folder = home.folder
     notifier = Notifier()
     loop = asyncio.get_running_loop()
@@ -77,12 +105,14 @@ async def _live(settings: Settings, store: Store, home: Home, run_root: Path, re
         loop.add_signal_handler(number, daemon.end, False)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
     _note(core, Kind.DAEMON_STARTED, pid=os.getpid())
+    upkeep = daemon.upkeep = Upkeep(core, daemon.begin_anew)
     runner.begin()
     server = Server(daemon)
     await server.listen()
     living = [
         asyncio.ensure_future(_clean(core)),
-        asyncio.ensure_future(keep_or_end(home, server, lambda: _touch(store), lambda: daemon.end(False))),
+        asyncio.ensure_future(upkeep.keep()),
+        asyncio.ensure_future(keep_or_end(home, server, lambda: _look(store), lambda: daemon.end(False))),
     ]
     log.info("daemon %d listens in %s", os.getpid(), folder, extra={"event": "listen", "pid": os.getpid()})
     _say(ready_fd, "ready")
@@ -94,6 +124,7 @@ async def _live(settings: Settings, store: Store, home: Home, run_root: Path, re
         task.cancel()
     _note(core, Kind.DAEMON_STOPPED, running=len(core.running))
     await server.close(None if restart else STOPPED)
+    return daemon.anew
 
 
 def _note(core: Core, kind: Kind, **data: object) -> None:
@@ -104,11 +135,10 @@ def _note(core: Core, kind: Kind, **data: object) -> None:
         log.error("%s", error.message)
 
 
-def _touch(store: Store) -> None:
-    """A transaction that changes nothing: the store looks whether its file is still there."""
+def _look(store: Store) -> None:
+    """Whether the database is still there; it is written anew where it is not."""
     try:
-        with store.transaction():
-            pass
+        store.at_home()
     except StoreError as error:
         log.error("%s", error.message)
 
@@ -141,13 +171,6 @@ def _run_root(folder: Path) -> Path:
     return local / "jobs"
 
 
-def _last_run(run_root: Path) -> int:
-    """The largest id that has a run folder: a new database beside old folders must not use it again."""
-    with contextlib.suppress(OSError):
-        return max((int(name) for name in os.listdir(run_root) if name.isdecimal()), default=0)
-    return 0
-
-
 def _raise_descriptor_limit() -> None:
     """As many descriptors as the kernel lets us have; jobs get their submitter's limits, not ours."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -157,9 +180,15 @@ def _raise_descriptor_limit() -> None:
 
 def _say(fd: int, text: str) -> None:
     """The one word to whoever started the daemon, who may have gone."""
+    _write(fd, text)
     with contextlib.suppress(OSError):
-        os.write(fd, text.encode("utf-8", "replace") + b"\n")
         if fd > 2:
             os.close(fd)
         else:  # of a service manager, or a person who tries it out: nothing else may become our standard output
             os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), fd)
+
+
+def _write(fd: int, text: str) -> None:
+    """A line to whoever started the daemon; `note: ` begins one that is for a person, whatever comes after."""
+    with contextlib.suppress(OSError):
+        os.write(fd, text.replace("\n", " ").encode("utf-8", "replace") + b"\n")

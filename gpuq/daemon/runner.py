@@ -32,6 +32,7 @@ from gpuq.policy import courtesy, ledger, scheduler
 from gpuq.policy.explain import Verdict
 from gpuq.policy.lifecycle import EndAsked, Ended, Fact, NeverStarted, Resumed, Started, Suspended, advance
 from gpuq.policy.waiting import GroupKey
+from gpuq.store import runrecord
 
 log = logging.getLogger("gpuq.runner")
 
@@ -123,6 +124,8 @@ class Runner:
                 self.core.waiting.put(job, len(self.core.store.open_dependencies(job_id)), now)
 
     def _plan(self, *, gpus: bool) -> None:
+        if self._paused is None and self.core.waiting.groups and not self.core.reserve.keep():
+            self._pause(self.core.reserve.full().message)
         stopped = "the daemon is about to stop" if self.core.draining else self._paused
         if stopped is not None:
             self._keep_verdicts({key: Verdict(Reason.RESOURCES, stopped) for key in self.core.waiting.groups})
@@ -213,6 +216,8 @@ class Runner:
         broken = _make_work_folder(run_dir)
         claims = tuple(Claim(job.id, number, uuid, job.request.vram) for uuid in start.gpus)
         attempt = Attempt(job.id, number, step.job.started_at, str(run_dir), step.job.log_path, claims)
+        if broken is None:
+            runrecord.write(run_dir, step.job, attempt)  # should the database be lost, it is known what runs there
         crash.point("claim-before")
         with core.store.transaction():
             core.store.change(job, step.job, step.event)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from gpuq.errors import IllegalTransition
 from gpuq.events import Event, Kind
@@ -152,7 +153,7 @@ def advance(job: Job, fact: Fact, now: float) -> Step:
     match fact:
         case Started(gpus, log_path):
             changes = {"attempt": job.attempt + 1, "gpus": gpus, "log_path": log_path, "started_at": now}
-            return _step(job, State.RUNNING, Kind.STARTED, now, {"gpus": list(gpus)}, **changes, **_NO_OUTCOME)
+            return _step(job, State.RUNNING, Kind.STARTED, now, {"gpus": list(gpus)}, **changes, **NOT_ENDED)
         case Ended():
             return _ended(job, fact, now)
         case NeverStarted():
@@ -175,7 +176,7 @@ def advance(job: Job, fact: Fact, now: float) -> Step:
             return _step(job, State.RUNNING, Kind.RESUMED, now, {}, **_not_suspended_any_more(job, now))
         case Retried():
             changes = {"begin_at": None, "spent": (), **_NOT_STARTED}
-            return _step(job, State.QUEUED, Kind.RETRIED, now, {}, **changes, **_NO_OUTCOME)
+            return _step(job, State.QUEUED, Kind.RETRIED, now, {}, **changes, **NOT_ENDED)
         case TriedAgain():
             return _tried_again(job, fact, now)
         case DependencyBroken(on, condition, state):
@@ -183,7 +184,8 @@ def advance(job: Job, fact: Fact, now: float) -> Step:
             return _step(job, State.SKIPPED, Kind.SKIPPED, now, {"note": note}, ended_at=now, note=note)
 
 
-_NO_OUTCOME: dict[str, object] = {
+#: What is known of a job whose newest attempt has not ended.
+NOT_ENDED: dict[str, Any] = {
     "ended_at": None,
     "exit_code": None,
     "signal": None,
@@ -211,7 +213,7 @@ def _tried_again(job: Job, fact: TriedAgain, now: float) -> Step:
     if fact.request.ram != job.request.ram:
         data["ram"] = fact.request.ram
     changes = {"begin_at": fact.not_before, "request": fact.request, "spent": fact.spent, **_NOT_STARTED}
-    return _step(job, State.QUEUED, Kind.RETRYING, now, data, **changes, **{**_NO_OUTCOME, "note": fact.note})
+    return _step(job, State.QUEUED, Kind.RETRYING, now, data, **changes, **{**NOT_ENDED, "note": fact.note})
 
 
 def ended_words(state: State) -> str:

@@ -73,7 +73,7 @@ def _write(source: Connection, path: Path) -> None:
         source.backup(copied)
         # a copy is one file: no log beside it, which somebody who moves it would forget
         copied.execute("PRAGMA journal_mode = DELETE")
-    _sync(path)
+    sync(path)
 
 
 def _name(unfinished: Path, target: Path, *, replace: bool) -> None:
@@ -84,14 +84,14 @@ def _name(unfinished: Path, target: Path, *, replace: bool) -> None:
             os.link(unfinished, target)  # unlike a rename, it fails where something is
         except FileExistsError:
             raise _exists(target) from None
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _exists(target: Path) -> UsageError:
     return UsageError(f"{target} exists already: name another file, or write --force to replace it")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Bring a file, or the names in a folder, to the disk."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

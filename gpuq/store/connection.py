@@ -45,6 +45,12 @@ class Connection(sqlite3.Connection):
         except sqlite3.Error as error:
             raise self.translated(error) from None
 
+    def senseless(self, text: str) -> StoreDamaged:
+        """The error to raise for content that SQLite can read and gpuq cannot have written."""
+        if self.on_damage is not None:
+            self.on_damage(text)
+        return StoreDamaged(text)
+
     def translated(self, error: sqlite3.Error) -> StoreError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (_CORRUPT, _NOTADB):

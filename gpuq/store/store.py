@@ -6,17 +6,24 @@ Writes happen inside `transaction()`; a change of state is a guarded UPDATE with
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+import os
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from gpuq import crash
 from gpuq.errors import IllegalTransition, StoreError
-from gpuq.events import Event
+from gpuq.events import Event, Kind
 from gpuq.model import LIVE, Attempt, Claim, Condition, Dependency, Job, State
 from gpuq.protocol import Selection
-from gpuq.store.backup import FOLDER, before_migration
+from gpuq.store.backup import FOLDER, before_migration, copy, stamp
+from gpuq.store.changes import Changes
 from gpuq.store.connection import connect
 from gpuq.store.migrations import migrate, outdated, refuse_newer, version_of
 from gpuq.store.rows import (
@@ -30,6 +37,8 @@ from gpuq.store.rows import (
     live_values,
 )
 
+log = logging.getLogger("gpuq.store")
+
 #: True of jobs that have not ended, and what the partial index on them asks for.
 _LIVE = "ended_at IS NULL"
 
@@ -41,16 +50,15 @@ class Store:
     """
 
     def __init__(self, path: Path, *, network: bool = False) -> None:
-        try:
-            self.conn = connect(path)
-        except OSError as error:
-            raise StoreError(f"the database {path} cannot be used: {error.strerror}") from None
+        self.path = path
+        self._network = network
+        self.changes: Changes | None = None
+        self._on_damage: Callable[[str], None] | None = None
+        self._open()
         try:
             version = version_of(self.conn)
             refuse_newer(version)
-            # WAL needs shared memory, which a network file system does not give between hosts
-            self.conn.execute(f"PRAGMA journal_mode = {'DELETE' if network else 'WAL'}")
-            self.conn.execute("PRAGMA synchronous = FULL")
+            self._configure()
             if outdated(version) and self.conn.execute("SELECT 1 FROM jobs LIMIT 1").fetchone():
                 before_migration(self.conn, path.parent / FOLDER, version)
             migrate(self.conn)
@@ -58,12 +66,61 @@ class Store:
             self.conn.close()
             raise
 
+    def _open(self) -> None:
+        try:
+            self.conn = connect(self.path)
+            self._file, self._folder = _identity(self.path), _identity(self.path.parent)
+        except OSError as error:
+            raise StoreError(f"the database {self.path} cannot be used: {error.strerror}") from None
+        self.conn.on_damage = self._on_damage
+
+    def _configure(self) -> None:
+        # WAL needs shared memory, which a network file system does not give between hosts
+        self.conn.execute(f"PRAGMA journal_mode = {'DELETE' if self._network else 'WAL'}")
+        self.conn.execute("PRAGMA synchronous = FULL")
+
+    @property
+    def on_damage(self) -> Callable[[str], None] | None:
+        """Called with what SQLite said when it meets damage, beside the StoreDamaged that is raised."""
+        return self._on_damage
+
+    @on_damage.setter
+    def on_damage(self, told: Callable[[str], None]) -> None:
+        self._on_damage = self.conn.on_damage = told
+
     def close(self) -> None:
+        if self.changes is not None:
+            self.changes.close()
         self.conn.close()
+
+    def keep_changes(self, path: Path) -> None:
+        """From now on every commit is told to the file of changes, too."""
+        self.changes = Changes(path)
+        self.changes.open()
+        if self.changes.behind:
+            self._rewrite_changes()
+
+    def _rewrite_changes(self) -> None:
+        """The file of changes anew: the jobs that live, and the environments that they need."""
+        assert self.changes is not None
+        event = self.last_event()
+        rows = self.conn.execute(f"SELECT * FROM jobs WHERE {_LIVE}")
+        needed = self.conn.execute(
+            f"SELECT hash, body FROM environments WHERE hash IN (SELECT env_hash FROM jobs WHERE {_LIVE})"
+        )
+        bodies = ([row["hash"], b64encode(row["body"]).decode("ascii")] for row in needed)
+        self.changes.rewrite(
+            chain(
+                [{"e": event, "last": self.next_id() - 1}],
+                ({"e": event, "environments": [body]} for body in bodies),
+                ({"e": event, "jobs": [{"common": {}, "rows": [dict(row)]}]} for row in rows),
+            )
+        )
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing; IMMEDIATE, so that it fails before the work and not at its end. Raises StoreError."""
+        self._stay()
         self.conn.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -71,10 +128,72 @@ class Store:
             self.conn.execute("COMMIT")
             crash.point("commit-after")
         except BaseException:
+            if self.changes is not None:
+                self.changes.rollback()
             if self.conn.in_transaction:
                 with suppress(StoreError):  # what went wrong is being told already
                     self.conn.execute("ROLLBACK")
             raise
+        if self.changes is not None:
+            self.changes.commit(self.last_event())
+            if self.changes.behind:
+                self._rewrite_changes()
+
+    def _stay(self) -> None:
+        """The file must still be ours: what is written into one that was removed would be lost.
+
+        In a folder that is another one nothing is written; see `at_home`.
+        """
+        try:
+            if _identity(self.path) == self._file:
+                return
+            what = "replaced"
+        except FileNotFoundError:
+            what = "removed"
+        except OSError as error:
+            raise StoreError(f"the database {self.path} cannot be looked at: {error.strerror}") from None
+        if not self._same_folder():
+            raise StoreError(f"the database {self.path} is gone, and so is the folder that it was in")
+        log.error("the database %s was %s; it is written anew", self.path, what, extra={"event": "database-removed"})
+        try:
+            self._write_anew()
+        except OSError as error:
+            raise StoreError(f"the database {self.path} was {what}, and cannot be written anew: {error}") from None
+        self.conn.execute("BEGIN IMMEDIATE")
+        note = f"the database was {what} under the running daemon, and written anew"
+        self.add_events([Event(time.time(), Kind.DAMAGED, data={"note": note})])
+        self.conn.execute("COMMIT")
+
+    def _same_folder(self) -> bool:
+        try:
+            return _identity(self.path.parent) == self._folder
+        except OSError:
+            return False
+
+    def at_home(self) -> None:
+        """The folder that is there now is ours, perhaps made anew: see to the database in it. Raises StoreError."""
+        try:
+            self._folder = _identity(self.path.parent)
+        except OSError as error:
+            raise StoreError(f"the folder of {self.path} cannot be looked at: {error.strerror}") from None
+        self._stay()
+
+    def _write_anew(self) -> None:
+        """From the open connection, which still has everything. What is in the way is kept in `damaged/`."""
+        anew = self.path.with_name(f"{self.path.name}.anew")
+        copy(self.conn, anew, replace=True)
+        aside = self.path.parent / "damaged" / stamp()
+        for part in ("-journal", "-wal", "-shm", ""):
+            there = self.path.with_name(self.path.name + part)
+            if os.path.lexists(there):
+                aside.mkdir(mode=0o700, parents=True, exist_ok=True)
+                there.rename(aside / there.name)
+        self.conn.close()
+        anew.replace(self.path)
+        self._open()
+        self._configure()
+        if self.changes is not None:
+            self.changes.behind = True
 
     # --- submitting -------------------------------------------------------------------------------
 
@@ -88,19 +207,50 @@ class Store:
         return 1 if row is None else int(row["seq"]) + 1
 
     def start_ids_after(self, job_id: int) -> None:
-        """Never give out this id, or a smaller one."""
+        """Never give out this id, or a smaller one. In a transaction."""
         if job_id >= self.next_id():
-            with self.transaction():
-                self.conn.execute("DELETE FROM sqlite_sequence WHERE name = 'jobs'")
-                self.conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('jobs', ?)", (job_id,))
+            self.conn.execute("DELETE FROM sqlite_sequence WHERE name = 'jobs'")
+            self.conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('jobs', ?)", (job_id,))
 
     def insert_jobs(self, key: str, jobs: Sequence[Job], events: Sequence[Event]) -> None:
         """Add jobs, whose ids follow each other, as the submission `key`, with their dependencies and events."""
-        columns = ["id", *job_values(jobs[0])]
+        rows = [{"id": job.id, **job_values(job)} for job in jobs]
+        columns = rows[0].keys()
         sql = f"INSERT INTO jobs ({','.join(columns)}) VALUES ({','.join(':' + c for c in columns)})"
-        self.conn.executemany(sql, ({"id": job.id, **job_values(job)} for job in jobs))
+        self.conn.executemany(sql, rows)
+        if self.changes is not None:
+            self.changes.jobs(rows)
         self.conn.execute("INSERT INTO submissions VALUES (?, ?, ?)", (key, jobs[0].id, jobs[-1].id))
         self.add_events(events)
+
+    def insert_job(self, job: Job, event: Event) -> None:
+        """Add a job that has an id already, outside any submission."""
+        self.put_job({"id": job.id, **job_values(job)})
+        self.add_events([event])
+
+    def put_job(self, values: dict[str, Any]) -> None:
+        """Add the row of a job."""
+        marks = ",".join(":" + c for c in values)
+        self.conn.execute(f"INSERT INTO jobs ({','.join(values)}) VALUES ({marks})", values)
+        if self.changes is not None:
+            self.changes.jobs([values])
+
+    def row(self, job_id: int) -> dict[str, Any] | None:
+        """The row of a job as it stands there, whether or not it makes sense."""
+        row = self.conn.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return None if row is None else dict(row)
+
+    def delete_job(self, job_id: int) -> None:
+        """Remove the row of a job, and nothing else of it."""
+        self.conn.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+
+    def overwrite(self, job: Job) -> None:
+        """Write a job whatever the store believed of it: for what run folders know better."""
+        values = live_values(job)
+        columns = ",".join(f"{c} = :{c}" for c in values)
+        self.conn.execute(f"UPDATE jobs SET {columns} WHERE id = :id", {"id": job.id, **values})
+        if self.changes is not None:
+            self.changes.set(job.id, values)
 
     def add_dependencies(self, rows: Iterable[tuple[int, Dependency, bool]]) -> None:
         """(waiting job, dependency, already met) each."""
@@ -110,7 +260,9 @@ class Store:
         )
 
     def put_environment(self, digest: str, body: bytes) -> None:
-        self.conn.execute("INSERT OR IGNORE INTO environments VALUES (?, ?)", (digest, body))
+        done = self.conn.execute("INSERT OR IGNORE INTO environments VALUES (?, ?)", (digest, body))
+        if done.rowcount and self.changes is not None:
+            self.changes.environment(digest, body)
 
     def environment(self, digest: str) -> bytes | None:
         """None once it was erased."""
@@ -119,11 +271,14 @@ class Store:
 
     def erase_environments(self, before: float) -> int:
         """Erase those that only jobs ended before that time refer to; returns how many."""
-        return self.conn.execute(
+        erased = self.conn.execute(
             f"""DELETE FROM environments WHERE NOT EXISTS (
                 SELECT 1 FROM jobs WHERE env_hash = hash AND ({_LIVE} OR ended_at >= ?))""",
             (before,),
         ).rowcount
+        if erased and self.changes is not None:
+            self.changes.behind = True  # written anew without them
+        return erased
 
     # --- transitions ------------------------------------------------------------------------------
 
@@ -137,6 +292,8 @@ class Store:
         ).rowcount
         if count != 1:
             raise IllegalTransition(f"job {after.id} is not {before.state} any more, and cannot become {after.state}")
+        if self.changes is not None:
+            self.changes.set(after.id, values)
         self.add_events([event])
 
     def add_events(self, events: Iterable[Event]) -> None:
@@ -217,7 +374,26 @@ class Store:
 
     def job(self, job_id: int) -> Job | None:
         row = self.conn.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
-        return None if row is None else job_from_row(row)
+        return None if row is None else self._job(row)
+
+    def _job(self, row: Any) -> Job:
+        """Raises StoreDamaged for a row that makes no sense: the next start leaves it out, and says so."""
+        try:
+            return job_from_row(row)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise self.conn.senseless(f"the row of job {row['id']} makes no sense: {error}") from None
+
+    def every_job(self) -> Iterator[Job]:
+        for row in self.conn.execute("SELECT * FROM jobs ORDER BY id"):
+            yield self._job(row)
+
+    def job_defaults(self) -> dict[str, object]:
+        """The columns of a job that may be left out, as SQLite would fill them in."""
+        found: dict[str, object] = {}
+        for row in self.conn.execute("PRAGMA table_info(jobs)").fetchall():
+            text = row["dflt_value"]
+            found[row["name"]] = None if text is None else self.conn.execute(f"SELECT {text}").fetchone()[0]
+        return found
 
     def state_of(self, job_id: int) -> State | None:
         row = self.conn.execute("SELECT state FROM jobs WHERE id = ?", (job_id,)).fetchone()
@@ -225,7 +401,7 @@ class Store:
 
     def live_jobs(self, state: State) -> Iterator[Job]:
         for row in self.conn.execute(f"SELECT * FROM jobs WHERE state = ? AND {_LIVE} ORDER BY id", (state.value,)):
-            yield job_from_row(row)
+            yield self._job(row)
 
     def unmet_counts(self) -> dict[int, int]:
         """Open dependencies by waiting job."""
@@ -276,7 +452,7 @@ class Store:
         rows = self.conn.execute(
             f"SELECT * FROM jobs WHERE {clause} ORDER BY {order} LIMIT ?", [*values, -1 if limit is None else limit]
         )
-        return [job_from_row(row) for row in rows], total
+        return [self._job(row) for row in rows], total
 
     def counts(self) -> dict[str, int]:
         """Jobs that have not ended, by state."""
@@ -303,6 +479,12 @@ class Store:
             parts.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)")
             values.append(tag)
         return " AND ".join(parts), values
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Which file this is, and no other. Raises OSError."""
+    found = os.stat(path, follow_symlinks=False)
+    return found.st_dev, found.st_ino
 
 
 def with_outcome(attempt: Attempt, job: Job, user: float | None, system: float | None) -> Attempt:

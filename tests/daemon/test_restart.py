@@ -276,10 +276,15 @@ def test_a_newer_database_is_refused_in_plain_words(box: Box) -> None:
     assert "newer gpuq" in box.fails(5, "submit", "--", "true")
 
 
-def test_a_file_that_is_no_database_is_refused_in_plain_words(box: Box) -> None:
+def test_a_file_that_is_no_database_is_set_aside(box: Box) -> None:
     box.state.mkdir(mode=0o700)
     (box.state / "queue.db").write_bytes(b"not a database" * 1000)
-    assert "damaged" in box.fails(5, "submit", "--", "true")
+    done = box.run("submit", "--", "true")
+    assert (done.returncode, done.stdout) == (0, "1\n")
+    assert "the database was recovered" in done.stderr
+    [aside] = (box.state / "damaged").iterdir()
+    assert (aside / "queue.db").read_bytes() == b"not a database" * 1000
+    assert "recovered" not in box.run("submit", "--", "true").stderr, "it is told once"
 
 
 def test_an_idle_daemon_sleeps(box: Box) -> None:

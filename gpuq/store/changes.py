@@ -1,0 +1,194 @@
+"""The file `changes`: what each commit made of jobs, a line each, beside the database and independent of it.
+
+Its last line tells a database that is older than what was acknowledged, and its lines bring back jobs whose rows are
+lost. It is not synced: after a power cut the database is the truth. When it has grown it is written anew, with the jobs
+that live. Only the daemon's store appends to it.
+
+A line is a JSON object with `e`, the last event of the commit, and any of `jobs` (rows; columns that several share
+stand in `common`), `set` (columns that changed), `environments`, `removed` (ids).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("gpuq.changes")
+
+NAME = "changes"
+#: A file of this many bytes is written anew, once it has grown to three times of what it was then.
+LARGE = 8 * 1024 * 1024
+
+Values = dict[str, Any]
+
+
+class Changes:
+    """Collects what a transaction changes; `commit` appends it, `rollback` forgets it. Nothing here raises."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._pending: dict[str, list[Any]] = {}
+        self._fd = -1
+        self._size = 0
+        self._base = 0
+        #: something could not be written: the file has to be written anew
+        self.behind = True
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def open(self) -> None:
+        """Go on with the file that is there."""
+        flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            self._fd = os.open(self._path, flags)
+            self._size = os.fstat(self._fd).st_size
+            ends = self._size == 0 or os.pread(self._fd, 1, self._size - 1) == b"\n"
+        except OSError:
+            return
+        self._base = self._size
+        self.behind = not ends or self._size > LARGE
+
+    # --- while a transaction goes on --------------------------------------------------------------
+
+    def jobs(self, rows: Sequence[Values]) -> None:
+        """Jobs that are new, or are written as a whole."""
+        first = rows[0]
+        common = {k: v for k, v in first.items() if all(row[k] == v for row in rows)} if len(rows) > 1 else {}
+        own = [{k: v for k, v in row.items() if k not in common} for row in rows]
+        self._add("jobs", {"common": common, "rows": own})
+
+    def set(self, job_id: int, values: Values) -> None:
+        self._add("set", {"id": job_id, **values})
+
+    def environment(self, digest: str, body: bytes) -> None:
+        self._add("environments", [digest, base64.b64encode(body).decode("ascii")])
+
+    def removed(self, ids: Iterable[int]) -> None:
+        self._add("removed", list(ids))
+
+    def _add(self, kind: str, item: Any) -> None:
+        self._pending.setdefault(kind, []).append(item)
+
+    def rollback(self) -> None:
+        self._pending = {}
+
+    def commit(self, last_event: int) -> None:
+        """Append what the transaction changed."""
+        pending, self._pending = self._pending, {}
+        if not pending or self.behind:
+            return
+        data = memoryview(_line({"e": last_event, **pending}))
+        try:
+            while data:
+                done = os.write(self._fd, data)
+                self._size += done
+                data = data[done:]
+        except OSError as error:
+            log.warning("the changes of a commit could not be kept beside the database: %s", error)
+            self.behind = True
+        if self._size > max(LARGE, 3 * self._base):
+            self.behind = True
+
+    def rewrite(self, lines: Iterable[Values]) -> None:
+        """Write the file anew: one line per object."""
+        unfinished = self._path.with_name(f"{self._path.name}.new")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            with open(os.open(unfinished, flags, 0o600), "wb") as file:
+                file.writelines(map(_line, lines))
+            unfinished.replace(self._path)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self._path, error)
+            return
+        self.close()
+        self.open()
+        self.behind = self._fd < 0
+
+
+def _line(fields: Values) -> bytes:
+    return json.dumps(fields, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+@dataclass(slots=True)
+class Told:
+    """What the file tells: the newest row of each job in it, with the event up to which it is true."""
+
+    last_event: int = 0
+    rows: dict[int, tuple[int, Values]] = field(default_factory=dict)
+    environments: dict[str, bytes] = field(default_factory=dict)
+    last_id: int = 0
+
+
+def last_event(path: Path) -> int:
+    """The last event that the file knows of; 0 where it tells none. Reads only its end."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        size, step = os.fstat(file).st_size, 1 << 16
+        data = b""
+        while len(data) < size and data.count(b"\n") < 3:
+            start = max(0, size - len(data) - step)
+            data = os.pread(file, size - len(data) - start, start) + data
+            step *= 4
+        lines = data.split(b"\n")[:-1]
+        return max((fields["e"] for line in lines if (fields := _fields(line)) is not None), default=0)
+    except OSError:
+        return 0
+    finally:
+        os.close(file)
+
+
+def read(path: Path) -> Told:
+    """Everything in the file; lines that make no sense are left out. Raises OSError."""
+    told = Told()
+    for fields in _all(path):
+        event = fields["e"]
+        told.last_event = max(told.last_event, event)
+        try:
+            for group in fields.get("jobs", ()):
+                for row in group["rows"]:
+                    told.rows[int(row["id"])] = (event, {**group["common"], **row})
+            for values in fields.get("set", ()):
+                job_id = int(values["id"])
+                told.rows[job_id] = (event, {**told.rows.get(job_id, (0, {}))[1], **values})
+            for digest, body in fields.get("environments", ()):
+                told.environments[str(digest)] = base64.b64decode(body)
+            for ids in fields.get("removed", ()):
+                for job_id in ids:
+                    told.rows.pop(job_id, None)
+            told.last_id = max(told.last_id, int(fields.get("last", 0)))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    told.last_id = max(told.last_id, max(told.rows, default=0))
+    return told
+
+
+def _all(path: Path) -> Iterator[Values]:
+    try:
+        file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            fields = _fields(line)
+            if fields is not None:
+                yield fields
+
+
+def _fields(line: bytes) -> Values | None:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) and isinstance(fields.get("e"), int) else None

@@ -1,0 +1,103 @@
+"""Whether a database is whole: quickly at every start, thoroughly in the background."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from gpuq.errors import StoreDamaged, StoreError
+from gpuq.model import LIVE
+from gpuq.store.connection import Connection, connect_readonly
+from gpuq.store.format import HEADER, MAGIC, read_header, read_log
+from gpuq.store.migrations import version_of
+from gpuq.store.salvage import shapes
+
+#: SQLite asks this often, in instructions of its own, whether to go on with a thorough check.
+_ASK_EVERY = 20_000
+#: Most lines of what a thorough check finds.
+_LINES = 20
+
+
+def before_opening(path: Path) -> str | None:
+    """What is wrong with the file, as far as its size and its first bytes tell; None if nothing is.
+
+    An empty file and none at all are new databases. Takes no longer for a large database than for a small one: only
+    the log, which is short, is read as a whole. Raises OSError.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        size, first = os.fstat(file).st_size, os.pread(file, HEADER, 0)
+    finally:
+        os.close(file)
+    log = read_log(path.with_name(path.name + "-wal"))
+    if log is not None and log.damage is not None:
+        return log.damage
+    if size == 0:
+        return "it is empty, and its write-ahead log is not" if log is not None and log.frames else None
+    if not first.startswith(MAGIC):
+        return "it does not begin as a database does"
+    header = read_header(first)
+    if header is None:
+        return "its header is damaged"
+    told = log.pages if log is not None and log.pages else header.pages
+    held = size // header.page_size
+    missing = told - held
+    if log is not None:  # pages that are new are in the log first
+        missing -= sum(1 for number in log.frames if held < number <= told)
+    return f"it is cut: {missing:,} of its {told:,} pages are missing" if missing > 0 else None
+
+
+def after_opening(conn: Connection) -> None:
+    """Whether tables and live rows are what they must be. Raises StoreDamaged."""
+    present = {row["name"] for row in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    missing = shapes().keys() - present
+    if missing:
+        raise StoreDamaged(f"the database has no table {', '.join(sorted(missing))}")
+    states = ",".join(f"'{state}'" for state in sorted(LIVE))
+    row = conn.execute(
+        f"SELECT id, state FROM jobs WHERE ended_at IS NULL AND state NOT IN ({states}) LIMIT 1"
+    ).fetchone()
+    if row is not None:
+        raise StoreDamaged(f"job {row['id']} is in the state {row['state']!r:.40}, which there is not while it lives")
+
+
+def thorough(path: Path, stop: Callable[[], bool]) -> list[str] | None:
+    """What SQLite's own `integrity_check` finds, line by line; None where it was told to stop.
+
+    Uses a connection of its own. Takes seconds per gigabyte. Raises OSError, StoreError.
+    """
+    with contextlib.closing(connect_readonly(path)) as conn:
+        conn.set_progress_handler(lambda: int(stop()), _ASK_EVERY)
+        try:
+            rows = conn.execute(f"PRAGMA integrity_check({_LINES})").fetchall()
+        except StoreDamaged as error:
+            return [error.message]
+        except StoreError:
+            if stop():
+                return None
+            raise
+    lines = [str(row[0]) for row in rows]
+    return [] if lines == ["ok"] else lines
+
+
+def refuse_backup(path: Path, owner: int) -> int:
+    """Check a file that somebody wants to go on with; the number of its jobs. Raises StoreError with what is wrong."""
+    problem = before_opening(path)
+    if problem is not None:
+        raise StoreError(f"{path} is damaged: {problem}")
+    found = thorough(path, lambda: False)
+    if found:
+        raise StoreError(f"{path} is damaged: {found[0]}")
+    with contextlib.closing(connect_readonly(path)) as conn:
+        tables = {row["name"] for row in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        if version_of(conn) == 0 or "jobs" not in tables:
+            raise StoreError(f"{path} is not a database of gpuq")
+        row = conn.execute("SELECT id, owner FROM jobs WHERE owner != ? LIMIT 1", (owner,)).fetchone()
+        if row is not None:
+            raise StoreError(f"{path} belongs to somebody else: job {row['id']} is of uid {row['owner']}")
+        return int(conn.execute("SELECT count(*) FROM jobs").fetchone()[0])

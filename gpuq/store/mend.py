@@ -1,0 +1,181 @@
+"""A database whose rows come from damage: what makes no sense goes, what can be told from the rest is put right."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from gpuq.events import Event, Kind
+from gpuq.model import ACTIVE, WAITING, Attempt, Dependency, Failure, Job, State
+from gpuq.policy.lifecycle import DependencyBroken, advance, dependency
+from gpuq.store import runrecord
+from gpuq.store.rows import attempt_from_row, event_from_row, job_from_row
+from gpuq.store.store import Store, with_outcome
+
+#: Events that tell a waiting job's state, where its row is older than they are.
+_TOLD = {
+    Kind.HELD: State.HELD,
+    Kind.RELEASED: State.QUEUED,
+    Kind.CANCELLED: State.CANCELLED,
+    Kind.SKIPPED: State.SKIPPED,
+    Kind.SUCCEEDED: State.SUCCEEDED,
+    Kind.FAILED: State.FAILED,
+    Kind.RETRIED: State.QUEUED,
+    Kind.REQUEUED: State.QUEUED,
+}
+
+
+@dataclass(slots=True)
+class Mended:
+    #: rows that made no sense, as they were
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+    #: jobs that are held now, with why
+    held: dict[int, str] = field(default_factory=dict)
+    #: attempts that had to be made up
+    attempts: int = 0
+
+
+def mend(store: Store, run_root: Path, now: float, *, mixed: bool) -> Mended:
+    """In one transaction. `mixed` says that pages of different times may have come together: then events, too,
+    tell how a waiting job stands.
+    """
+    mended = Mended()
+    with store.transaction():
+        _leave_out(store, mended)
+        _environments(store)
+        for job in list(store.every_job()):
+            _mend(store, _by_events(store, job) if mixed else job, job, run_root, now, mended)
+        _close_attempts(store, now)
+    return mended
+
+
+def _leave_out(store: Store, mended: Mended) -> None:
+    for row in store.conn.execute("SELECT * FROM jobs").fetchall():
+        try:
+            job_from_row(row)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            mended.left_out.append(dict(row))
+            for table, column in (
+                ("jobs", "id"),
+                ("attempts", "job_id"),
+                ("claims", "job_id"),
+                ("dependencies", "job_id"),
+            ):
+                store.conn.execute(f"DELETE FROM {table} WHERE {column} = ?", (row["id"],))
+    for row in store.conn.execute("SELECT rowid AS rowid_, * FROM attempts").fetchall():
+        try:
+            attempt_from_row(row, ())
+        except (ValueError, TypeError, KeyError):
+            mended.left_out.append(dict(row))
+            store.conn.execute("DELETE FROM attempts WHERE rowid = ?", (row["rowid_"],))
+    for row in store.conn.execute("SELECT * FROM events").fetchall():
+        try:
+            event_from_row(row)
+        except (ValueError, TypeError, KeyError):
+            mended.left_out.append(dict(row))
+            store.conn.execute("DELETE FROM events WHERE id = ?", (row["id"],))
+
+
+def _environments(store: Store) -> None:
+    """One that is not what it was must not be given to a program."""
+    for row in store.conn.execute("SELECT hash, body FROM environments").fetchall():
+        if hashlib.sha256(row["body"] or b"").hexdigest() != row["hash"]:
+            store.conn.execute("DELETE FROM environments WHERE hash IS ?", (row["hash"],))
+
+
+def _mend(store: Store, job: Job, as_read: Job, run_root: Path, now: float, mended: Mended) -> None:
+    fixed = job
+    if job.ended and job.ended_at is None:
+        fixed = replace(job, ended_at=job.started_at or job.submitted_at)
+    elif not job.ended and job.ended_at is not None:
+        fixed = replace(job, ended_at=None)
+    if fixed.attempt and fixed.attempt not in {attempt.number for attempt in store.attempts(fixed.id)}:
+        _make_attempt(store, fixed, run_root, now)
+        mended.attempts += 1
+    if fixed != as_read:
+        store.overwrite(fixed)
+    if fixed.state in WAITING:
+        _waiting(store, fixed, now, mended)
+
+
+def _by_events(store: Store, job: Job) -> Job:
+    """What the newest event about the state of a waiting job says, where its row may be from before it."""
+    if job.state not in WAITING:
+        return job
+    row = store.conn.execute(
+        "SELECT kind, at, data FROM events WHERE job_id = ? ORDER BY id DESC LIMIT 1", (job.id,)
+    ).fetchone()
+    state = _TOLD.get(Kind(row["kind"])) if row else None
+    if state is None or state is job.state:
+        return job
+    data = json.loads(row["data"])
+    return replace(
+        job,
+        state=state,
+        ended_at=None if state in WAITING else row["at"],
+        exit_code=data.get("exit_code"),
+        signal=data.get("signal"),
+        failure=Failure(data["failure"]) if "failure" in data else None,
+        note=data.get("note", job.note),
+    )
+
+
+def _make_attempt(store: Store, job: Job, run_root: Path, now: float) -> None:
+    run_dir = run_root / str(job.id) / str(job.attempt)
+    record = runrecord.read(run_dir, job.owner, store.job_defaults())
+    if record is not None:
+        store.add_attempt(record.attempt)
+        return
+    log_path = job.log_path or str(run_dir / "log")
+    store.add_attempt(Attempt(job.id, job.attempt, job.started_at or now, str(run_dir), log_path))
+
+
+def _waiting(store: Store, job: Job, now: float, mended: Mended) -> None:
+    """A job that waits: its dependencies as the other jobs stand, and what it needs to run."""
+    store.conn.execute("DELETE FROM dependencies WHERE job_id = ?", (job.id,))
+    rows: list[tuple[int, Dependency, bool]] = []
+    lost: list[int] = []
+    for wanted in job.after:
+        state = store.state_of(wanted.job_id)
+        holds = None if state is None else dependency(wanted.condition, state)
+        if state is None:
+            lost.append(wanted.job_id)
+        elif holds is False:
+            step = advance(job, DependencyBroken(wanted.job_id, wanted.condition, state), now)
+            store.change(job, step.job, step.event)
+            return
+        rows.append((job.id, wanted, state is None or holds is True))
+    store.add_dependencies(rows)
+    if lost:
+        _hold(
+            store,
+            job,
+            f"depends on job {', '.join(map(str, lost))}, which was lost with the damaged database",
+            now,
+            mended,
+        )
+    elif store.environment(job.env_hash) is None:
+        _hold(store, job, "its environment was lost with the damaged database: submit it anew", now, mended)
+
+
+def _hold(store: Store, job: Job, note: str, now: float, mended: Mended) -> None:
+    """A person decides: `gpuq release`, or `gpuq cancel`."""
+    store.overwrite(replace(job, state=State.HELD, note=note))
+    store.add_events([Event(now, Kind.HELD, job.id, job.attempt or None, {"note": note})])
+    mended.held[job.id] = note
+
+
+def _close_attempts(store: Store, now: float) -> None:
+    """Attempts that have ended though their rows do not say so."""
+    for row in store.conn.execute("SELECT job_id, number FROM attempts WHERE ended_at IS NULL").fetchall():
+        job = store.job(row["job_id"])
+        attempt = store.attempt(row["job_id"], row["number"])
+        if attempt is None or (job is not None and job.state in ACTIVE and job.attempt == attempt.number):
+            continue
+        told = runrecord.ended(attempt)
+        if told is None and job is not None and job.ended and job.attempt == attempt.number:
+            told = with_outcome(attempt, job, None, None)
+        store.end_attempt(told or replace(attempt, ended_at=now, note="its end was not recorded"))

@@ -1,0 +1,383 @@
+"""What is left of a database after damage of every kind: all that the file holds, and nothing that it did not."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gpuq.errors import StoreError
+from gpuq.events import Event, Kind
+from gpuq.model import Attempt, Condition, Dependency, Job, State
+from gpuq.policy.lifecycle import Ended, Started, advance
+from gpuq.protocol import MAX_ID, Selection
+from gpuq.store import check, recovery, runrecord, salvage
+from gpuq.store.store import Store, with_outcome
+from tests.policy.build import make_job
+
+JOBS = 240
+#: Jobs that have begun.
+RAN = JOBS // 2 + JOBS // 40
+ALL = Selection(ranges=((0, MAX_ID),))
+Damage = Callable[[Path], None]
+
+
+class Queue:
+    """A state folder with a queue of `JOBS` jobs: the first half ended, then some that run, the rest waits."""
+
+    def __init__(self, folder: Path, *, jobs: int = JOBS) -> None:
+        self.folder, self.runs, self.path = folder, folder / "jobs", folder / "queue.db"
+        folder.mkdir(exist_ok=True)
+        self.store = Store(self.path)
+        self.store.keep_changes(folder / "changes")
+        self.store.conn.execute("PRAGMA wal_autocheckpoint = 100")
+        self.store.conn.execute("PRAGMA synchronous = OFF")
+        env = b"{}"
+        self.env = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+        with self.store.transaction():
+            self.store.put_environment(self.env, env)
+        for n in range(1, jobs + 1):
+            if n == jobs - 10:  # the newest stay in the log
+                self.store.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self.store.conn.execute("PRAGMA wal_autocheckpoint = 0")
+            self.submit(n)
+            if n <= jobs // 2:
+                self.end(n, self.start(n), n % 3)
+            elif n <= jobs // 2 + jobs // 40:
+                self.start(n)
+
+    def submit(self, n: int, **changes: Any) -> None:
+        command = ("python", "train.py", f"--seed={n}", "x" * (n % 7 * 40))
+        after = (Dependency(Condition.ANY, n - 1),) if n % 10 == 0 else ()
+        fields: dict[str, Any] = {"owner": os.geteuid(), "command": command, "env_hash": self.env, "after": after}
+        job = make_job(n, **(fields | changes))
+        with self.store.transaction():
+            self.store.insert_jobs(f"key-{n:05}", [job], [Event(float(n), Kind.SUBMITTED, n)])
+            self.store.add_dependencies((n, d, False) for d in after)
+
+    def start(self, n: int) -> Attempt:
+        job = self.job(n)
+        run_dir = self.runs / str(n) / str(job.attempt + 1)
+        run_dir.mkdir(parents=True)
+        step = advance(job, Started((), str(run_dir / "log")), 5.0)
+        attempt = Attempt(n, step.job.attempt, 5.0, str(run_dir), str(run_dir / "log"))
+        runrecord.write(run_dir, step.job, attempt)
+        (run_dir / "lock").touch()
+        with self.store.transaction():
+            self.store.change(job, step.job, step.event)
+            self.store.add_attempt(attempt)
+        return attempt
+
+    def end(self, n: int, attempt: Attempt, code: int) -> None:
+        job = self.job(n)
+        step = advance(job, Ended(exit_code=code), 9.0)
+        with self.store.transaction():
+            self.store.change(job, step.job, step.event)
+            self.store.end_attempt(with_outcome(attempt, step.job, 0.1, 0.1))
+
+    def job(self, n: int) -> Job:
+        found = self.store.job(n)
+        assert found is not None
+        return found
+
+    def jobs(self) -> dict[int, Job]:
+        return {job.id: job for job in self.store.select_jobs(ALL, (), "id", None)[0]}
+
+    def crash(self, folder: Path) -> Path:
+        """The files as a KILL of the daemon would leave them, in another folder; the database's path there."""
+        shutil.copytree(self.folder, folder)
+        return folder / "queue.db"
+
+
+def reopened(folder: Path) -> tuple[dict[int, Job], Store, str]:
+    """All jobs, the store, and the report of the recovery, empty if there was none."""
+    store, recovered = recovery.open_store(folder, folder / "jobs", network=False)
+    jobs = {job.id: job for job in store.every_job()}
+    assert store.conn.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    return jobs, store, recovered.report.read_text() if recovered else ""
+
+
+def checkpoint(path: Path) -> None:
+    """Everything into the main file, as a daemon that stops does."""
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+@pytest.fixture(scope="module")
+def queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Queue]:
+    made = Queue(tmp_path_factory.mktemp("queue"))
+    yield made
+    made.store.close()
+
+
+def cut(path: Path, fraction: float) -> None:
+    os.truncate(path, int(path.stat().st_size * fraction))
+
+
+def overwrite(path: Path, at: int, data: bytes) -> None:
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+def log_of(path: Path) -> Path:
+    return path.with_name("queue.db-wal")
+
+
+def random_pages(path: Path) -> None:
+    """A fifth of the pages becomes noise; only the daemon that reads one of them would see it."""
+    dice = random.Random(3)
+    for page in range(path.stat().st_size // 4096):
+        if dice.random() < 0.2:
+            overwrite(path, page * 4096, dice.randbytes(4096))
+    recovery.mark(path.parent, "noise was met")
+
+
+DAMAGES: dict[str, Damage] = {
+    "cut at a quarter": lambda path: cut(path, 0.25),
+    "cut in the middle": lambda path: cut(path, 0.5),
+    "cut at the end": lambda path: cut(path, 0.9),
+    "only the first page": lambda path: os.truncate(path, 4096),
+    "less than a header": lambda path: os.truncate(path, 50),
+    "empty": lambda path: os.truncate(path, 0),
+    "gone": lambda path: path.unlink(),
+    "no header": lambda path: overwrite(path, 0, b"\xff" * 100),
+    "zeros for a first page": lambda path: overwrite(path, 0, bytes(4096)),
+    "not a database": lambda path: overwrite(path, 0, b"not a database" * (path.stat().st_size // 14)),
+    "random pages": random_pages,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("wal", [True, False], ids=["with wal", "without wal"])
+def test_every_job_is_there_after_the_database_was_damaged(
+    queue: Queue, tmp_path: Path, damage: Damage, wal: bool
+) -> None:
+    path = queue.crash(tmp_path / "state")
+    if not wal:
+        checkpoint(path)
+    before = {name: (path.parent / name).read_bytes() for name in os.listdir(path.parent) if name.startswith("queue")}
+    damage(path)
+    damaged = {name: (path.parent / name).read_bytes() for name in before if (path.parent / name).exists()}
+    jobs, store, report = reopened(path.parent)
+    with closing(store):
+        assert jobs == queue.jobs()
+        assert f"jobs now:               {JOBS}" in report
+        assert "ids without a job:      none" in report
+        assert store.next_id() == JOBS + 1
+        for state in (State.QUEUED, State.RUNNING):
+            assert [job.id for job in store.live_jobs(state)] == [job.id for job in queue.store.live_jobs(state)]
+        assert {n: store.unmet_counts().get(n, 0) for n in (140, 150, 240)} == {140: 1, 150: 1, 240: 1}
+        assert all(store.attempt(n, 1) is not None for n in range(1, RAN + 1))
+        assert store.environment(queue.env) == b"{}"
+    [aside] = (path.parent / "damaged").iterdir()
+    assert {name: (aside / name).read_bytes() for name in damaged} == damaged, "the damaged files are kept as they were"
+    assert stat.S_IMODE(aside.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.glob("queue*")} == {0o600}
+    again, store, report = reopened(path.parent)
+    store.close()
+    assert (again, report) == (jobs, ""), "what was recovered is whole"
+
+
+def test_every_row_on_a_page_that_is_left_is_read(queue: Queue, tmp_path: Path) -> None:
+    """Without the file of changes: what the main file holds, and what the run folders know. The rest is named."""
+    path = queue.crash(tmp_path / "state")
+    checkpoint(path)
+    (path.parent / "changes").unlink()
+    with closing(sqlite3.connect(path)) as db:
+        whole = {row[0] for row in db.execute("SELECT id FROM jobs")}
+        [root] = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'jobs'").fetchone()
+    overwrite(path, (root - 1) * 4096, b"\xaa" * 4096)  # no path leads to any job any more
+    assert salvage.read(path).rows["jobs"].keys() == whole
+    cut(path, 0.5)
+    left = salvage.read(path).rows["jobs"].keys()
+    assert 40 < len(left) < JOBS
+    jobs, store, report = reopened(path.parent)
+    with closing(store):
+        assert jobs.keys() == left | set(range(1, RAN + 1))
+        assert all(job == queue.job(n) for n, job in jobs.items() if n in left and job.state is not State.HELD)
+        rebuilt = jobs.keys() - left
+        assert {jobs[n].command for n in rebuilt} == {queue.job(n).command for n in rebuilt}
+        assert {jobs[n].state for n in rebuilt} == {State.RUNNING}, "their result files will tell the rest"
+        assert store.next_id() > max(jobs)
+    missing = sorted(set(range(1, JOBS + 1)) - jobs.keys())
+    assert f"-{JOBS}" in report or str(JOBS) in report
+    assert str(missing[0]) in report
+
+
+LOG_DAMAGES: dict[str, Damage] = {
+    "garbage": lambda log: overwrite(log, 0, b"\x5a" * log.stat().st_size),
+    "header": lambda log: overwrite(log, 0, b"\x5a" * 32),
+    "a frame in the middle": lambda log: overwrite(log, 32 + 4120 * 3 + 24, b"\x5a" * 4096),
+    "cut": lambda log: os.truncate(log, 32 + 4120 * 2),
+    "cut within its header": lambda log: os.truncate(log, 20),
+    "gone": lambda log: log.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", LOG_DAMAGES.values(), ids=LOG_DAMAGES)
+@pytest.mark.parametrize("changes", [True, False], ids=["with changes", "without changes"])
+def test_a_damaged_log_loses_nothing(queue: Queue, tmp_path: Path, damage: Damage, changes: bool) -> None:
+    """SQLite itself forgets it without a word, and with it the newest commits."""
+    path = queue.crash(tmp_path / "state")
+    if not changes:
+        (path.parent / "changes").unlink()
+    damage(log_of(path))
+    jobs, store, report = reopened(path.parent)
+    store.close()
+    if changes:
+        assert jobs == queue.jobs()
+        assert report
+    else:
+        assert jobs.keys() >= set(range(1, RAN + 1)), "what ran has a run folder"
+
+
+def test_a_log_that_a_crash_left_is_no_damage(queue: Queue, tmp_path: Path) -> None:
+    path = queue.crash(tmp_path / "state")
+    log = log_of(path)
+    with open(log, "ab") as file:
+        file.write(os.urandom(5000))  # a frame that was being written
+    assert check.before_opening(path) is None
+    jobs, store, report = reopened(path.parent)
+    store.close()
+    assert (jobs, report) == (queue.jobs(), "")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from gpuq.store import recovery
+left = int(sys.argv[2])
+real = os.fsync
+def fsync(fd):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(fd)
+os.fsync = fsync
+folder = Path(sys.argv[1])
+recovery.open_store(folder, folder / "jobs", network=False)
+"""
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_a_recovery_that_is_killed_goes_on_at_the_next_start(queue: Queue, tmp_path: Path, steps: int) -> None:
+    path = queue.crash(tmp_path / "state")
+    cut(path, 0.5)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path.parent), str(steps)])
+    assert done.returncode == -signal.SIGKILL
+    jobs, store, _ = reopened(path.parent)
+    store.close()
+    assert jobs == queue.jobs()
+    assert not (path.parent / "recover").exists()
+
+
+def test_an_older_database_beside_newer_run_folders_runs_nothing_twice(tmp_path: Path) -> None:
+    made = Queue(tmp_path / "state", jobs=20)
+    checkpoint(made.path)
+    old = made.path.read_bytes()
+    made.start(15)
+    made.submit(21)
+    made.start(21)
+    made.submit(22)
+    made.store.close()
+    for name in ("queue.db-wal", "queue.db-shm", "changes"):
+        (made.folder / name).unlink(missing_ok=True)
+    made.path.write_bytes(old)
+    (made.runs / "16" / "1" / "work").mkdir(parents=True)  # made for an attempt that was never claimed
+    jobs, store, report = reopened(made.folder)
+    with closing(store):
+        assert report == ""
+        assert (jobs[15].state, jobs[15].attempt) == (State.RUNNING, 1)
+        assert (jobs[21].state, jobs[21].command[2]) == (State.RUNNING, "--seed=21")
+        assert (jobs[16].state, jobs[16].attempt) == (State.QUEUED, 0)
+        assert [attempt.number for attempt in store.attempts(15)] == [1]
+        assert store.next_id() == 22
+
+
+def test_rows_that_make_no_sense_are_left_out_and_told(tmp_path: Path) -> None:
+    made = Queue(tmp_path / "state", jobs=20)
+    made.start(12)
+    made.store.close()
+    (made.folder / "changes").unlink()
+    with closing(sqlite3.connect(made.path)) as db:
+        db.execute("UPDATE jobs SET state = 'asleep' WHERE id = 19")
+        db.execute("UPDATE jobs SET command = '{' WHERE id = 18")
+        db.execute("UPDATE events SET kind = 'odd' WHERE job_id = 3")
+        db.execute("DELETE FROM attempts WHERE job_id = 12")
+        db.commit()
+    jobs, store, report = reopened(made.folder)
+    with closing(store):
+        assert "asleep" in report
+        assert "rows that made no sense: " in report and "rows.jsonl" in report
+        assert jobs.keys() == set(range(1, 21)) - {18, 19}
+        assert store.attempt(12, 1) is not None
+        assert (jobs[20].state, jobs[20].note) == (
+            State.HELD,
+            "depends on job 19, which was lost with the damaged database",
+        )
+        assert store.next_id() == 21
+    assert '"asleep"' in next((made.folder / "damaged").glob("*/rows.jsonl")).read_text()
+
+
+def test_an_environment_that_is_not_what_it_was_is_not_used(tmp_path: Path) -> None:
+    made = Queue(tmp_path / "state", jobs=20)
+    made.store.close()
+    (made.folder / "changes").unlink()
+    with closing(sqlite3.connect(made.path)) as db:
+        db.execute("UPDATE environments SET body = x'00'")
+        db.commit()
+    recovery.mark(made.folder, "it was said so")
+    jobs, store, _ = reopened(made.folder)
+    with closing(store):
+        assert store.environment(made.env) is None
+        assert jobs[16].state is State.HELD
+        assert "environment" in (jobs[16].note or "")
+
+
+def test_a_newer_database_is_refused_even_where_it_is_damaged(queue: Queue, tmp_path: Path) -> None:
+    path = queue.crash(tmp_path / "state")
+    checkpoint(path)
+    overwrite(path, 60, (999).to_bytes(4))
+    cut(path, 0.5)
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="newer gpuq"):
+        reopened(path.parent)
+    assert path.read_bytes() == before
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 200_000), st.binary(min_size=1, max_size=300)), max_size=12), st.integers(0, 99)
+)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_damage_breaks_the_reader(
+    queue: Queue, tmp_path: Path, spots: list[tuple[int, bytes]], percent: int
+) -> None:
+    """Whatever bytes stand there: no error but our own, and no row that does not fit its table."""
+    path = tmp_path / "noise" / "queue.db"
+    shutil.rmtree(path.parent, ignore_errors=True)
+    path.parent.mkdir()
+    shutil.copy(queue.path, path)
+    shutil.copy(log_of(queue.path), path.parent)
+    for at, data in spots:
+        overwrite(path, at, data)
+        overwrite(log_of(path), at % log_of(path).stat().st_size, data)
+    cut(path, 1 - percent / 100)
+    with suppress(StoreError):  # the version may be the one that is hit
+        found = salvage.read(path)
+        known = salvage.shapes()
+        assert all(known[table].fits(row) for table, rows in found.rows.items() for row in rows.values())
