@@ -174,23 +174,30 @@ def test_giving_up_on_the_end_of_jobs_lets_the_queue_go_on(box: Box) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 def test_a_full_disk_loses_nothing(box: Box) -> None:
     box.state.mkdir(mode=0o700)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "gpuq-test", str(box.state)])
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=0700", "gpuq-test", str(box.state)])
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
     try:
         gate, begun = box.folder / "gate", box.folder / "begun"
-        job = box.submit("sh", "-c", f'touch "{begun}"; until [ -e "{gate}" ]; do sleep 0.02; done; exit 7')
+        job = box.submit("sh", "-c", f'touch "{begun}"; until [ -e "{gate}" ]; do sleep 0.02; done; exit 7', cpus=0)
         wait_until(begun.exists)
+        held = box.submit("true", hold=True)
+        waiting = box.submit("true", after=[f"any:{job}"], cpus=0)
         filler = box.state / "filler"
-        with pytest.raises(OSError):
+        with pytest.raises(OSError), filler.open("ab", buffering=0) as file:
             while True:
-                with filler.open("ab", buffering=0) as file:
-                    file.write(b"x" * 4096)
-        assert "could not be written" in box.fails(1, "submit", "--", "true")
+                file.write(b"x" * 4096)
         gate.touch()
+        assert box.wait(job)["exit_code"] == 7, "what was kept in reserve holds its result"
+        assert "is full" in (said := box.fails(1, "submit", "--", "true")) and "gpuq prune" in said
+        assert box.job(waiting)["state"] == "queued"
+        assert "is full" in box.reason(waiting)[1]
+        box.ok("cancel", str(held))
         filler.unlink()
-        assert box.wait(job)["exit_code"] == 7
-        assert box.request("list", sel={}, all=True)["total"] == 1
+        assert box.wait(waiting)["state"] == "succeeded"
+        assert box.wait(box.submit("true"))["state"] == "succeeded"
+        assert (box.state / "reserve").stat().st_size == 4 * 1024 * 1024
+        assert box.request("list", sel={}, all=True)["total"] == 4
         box.ok("daemon", "stop", "--jobs")
     finally:
         box.close()
