@@ -89,6 +89,7 @@ def unit_text(environ: Mapping[str, str] = os.environ, python: str = sys.executa
             "WorkingDirectory=/",
             "KillMode=process",
             "Delegate=yes",
+            "DelegateSubgroup=gpuq-daemon",  # `launch.cgroup.DAEMON`; older than systemd 254, it is passed over
             "OOMPolicy=continue",
             "Restart=on-failure",
             "RestartSec=2",

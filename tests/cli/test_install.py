@@ -33,6 +33,7 @@ Environment="GPUQ_UNIT=gpuq.service"
 WorkingDirectory=/
 KillMode=process
 Delegate=yes
+DelegateSubgroup=gpuq-daemon
 OOMPolicy=continue
 Restart=on-failure
 RestartSec=2
@@ -69,7 +70,9 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    # an older systemd says that it passes over what only 254 and later know
+    said = [line for line in done.stderr.splitlines() if "Unknown key 'DelegateSubgroup'" not in line]
+    assert (done.returncode, said) == (0, [])
 
 
 # --- readiness ------------------------------------------------------------------------------------

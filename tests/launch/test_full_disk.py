@@ -36,7 +36,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=0700", "gpuq-test", str(folder)]).returncode:
         pytest.skip("mounting is not allowed here")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(folder: Path) -> None:
@@ -102,4 +102,4 @@ def test_a_job_waits_while_the_disk_is_full(box: Box, tmp_path: Path) -> None:
         assert (ended["exit_code"], ran.read_text()) == (7, "x\n")
     finally:
         box.close()
-        subprocess.run(["umount", str(jobs)], check=True)
+        subprocess.run(["umount", "-l", str(jobs)], check=True)
