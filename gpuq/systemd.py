@@ -20,6 +20,8 @@ UNIT = "gpuq.service"
 MARK = "# Written by `gpuq daemon install`; `gpuq daemon uninstall` removes it."
 #: The variable by which a daemon knows that it runs as the unit.
 VARIABLE = "GPUQ_UNIT"
+#: The control group that systemd starts the daemon in, below the unit's; `launch/cgroup.py` makes room beside it.
+SUBGROUP = "gpuq-daemon"
 #: Variables that the daemon reads, beside one for each setting; the unit carries those that are set.
 READ = (
     *("GPUQ_STATE_DIR", "GPUQ_GPUS", "GPUQ_CLAIMS_DIR", "GPUQ_CGROUP", "XDG_STATE_HOME", "XDG_CONFIG_HOME"),
@@ -70,8 +72,9 @@ def unit_text(environ: Mapping[str, str] = os.environ, python: str = sys.executa
     """The unit for this installation and environment (systemd.service(5)). Raises UsageError.
 
     KillMode=process: stopping the daemon leaves supervisors and jobs. Delegate=yes: they get control groups of their
-    own, and OOMPolicy=continue: one of them that runs out of memory does not take the daemon along. A daemon that
-    says 2, 4 or 5 would say so again, so it is not started again for that.
+    own; DelegateSubgroup (systemd 254, older ones pass over it) keeps the daemon out of their way. OOMPolicy=continue:
+    one of them that runs out of memory does not take the daemon along. A daemon that says 2, 4 or 5 would say so again,
+    so it is not started again for that.
     """
     settings = (f"GPUQ_{name.upper()}" for name in config.SETTINGS)
     carried = [(name, environ[name]) for name in (*READ, *settings) if environ.get(name)]
@@ -89,7 +92,7 @@ def unit_text(environ: Mapping[str, str] = os.environ, python: str = sys.executa
             "WorkingDirectory=/",
             "KillMode=process",
             "Delegate=yes",
-            "DelegateSubgroup=gpuq-daemon",  # `launch.cgroup.DAEMON`; older than systemd 254, it is passed over
+            f"DelegateSubgroup={SUBGROUP}",
             "OOMPolicy=continue",
             "Restart=on-failure",
             "RestartSec=2",

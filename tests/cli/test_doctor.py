@@ -249,6 +249,12 @@ def test_the_last_event_is_found(box: Box) -> None:
     assert folders.last_event(box.state / "none.db") is None
 
 
+def test_how_jobs_are_kept_together_is_as_the_daemon_says(box: Box) -> None:
+    before = checks(box)["cgroups"]["text"]
+    assert before.startswith(("sub-reaper", "cgroup v2"))
+    assert checks(box)["cgroups"]["text"] == box.request("status")["supervision"]
+
+
 # --- GPUs -----------------------------------------------------------------------------------------
 
 

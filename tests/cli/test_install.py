@@ -14,6 +14,7 @@ import pytest
 
 from gpuq import systemd
 from gpuq.errors import UsageError
+from gpuq.launch import cgroup
 from tests.cli import fakesystemd
 from tests.harness import Box, gone, wait_until
 
@@ -73,6 +74,10 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     # an older systemd says that it passes over what only 254 and later know
     said = [line for line in done.stderr.splitlines() if "Unknown key 'DelegateSubgroup'" not in line]
     assert (done.returncode, said) == (0, [])
+
+
+def test_the_daemon_is_started_in_the_group_that_it_would_make() -> None:
+    assert systemd.SUBGROUP == cgroup.DAEMON
 
 
 # --- readiness ------------------------------------------------------------------------------------
