@@ -214,7 +214,7 @@ def _traced(others: Sequence[NeighbourClaim], told: bool, host: Host) -> tuple[N
 
 def _covered(reading: GpuReading, others: Sequence[NeighbourClaim], told: bool, host: Host) -> int:
     """Foreign use that neighbours' claims cover."""
-    return sum(use.covered for use in neighbours.uses(_traced(others, told, host), reading))
+    return neighbours.most_covered(_traced(others, told, host), reading)
 
 
 def _state(

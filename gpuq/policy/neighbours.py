@@ -7,7 +7,7 @@ reading shows; so what counts beside that is the part that is not allocated yet,
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpuq.model import GpuProcess, GpuReading
 
@@ -34,6 +34,19 @@ class NeighbourClaim:
         if not self.traceable or process.job_id is not None or process.uid not in (None, self.uid):
             return False
         return process.pid in self.pids or (self.supervisor is not None and self.supervisor in process.lineage)
+
+
+def most_covered(claims: Sequence[NeighbourClaim], reading: GpuReading) -> int:
+    """Bytes that may have been in use under the claims, as far as they allow.
+
+    The larger figure of each process, as with our own: what came while the card was read is nobody else's.
+    """
+    both = [{p.pid: p for p in processes} for processes in (reading.before, reading.after)]
+    largest: dict[int, GpuProcess] = {}
+    for pid in both[0].keys() | both[1].keys():
+        largest[pid] = max((found[pid] for found in both if pid in found), key=lambda p: p.used or 0)
+    whole = tuple(largest.values())
+    return sum(use.covered for use in uses(claims, replace(reading, before=whole, after=whole)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,12 @@ def test_memory_that_came_or_went_while_the_card_was_read_is_not_taken_for_grant
         assert use.used == (2 * GiB if before and after else 0)
 
 
+def test_an_allocation_while_the_card_is_read_is_not_remembered_as_foreign() -> None:
+    one, late = card(theirs(10 * GiB)), process(10 * GiB, 500)
+    one.see(reading(0, used=10 * GiB, before=(), after=(late,)), 100)
+    assert one.see(reading(0, late), 101).headroom == 14 * GiB - MARGIN
+
+
 def test_a_whole_gpu_is_left_alone_and_a_whole_job_waits_for_any_claim() -> None:
     whole = card(theirs(None)).see(reading(), 0)
     assert (whole.headroom, whole.whole_free, whole.promised) == (0, False, TOTAL)
