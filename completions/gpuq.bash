@@ -7,7 +7,7 @@ _gpuq_parse() {
     ((at < COMP_CWORD)) || return
     verb=${COMP_WORDS[at++]}
     case $verb in
-        daemon | config)
+        db | daemon | config)
             ((at < COMP_CWORD)) && sub=${COMP_WORDS[at++]}
             ;;
     esac
@@ -49,7 +49,7 @@ _gpuq() {
         "")
             options="-h --help --version"
             values=""
-            argument="words:submit run cancel hold release suspend resume retry wait list show why logs gpus top events daemon doctor config completion sim-job"
+            argument="words:submit run cancel hold release suspend resume retry wait list show why logs gpus top events prune db daemon doctor config completion sim-job"
             ;;
         "submit")
             options="--from -a --array -J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin -H --hold --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --requeue --json -q --quiet -h --help"
@@ -130,6 +130,31 @@ _gpuq() {
             options="--state --tag -f --follow -n --json -h --help"
             values="--state --tag -n"
             argument="ids:all"
+            ;;
+        "prune")
+            options="--older --larger --state --tag --all --logs-only --dry-run -y --yes --json -q --quiet -h --help"
+            values="--older --larger --state --tag"
+            argument="ids:all"
+            ;;
+        "db")
+            options=""
+            values=""
+            argument="words:check backup restore"
+            ;;
+        "db check")
+            options="--json -h --help"
+            values=""
+            argument=""
+            ;;
+        "db backup")
+            options="--force --json -h --help"
+            values=""
+            argument=""
+            ;;
+        "db restore")
+            options="--json -h --help"
+            values=""
+            argument=""
             ;;
         "daemon")
             options=""
@@ -237,6 +262,7 @@ _gpuq() {
             why:--state) COMPREPLY=($(compgen -W "held queued running suspended succeeded failed cancelled skipped" -- "$cur")) ;;
             top:--svg) compopt -o default 2>/dev/null ;;
             events:--state) COMPREPLY=($(compgen -W "held queued running suspended succeeded failed cancelled skipped" -- "$cur")) ;;
+            prune:--state) COMPREPLY=($(compgen -W "held queued running suspended succeeded failed cancelled skipped" -- "$cur")) ;;
         esac
         return
     fi

@@ -38,6 +38,8 @@ class Kind(StrEnum):
     RECOVERED = "recovered"
     #: the database is damaged, or was removed or replaced; these name no job
     DAMAGED = "damaged"
+    #: ended jobs were removed: `ids` are ranges
+    PRUNED = "pruned"
     DAEMON_STARTED = "daemon-started"
     DAEMON_STOPPED = "daemon-stopped"
 

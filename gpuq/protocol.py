@@ -23,6 +23,10 @@ Operations and their fields (`sel` is a Selection as JSON; `job` is the object o
 | gpus | | gpus, driver, fault, version, note |
 | top | | stream of frames: {"gpus", "running", "waiting", "counts", "note"} |
 | events | sel?, since?, limit, follow | events; with follow a stream of {"event": event} after them |
+| db-check | | path bytes whole problems checked_at report |
+| db-backup | path?, force | path bytes |
+| db-restore | path | path jobs; the daemon begins anew after the reply |
+| prune | sel, older?, larger?, all, logs_only, dry_run | done [ids], kept [ids], bytes |
 | stop | jobs, restart | running, cancelled; the daemon exits after the reply |
 """
 

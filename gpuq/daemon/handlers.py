@@ -217,7 +217,7 @@ def _shown(setting: Setting, value: object) -> str | None:
 async def list_(daemon: Daemon, session: Session, message: Message) -> Message:
     """Running jobs first, then waiting ones in the order they are looked at, then ended ones, newest first."""
     core = daemon.core
-    selection = _selection(core, session, message)
+    selection = check_selection(core, session, message)
     everything = message.get("all") is True or bool(selection.ranges or selection.states)
     limit = _count(message, "limit")
     parts = [(tuple(sorted(ACTIVE)), "id"), (tuple(sorted(WAITING)), "priority DESC, id")]
@@ -306,7 +306,7 @@ def _change(daemon: Daemon, session: Session, message: Message, fact: Fact) -> M
     left out in silence, because a range or a tag means `those that it can be done to`.
     """
     core = daemon.core
-    selection = _selection(core, session, message)
+    selection = check_selection(core, session, message)
     named = {low for low, high in selection.ranges if low == high}
     facts: list[tuple[Job, Fact]] = []
     active: list[Job] = []
@@ -430,7 +430,7 @@ async def top(daemon: Daemon, _session: Session, _message: Message) -> AsyncIter
 async def events(daemon: Daemon, session: Session, message: Message) -> AsyncIterator[Message]:
     """Events so far, then with `follow` each new one. Read from the store by id, so that a slow reader misses none."""
     core = daemon.core
-    selection = _selection(core, session, message)
+    selection = check_selection(core, session, message)
     where = None if selection.empty else selection
     if where is not None:
         _selected(core, session, message)
@@ -461,7 +461,7 @@ def _count(message: Message, name: str) -> int | None:
 # --- selecting ------------------------------------------------------------------------------------
 
 
-def _selection(core: Core, session: Session, message: Message) -> Selection:
+def check_selection(core: Core, session: Session, message: Message) -> Selection:
     """The selection of a message, with `@last` made an id."""
     selection = Selection.from_json(message.get("sel", {}))
     for state in selection.states:
@@ -477,7 +477,7 @@ def _selection(core: Core, session: Session, message: Message) -> Selection:
 
 def _selected(core: Core, session: Session, message: Message) -> list[Job]:
     """The selected jobs. Raises NoSuchJob if an id that was named, or all of a range, does not exist."""
-    selection = _selection(core, session, message)
+    selection = check_selection(core, session, message)
     if selection.empty:
         raise UsageError("which jobs? write ids (12, 12-20, @last), --state or --tag")
     jobs, _ = core.store.select_jobs(selection, (), "id", None)

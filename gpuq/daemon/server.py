@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gpuq import __version__, config, crash, protocol
-from gpuq.daemon import decisions
-from gpuq.daemon.handlers import ANSWERS, STREAMS, Daemon, Session
+from gpuq.daemon import database, decisions, handlers
+from gpuq.daemon.handlers import STREAMS, Daemon, Session
 from gpuq.errors import (
     BadRequest,
     DaemonUnreachable,
@@ -26,6 +26,8 @@ from gpuq.errors import (
 from gpuq.protocol import Message
 
 log = logging.getLogger("gpuq.server")
+
+ANSWERS = handlers.ANSWERS | database.ANSWERS
 
 #: A connection that says nothing is closed after this long, in seconds.
 IDLE = 30.0

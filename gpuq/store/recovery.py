@@ -253,7 +253,8 @@ def _tell(
 ) -> _Report:
     states = Counter(row["state"] for row in store.conn.execute("SELECT state FROM jobs"))
     ids = [row["id"] for row in store.conn.execute("SELECT id FROM jobs ORDER BY id")]
-    missing = _gaps(ids, last)
+    removed = {n for first, end in store.pruned() for n in range(first, end + 1)}
+    missing = _gaps(sorted({*ids, *removed}), last)
     total = sum(states.values())
     lost = sum(b - a + 1 for a, b in missing)
     verb = "restored" if found.restore else "recovered"
@@ -285,7 +286,7 @@ def _tell(
         f"ids without a job:      {', '.join(_span(a, b) for a, b in missing) or 'none'}",
         *(f"held: job {job_id}: {note}" for job_id, note in mended.held.items()),
         "",
-        "An id without a job was pruned before, or its row could not be read and it had no run folder: it had not run.",
+        "An id without a job: its row could not be read and it had no run folder: it had not run.",
         "Its number is not given out again.",
     ]
     return _Report(summary, lines)

@@ -6,6 +6,7 @@ Writes happen inside `transaction()`; a change of state is a guarded UPDATE with
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -252,6 +253,34 @@ class Store:
         if self.changes is not None:
             self.changes.set(job.id, values)
 
+    def prune(self, ids: Sequence[int], now: float) -> None:
+        """Remove every row of these jobs. An event tells of it, so that nobody takes them for lost."""
+        if not ids:
+            return
+        # before the others go: the number of the last event must never fall
+        self.add_events([Event(now, Kind.PRUNED, data={"ids": _ranges(ids)})])
+        listed = dump(list(ids))
+        for table, column in (
+            ("jobs", "id"),
+            ("attempts", "job_id"),
+            ("claims", "job_id"),
+            ("dependencies", "job_id"),
+            ("events", "job_id"),
+        ):
+            self.conn.execute(f"DELETE FROM {table} WHERE {column} IN (SELECT value FROM json_each(?))", (listed,))
+        self.conn.execute(
+            """DELETE FROM submissions WHERE first_id <= ? AND last_id >= ?
+               AND NOT EXISTS (SELECT 1 FROM jobs WHERE id BETWEEN first_id AND last_id)""",
+            (max(ids), min(ids)),
+        )
+        if self.changes is not None:
+            self.changes.removed(ids)
+
+    def pruned(self) -> Iterator[tuple[int, int]]:
+        """Ranges of ids that were removed."""
+        for row in self.conn.execute("SELECT data FROM events WHERE kind = ?", (Kind.PRUNED.value,)):
+            yield from ((first, last) for first, last in json.loads(row["data"]).get("ids", ()))
+
     def add_dependencies(self, rows: Iterable[tuple[int, Dependency, bool]]) -> None:
         """(waiting job, dependency, already met) each."""
         self.conn.executemany(
@@ -479,6 +508,16 @@ class Store:
             parts.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)")
             values.append(tag)
         return " AND ".join(parts), values
+
+
+def _ranges(ids: Iterable[int]) -> list[list[int]]:
+    found: list[list[int]] = []
+    for job_id in sorted(ids):
+        if found and job_id == found[-1][1] + 1:
+            found[-1][1] = job_id
+        else:
+            found.append([job_id, job_id])
+    return found
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -1,0 +1,148 @@
+"""Requests about the database itself: check it, copy it, go on with a copy, remove ended jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from gpuq.daemon import views
+from gpuq.daemon.handlers import Answer, Daemon, Session, check_selection
+from gpuq.errors import BadRequest, UsageError
+from gpuq.model import ENDED, Job
+from gpuq.protocol import MAX_ID, Message
+from gpuq.store import backup, check, recovery
+
+#: Jobs that are removed in one go; others are served between two.
+SLICE = 200
+
+
+async def db_check(daemon: Daemon, _session: Session, _message: Message) -> Message:
+    """A thorough check; the daemon begins anew, and recovers, where it finds damage."""
+    assert daemon.upkeep is not None
+    checked = await daemon.upkeep.check()
+    path = daemon.core.state_dir / recovery.DATABASE
+    return {
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "whole": not checked.problems,
+        "problems": list(checked.problems),
+        "checked_at": views.moment(checked.at),
+        "report": str(report) if (report := recovery.last_report(daemon.core.state_dir)) else None,
+    }
+
+
+async def db_backup(daemon: Daemon, _session: Session, message: Message) -> Message:
+    """A complete copy, made in a thread: the queue goes on meanwhile."""
+    folder = daemon.core.state_dir
+    target = _path(message.get("path")) or folder / backup.FOLDER / f"queue.{backup.stamp()}.db"
+    replace = message.get("force") is True
+    await asyncio.to_thread(backup.copy_file, folder / recovery.DATABASE, target, replace=replace)
+    return {"path": str(target), "bytes": target.stat().st_size}
+
+
+async def db_restore(daemon: Daemon, session: Session, message: Message) -> Message:
+    """Check a copy, and begin anew with it. The present database is set aside; what runs is known by its run folder."""
+    path = _path(message.get("path"))
+    if path is None:
+        raise BadRequest("which file?")
+    folder = daemon.core.state_dir
+    jobs = await asyncio.to_thread(check.refuse_backup, path, session.uid)
+    await asyncio.to_thread(backup.copy_file, path, folder / recovery.RESTORE, replace=True)
+    recovery.mark(folder, f"from {path}", restore=True)
+    daemon.begin_anew()
+    return {"path": str(path), "jobs": jobs}
+
+
+def _path(value: object) -> Path | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise BadRequest(f"a file is named by its absolute path, not {value!r:.60}")
+    return Path(value)
+
+
+# --- prune ----------------------------------------------------------------------------------------
+
+
+async def prune(daemon: Daemon, session: Session, message: Message) -> Message:
+    """Remove ended jobs with their run folders, or only their logs. What a waiting job depends on is kept."""
+    core = daemon.core
+    selection = check_selection(core, session, message)
+    older, larger = _number(message, "older"), _number(message, "larger")
+    if selection.empty and older is None and larger is None and message.get("all") is not True:
+        raise UsageError("which jobs? choose with --older, --larger, --state, --tag or ids, or say --all")
+    before = time.time() - (older or 0.0)
+    jobs, _ = core.store.select_jobs(selection, tuple(sorted(ENDED)), "id", None)
+    chosen = [job for job in jobs if job.owner == session.uid and (job.ended_at or 0.0) <= before]
+    done: list[int] = []
+    kept: list[int] = []
+    size = 0
+    for start in range(0, len(chosen), SLICE):
+        some = chosen[start : start + SLICE]
+        kept += [job.id for job in some if core.store.waiting_on(job.id)]
+        sizes = await asyncio.to_thread(_sizes, core.run_root, [job for job in some if job.id not in kept])
+        ids = [job_id for job_id, held in sizes.items() if held >= (larger or 0)]
+        size += sum(sizes[job_id] for job_id in ids)
+        done += ids
+        if message.get("dry_run") is not True:
+            await _remove(daemon, ids, logs_only=message.get("logs_only") is True)
+    return {"done": done, "kept": kept, "bytes": size}
+
+
+async def _remove(daemon: Daemon, ids: list[int], *, logs_only: bool) -> None:
+    """The folders first: rows without folders are removed the next time, folders without rows never."""
+    core = daemon.core
+    ended = [n for n in ids if core.store.state_of(n) in ENDED]  # one may have been retried meanwhile
+    await asyncio.to_thread(_remove_folders, core.run_root, ended, logs_only)
+    if not logs_only:
+        with core.store.transaction():
+            core.store.prune([n for n in ended if core.store.state_of(n) in ENDED], time.time())
+        core.hub.tell(ended)
+
+
+def _sizes(run_root: Path, jobs: Iterable[Job]) -> dict[int, int]:
+    return {job.id: _size(run_root / str(job.id)) for job in jobs}
+
+
+def _size(folder: Path) -> int:
+    """Bytes on disk below a folder; no symlink is followed (os.walk)."""
+    total = 0
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            try:
+                total += os.lstat(os.path.join(parent, name)).st_blocks * 512
+            except OSError:
+                continue
+    return total
+
+
+def _remove_folders(run_root: Path, ids: Iterable[int], logs_only: bool) -> None:
+    for job_id in ids:
+        folder = run_root / str(job_id)
+        if not logs_only:
+            shutil.rmtree(folder, ignore_errors=True)  # by descriptors: a symlink in it is removed, not followed
+            continue
+        for log in folder.glob("*/log"):
+            if not log.parent.is_symlink():
+                log.unlink(missing_ok=True)
+
+
+def _number(message: Message, name: str) -> float | None:
+    value = message.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_ID:
+        raise BadRequest(f"{name} is a number, not {value!r:.60}")
+    return float(value)
+
+
+ANSWERS: dict[str, Answer] = {
+    "db-check": db_check,
+    "db-backup": db_backup,
+    "db-restore": db_restore,
+    "prune": prune,
+}

@@ -1,0 +1,183 @@
+"""The database of a real daemon: damaged, removed, copied, restored, pruned."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import Box, gone, wait_until
+
+
+def gated(box: Box, name: str, code: int) -> tuple[int, Path, Path]:
+    """A job that counts its runs in a file, and ends with the code once the gate is there."""
+    runs, gate = box.folder / f"{name}.runs", box.folder / f"{name}.gate"
+    script = f'echo run >> "{runs}"; until [ -e "{gate}" ]; do sleep 0.02; done; exit {code}'
+    job = box.submit("sh", "-c", script, cpus=0)
+    wait_until(runs.exists)
+    return job, runs, gate
+
+
+def everything(box: Box) -> dict[int, dict[str, Any]]:
+    return {job["id"]: job for job in box.request("list", sel={}, all=True)["jobs"]}
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.6])
+@pytest.mark.parametrize("how", ["killed", "killed and no wal", "stopped"])
+def test_a_database_cut_in_the_middle_loses_no_job_and_no_result(box: Box, fraction: float, how: str) -> None:
+    ended = box.submit_many([["sh", "-c", f"exit {n % 3}"] for n in range(8)], cpus=0)
+    box.wait(*ended)
+    waiting = box.submit_many([["echo", str(n), "x" * 200] for n in range(150)], hold=True)
+    running, runs, gate = gated(box, "a", 5)
+    before = everything(box)
+    if how == "stopped":
+        box.ok("daemon", "stop")
+    else:
+        box.kill_daemon()
+    if how == "killed and no wal":
+        (box.state / "queue.db-wal").unlink()
+    os.truncate(box.state / "queue.db", int((box.state / "queue.db").stat().st_size * fraction))
+    gate.touch()
+    said = box.run("list")
+    # with its log, which holds every page here, a cut file is whole
+    assert how == "killed" or ("recovered" in said.stderr and "report.txt" in said.stderr)
+    assert box.wait(running)["exit_code"] == 5
+    assert runs.read_text() == "run\n"
+    after = everything(box)
+    for job_id in (*ended, *waiting):
+        same = ("command", "state", "exit_code", "attempt", "submitted_at")
+        assert [after[job_id][key] for key in same] == [before[job_id][key] for key in same]
+    assert box.submit("true") == max(after) + 1
+    assert "recovered" not in box.run("list").stderr
+    box.ok("release", str(waiting[0]))
+    assert box.wait(waiting[0])["exit_code"] == 0, "its environment is there as well"
+
+
+def test_damage_that_is_met_later_is_recovered_without_anybody_asking(box: Box) -> None:
+    held = box.submit_many([["true"]] * 50, hold=True)
+    box.ok("daemon", "stop")
+    with closing(sqlite3.connect(box.state / "queue.db")) as db:
+        db.execute("UPDATE jobs SET limits = 'nonsense' WHERE id = 7")
+        db.commit()
+    assert "recovered" in box.run("list").stderr
+    assert everything(box).keys() == set(held), "the changes beside it tell what the row was"
+
+
+@pytest.mark.parametrize("what", ["queue.db", "queue.db-wal", "replaced"])
+def test_a_database_that_is_removed_under_the_daemon_is_written_anew(box: Box, what: str) -> None:
+    running, runs, gate = gated(box, "a", 3)
+    held = box.submit("true", hold=True)
+    pid = box.daemon_pid()
+    if what == "replaced":
+        (box.folder / "other").write_bytes(b"something else")
+        (box.folder / "other").rename(box.state / "queue.db")
+    else:
+        (box.state / what).unlink()
+        if what != "queue.db":
+            (box.state / "queue.db").unlink()
+    gate.touch()
+    assert box.wait(running)["exit_code"] == 3
+    assert box.daemon_pid() == pid
+    late = box.submit("true", hold=True)
+    box.kill_daemon()
+    assert {n: job["state"] for n, job in everything(box).items()} == {running: "failed", held: "held", late: "held"}
+    kinds = [event["kind"] for event in box.request("events")["events"]]
+    assert "damaged" in kinds
+    assert runs.read_text() == "run\n"
+
+
+def test_a_backup_is_complete_and_overwrites_nothing(box: Box) -> None:
+    held = box.submit("true", hold=True)
+    target = box.folder / "copy.db"
+    assert box.ok("db", "backup", str(target)).strip() == str(target)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    with closing(sqlite3.connect(target)) as db:
+        assert db.execute("SELECT id, state FROM jobs").fetchall() == [(held, "held")]
+    assert "exists already" in box.fails(2, "db", "backup", str(target))
+    precious = box.folder / "precious"
+    precious.write_text("mine")
+    link = box.folder / "link.db"
+    link.symlink_to(precious)
+    box.ok("db", "backup", "--force", str(link))
+    assert precious.read_text() == "mine" and not link.is_symlink()
+    assert Path(box.ok("db", "backup").strip()).parent == box.state / "backups"
+    assert json.loads(box.ok("db", "check", "--json"))["whole"] is True
+
+
+def test_a_restored_database_runs_nothing_twice(box: Box) -> None:
+    first, runs, gate = gated(box, "a", 4)
+    target = box.folder / "copy.db"
+    waiting, waiting_runs, waiting_gate = box.submit("true", hold=True), box.folder / "w.runs", box.folder / "w"
+    later = box.submit(
+        "sh",
+        "-c",
+        f'echo run >> "{waiting_runs}"; until [ -e "{waiting_gate}" ]; do sleep 0.02; done',
+        cpus=0,
+        hold=True,
+    )
+    box.ok("db", "backup", str(target))
+    box.ok("release", str(later))
+    wait_until(waiting_runs.exists)
+    newer = box.wait(box.submit("sh", "-c", "exit 9", cpus=0))
+    gate.touch()
+    box.wait(first)
+    box.ok("db", "restore", str(target))
+    wait_until(lambda: box.run("list").returncode == 0)
+    assert box.wait(first)["exit_code"] == 4
+    assert box.job(later)["state"] == "running"
+    waiting_gate.touch()
+    assert box.wait(later)["state"] == "succeeded"
+    assert (runs.read_text(), waiting_runs.read_text()) == ("run\n", "run\n")
+    assert box.job(waiting)["state"] == "held"
+    assert box.wait(newer["id"])["exit_code"] == 9, "it was submitted after the copy, and its run folder knows it"
+    assert box.submit("true") == newer["id"] + 1
+    assert list((box.state / "damaged").glob("*/queue.db")), "what was there is kept"
+
+
+def test_what_is_no_backup_is_refused(box: Box) -> None:
+    held = box.submit("true", hold=True)
+    noise = box.folder / "noise"
+    noise.write_bytes(b"x" * 9000)
+    assert "damaged" in box.fails(1, "db", "restore", str(noise))
+    other = box.folder / "other.db"
+    with closing(sqlite3.connect(other)) as db:
+        db.execute("CREATE TABLE jobs (id)")
+    assert "not a database of gpuq" in box.fails(1, "db", "restore", str(other))
+    assert everything(box).keys() == {held}
+
+
+def test_prune_removes_what_was_chosen_and_nothing_else(box: Box) -> None:
+    ended = box.submit_many([["sh", "-c", f"exit {n % 2}"] for n in range(6)], cpus=0)
+    box.wait(*ended)
+    kept_output = box.folder / "out.log"
+    own = box.submit("echo", "precious", output=str(kept_output), cpus=0)
+    box.wait(own)
+    outside = box.folder / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("mine")
+    (box.state / "jobs" / str(ended[1]) / "1" / "work" / "link").symlink_to(outside)
+    live = box.submit("true", hold=True)
+    assert "which jobs" in box.fails(2, "prune")
+    dry = json.loads(box.ok("prune", "--state", "failed", "--dry-run", "--json"))
+    assert dry["pruned"] == ended[1::2]
+    assert everything(box).keys() == {*ended, own, live}
+    assert box.ok("prune", "--older", "1d") == ""
+    box.ok("prune", "--logs-only", str(ended[0]))
+    assert not (box.state / "jobs" / str(ended[0]) / "1" / "log").exists()
+    assert box.ok("prune", "--state", "failed").split() == [str(n) for n in ended[1::2]]
+    assert everything(box).keys() == {*ended[::2], own, live}
+    assert not any((box.state / "jobs" / str(n)).exists() for n in ended[1::2])
+    assert (outside / "file").read_text() == "mine"
+    box.ok("prune", "--all", "--yes")
+    assert everything(box).keys() == {live}
+    assert kept_output.read_text() == "precious\n"
+    box.kill_daemon()
+    assert everything(box).keys() == {live}
+    assert box.submit("true", hold=True) == live + 1
+    assert not gone(box.daemon_pid())
