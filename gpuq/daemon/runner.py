@@ -26,7 +26,7 @@ from gpuq.gpus.source import open_source
 from gpuq.launch import launcher, outcome
 from gpuq.launch.cgroup import Supervision
 from gpuq.launch.environment import job_environment, log_path
-from gpuq.launch.runfolder import for_a_while
+from gpuq.launch.runfolder import FULL, for_a_while
 from gpuq.model import Attempt, Claim, Ending, Failure, Identity, Job, OverClaim, Readings, Reason, State
 from gpuq.policy import courtesy, ledger, scheduler
 from gpuq.policy.explain import Verdict
@@ -142,7 +142,8 @@ class Runner:
             self._pause(error.message)
         except Exception as error:  # whatever it is: the next look is in a moment, and readings go on
             log.exception("an attempt could not be recorded")
-            self._pause(f"an attempt could not be recorded: {error}")
+            full = isinstance(error, OSError) and error.errno in FULL
+            self._pause("the disk is full" if full else f"an attempt could not be recorded: {error}")
         self._announced.clear()
         if self._paused is not None:
             self._plan(gpus=False)
