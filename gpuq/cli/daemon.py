@@ -151,6 +151,7 @@ def _rows(told: dict[str, Any]) -> list[tuple[str, str]]:
         ("socket", printable(str(told["socket"]))),
         ("started", local_time(told["started_at"])),
         ("unit", printable(str(told.get("unit") or ""))),
+        ("database", printable(str(told.get("database") or ""))),
         ("jobs", ", ".join(f"{n:,} {state}" for state, n in counts.items() if n) or "none"),
         ("GPUs", printable(str(told.get("gpus_note") or ""))),
     ]

@@ -205,6 +205,7 @@ async def status(daemon: Daemon, _session: Session, _message: Message) -> Messag
         "supervision": daemon.runner.supervision.describe(),
         "unit": daemon.unit,
         "jobs": core.store.counts(),
+        "database": None if daemon.upkeep is None else daemon.upkeep.words(),
         "settings": {name: _shown(setting, getattr(core.settings, name)) for name, setting in SETTINGS.items()},
         "gpus_note": views.gpus_note(core) if core.readings or core.silent else None,
     }

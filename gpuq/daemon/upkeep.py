@@ -56,6 +56,14 @@ class Upkeep:
             log.error("that could not be written down: %s", error)
         self._loop.call_soon(self._start_anew)
 
+    def words(self) -> str:
+        """One line for `daemon status`."""
+        checked = "is being checked"
+        if self.checked is not None:
+            checked = "whole" if not self.checked.problems else f"damaged: {self.checked.problems[0]}"
+        report = recovery.last_report(self._folder)
+        return checked if report is None else f"{checked}; recovered before, see {report}"
+
     async def keep(self) -> None:
         """Check now and once a day, for as long as the daemon lives."""
         try:
