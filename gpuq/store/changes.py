@@ -22,8 +22,9 @@ from typing import Any
 log = logging.getLogger("gpuq.changes")
 
 NAME = "changes"
-#: A file of this many bytes is written anew, once it has grown to three times of what it was then.
+#: A file of more bytes than this, and PER_JOB for each job that lives, is written anew.
 LARGE = 8 * 1024 * 1024
+PER_JOB = 3 * 1024
 
 Values = dict[str, Any]
 
@@ -36,7 +37,7 @@ class Changes:
         self._pending: dict[str, list[Any]] = {}
         self._fd = -1
         self._size = 0
-        self._base = 0
+        self._limit = LARGE
         #: something could not be written: the file has to be written anew
         self.behind = True
 
@@ -45,8 +46,9 @@ class Changes:
             os.close(self._fd)
         self._fd = -1
 
-    def open(self) -> None:
-        """Go on with the file that is there."""
+    def open(self, live: int) -> None:
+        """Go on with the file that is there; `live` jobs have to have room in it."""
+        self._limit = LARGE + PER_JOB * live
         flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             self._fd = os.open(self._path, flags)
@@ -54,8 +56,7 @@ class Changes:
             ends = self._size == 0 or os.pread(self._fd, 1, self._size - 1) == b"\n"
         except OSError:
             return
-        self._base = self._size
-        self.behind = not ends or self._size > LARGE
+        self.behind = not ends or self._size > self._limit
 
     # --- while a transaction goes on --------------------------------------------------------------
 
@@ -95,10 +96,10 @@ class Changes:
         except OSError as error:
             log.warning("the changes of a commit could not be kept beside the database: %s", error)
             self.behind = True
-        if self._size > max(LARGE, 3 * self._base):
+        if self._size > self._limit:
             self.behind = True
 
-    def rewrite(self, lines: Iterable[Values]) -> None:
+    def rewrite(self, lines: Iterable[Values], live: int) -> None:
         """Write the file anew: one line per object."""
         unfinished = self._path.with_name(f"{self._path.name}.new")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -110,7 +111,7 @@ class Changes:
             log.warning("%s cannot be written: %s", self._path, error)
             return
         self.close()
-        self.open()
+        self.open(live)
         self.behind = self._fd < 0
 
 

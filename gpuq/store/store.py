@@ -97,7 +97,7 @@ class Store:
     def keep_changes(self, path: Path) -> None:
         """From now on every commit is told to the file of changes, too."""
         self.changes = Changes(path)
-        self.changes.open()
+        self.changes.open(sum(self.counts().values()))
         if self.changes.behind:
             self._rewrite_changes()
 
@@ -115,7 +115,8 @@ class Store:
                 [{"e": event, "last": self.next_id() - 1}],
                 ({"e": event, "environments": [body]} for body in bodies),
                 ({"e": event, "jobs": [{"common": {}, "rows": [dict(row)]}]} for row in rows),
-            )
+            ),
+            sum(self.counts().values()),
         )
 
     @contextmanager
