@@ -40,7 +40,7 @@ from gpuq.model import (
 from gpuq.policy import ledger, retry
 from gpuq.policy.explain import Verdict
 from gpuq.policy.ledger import GpuState
-from gpuq.policy.lifecycle import DependencyBroken, Ended, Fact, NeverStarted, advance, dependency
+from gpuq.policy.lifecycle import DependencyBroken, Ended, Fact, NeverStarted, Retried, advance, dependency
 from gpuq.policy.scheduler import Snapshot
 from gpuq.policy.waiting import GroupKey, Waiting
 from gpuq.store.store import Store, with_outcome
@@ -137,8 +137,10 @@ class Core:
         changed: dict[int, Job] = {}
         freed: set[int] = set()
         events: list[Event] = []
+        todo = deque(facts)
+        again = [job.id for job, fact in todo if isinstance(fact, Retried)]
         with self.store.transaction():
-            todo = deque(facts)
+            self.store.renew_dependencies(again)
             while todo:
                 job, fact = todo.popleft()
                 job = changed.get(job.id, job)
@@ -146,9 +148,9 @@ class Core:
                     continue  # it was cancelled together with the job that it waited for
                 step = advance(job, fact, now)
                 self._close_attempt(step.job, fact, now)
-                again = self._again(step.job, now) if step.job.state is State.FAILED else None
-                if again is not None:
-                    step = advance(step.job, again, now)
+                rule = self._again(step.job, now) if step.job.state is State.FAILED else None
+                if rule is not None:
+                    step = advance(step.job, rule, now)
                 self.store.change(job, step.job, step.event)
                 events.append(step.event)
                 changed[job.id] = step.job

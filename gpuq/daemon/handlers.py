@@ -323,9 +323,6 @@ def _change(daemon: Daemon, session: Session, message: Message, fact: Fact) -> M
             facts.append((job, fact))
     done = [job.id for job, _ in facts] + [job.id for job in active]
     if facts:
-        if isinstance(fact, Retried):
-            with core.store.transaction():
-                core.store.renew_dependencies([job.id for job, _ in facts])
         core.apply(facts)
     for job in active:
         told = fact if isinstance(fact, Suspended | Resumed) else EndAsked(Ending.CANCEL)
