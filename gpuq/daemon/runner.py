@@ -23,7 +23,7 @@ from gpuq.daemon.sharing import Sharing
 from gpuq.daemon.watch import Watcher
 from gpuq.errors import GpuqError, HostBusy, LaunchError, StoreBusy, StoreError
 from gpuq.gpus.source import open_source
-from gpuq.launch import launcher, outcome
+from gpuq.launch import adoption, launcher, leftovers, outcome
 from gpuq.launch.cgroup import Supervision
 from gpuq.launch.environment import job_environment, log_path
 from gpuq.launch.runfolder import FULL, for_a_while
@@ -41,12 +41,12 @@ RETRY_WRITE = 5.0
 
 #: What a restarted daemon finds of an attempt, in words.
 FOUND: dict[type, str] = {
-    launcher.Running: "running",
-    launcher.Starting: "starting",
-    launcher.Ended: "ended",
-    launcher.NeverStarted: "never started",
-    launcher.Lost: "lost",
-    launcher.Gone: "gone, with its run folder",
+    adoption.Running: "running",
+    adoption.Starting: "starting",
+    adoption.Ended: "ended",
+    adoption.NeverStarted: "never started",
+    adoption.Lost: "lost",
+    adoption.Gone: "gone, with its run folder",
 }
 
 
@@ -329,7 +329,7 @@ class Runner:
         run_dir = Path(running.attempt.run_dir)
         try:
             crash.point("result-before")
-            found = launcher.adopt(run_dir)
+            found = adoption.adopt(run_dir)
             crash.point("result-after")
             if restarted:
                 decisions.adopted(job_id, running.attempt.number, FOUND[type(found)])
@@ -343,17 +343,17 @@ class Runner:
             self._finish(job_id, Ended(failure=Failure.LOST, note=note))
 
     def _act_on(
-        self, found: launcher.Found, running: Running, run_dir: Path, restarted: bool, status: int | None
+        self, found: adoption.Found, running: Running, run_dir: Path, restarted: bool, status: int | None
     ) -> None:
         job_id = running.job.id
         match found:
-            case launcher.Running(supervisor):
+            case adoption.Running(supervisor):
                 self.core.supervised(running, supervisor)
                 self._watch(job_id, supervisor)
                 self._steer(running)
-            case launcher.Starting():
-                self._later(lambda: launcher.wait_unlocked(run_dir), lambda: self._take(job_id, restarted=restarted))
-            case launcher.Ended():
+            case adoption.Starting():
+                self._later(lambda: adoption.wait_unlocked(run_dir), lambda: self._take(job_id, restarted=restarted))
+            case adoption.Ended():
                 result = outcome.read_result(run_dir)
                 assert result is not None, f"{run_dir} has a result that is gone again"
                 failure = result.start_failure
@@ -368,19 +368,22 @@ class Runner:
                     task.add_done_callback(self._tasks.discard)
                 else:
                     self._finish(job_id, fact)
-            case launcher.NeverStarted() if status == launcher.DISK_FULL:
+            case adoption.NeverStarted() if status == launcher.DISK_FULL:
                 self._pause("the disk is full")
                 self._finish(job_id, NeverStarted())
-            case launcher.NeverStarted(complaint):
+            case adoption.NeverStarted(complaint):
                 if restarted and complaint is None:
                     self._finish(job_id, NeverStarted())
                 else:
                     note = complaint or "its supervisor ended before the job began"
                     self._finish(job_id, Ended(failure=Failure.LAUNCH, note=note.splitlines()[-1]))
-            case launcher.Lost(identity, complaint):
+            case adoption.Lost(identity, complaint):
                 self._lost(job_id, identity, complaint or launcher.how_ended(status))
-            case launcher.Gone():
-                self._finish(job_id, Ended(failure=Failure.LOST, note="its run folder is gone, and its result with it"))
+            case adoption.Gone():
+                self._finish(
+                    job_id,
+                    Ended(failure=Failure.LOST, note="its run folder was emptied or removed, and its result with it"),
+                )
 
     async def _finish_after_a_look(self, running: Running, fact: Ended) -> None:
         """What broke its GPU or filled it may have happened since the last reading: look once more before saying so."""
@@ -397,7 +400,7 @@ class Runner:
         grace = self.core.settings.grace
         run_dir = Path(self.core.running[job_id].attempt.run_dir)
         self._later(
-            lambda: launcher.end_leftovers(identity, grace, run_dir),
+            lambda: leftovers.end_leftovers(identity, grace, run_dir),
             lambda: self._finish(job_id, Ended(failure=Failure.LOST, note=note)),
         )
 

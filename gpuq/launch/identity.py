@@ -70,6 +70,26 @@ def alive(identity: Identity) -> bool:
     return stat is not None and stat.start_time == identity.start_time and not stat.gone
 
 
+def pidfd_of(identity: Identity) -> int | None:
+    """A pidfd of this very process, None if it has ended: looked at once more when the number can no longer change.
+
+    Raises OSError where there is no room for it.
+    """
+    try:
+        pidfd = os.pidfd_open(identity.pid)
+    except ProcessLookupError:
+        return None
+    try:
+        lives = alive(identity)
+    except OSError:
+        os.close(pidfd)
+        raise
+    if not lives:
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
 def job_of(pid: int, shims: Mapping[int, int]) -> int | None:
     """The job that a process belongs to; `shims` maps each supervisor's pid to its job's id.
 

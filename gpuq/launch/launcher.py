@@ -1,4 +1,4 @@
-"""Starts supervisors (`shim.py`), finds those that an earlier daemon started, and ends them.
+"""Starts supervisors (`shim.py`), and tells them what their jobs are to do.
 
 The lock in an attempt's run folder is the truth about it. It is taken before the supervisor starts, inherited by it
 through flock(2)'s open file description, and so held until the supervisor ends, whatever becomes of the daemon.
@@ -9,28 +9,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import marshal
 import os
-import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.abc import InspectLoader
 from pathlib import Path
 from typing import cast
 
 from gpuq import crash
-from gpuq.errors import LaunchError, StoreBusy, StoreError
-from gpuq.launch import cgroup, keptlog, outcome, runfolder, shim
-from gpuq.launch.identity import MARKER, alive, find_supervisor, is_supervisor, leftover, look_for_left, read_stat
+from gpuq.errors import LaunchError
+from gpuq.launch import keptlog, shim
+from gpuq.launch.identity import MARKER, read_stat
+from gpuq.launch.leftovers import end_leftovers
 from gpuq.launch.parts import files, keeper, leaf, memory, processes, watch
 from gpuq.launch.parts import start as start_of_job
-from gpuq.launch.runfolder import BUSY, IDENTITY, LOCK, RESULT, launch_failure, unreadable, valid_text
-from gpuq.model import Identity
+from gpuq.launch.runfolder import LOCK, launch_failure, read_identity, valid_text
 
 #: The supervisor's code travels with its orders, compiled: a script would be compiled at each start, which takes longer
 #: than what it does before the job runs, and an upgrade on disk must not change the code under a running daemon.
@@ -46,12 +43,8 @@ for name, code in parts:
 part.main(spec)
 """ + MARKER.decode("ascii")
 DISK_FULL = shim.DISK_FULL
-#: Between rounds of KILL, in seconds; a further round is for what was forked meanwhile.
-_KILL_ROUND = 0.1
 #: Files that a start has open at a time (lock, orders, Popen's pipe, /dev/null, folder, pidfd), and one for a client.
 _FILES_AT_START = 8
-#: Leftovers that are waited for at once: each takes a file descriptor, and any one end wakes us.
-_WAITED_FOR = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,49 +82,6 @@ class Supervisor:
 
     pid: int
     pidfd: int
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    supervisor: Supervisor
-
-
-@dataclass(frozen=True, slots=True)
-class Starting:
-    """The supervisor lives and has not said yet who it is; see `wait_unlocked`."""
-
-    lock: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """There is a result: see `outcome.read_result`."""
-
-
-@dataclass(frozen=True, slots=True)
-class NeverStarted:
-    """The job did not begin. `complaint` is what a broken supervisor said last, if it did."""
-
-    complaint: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The supervisor vanished after the job may have begun; see `end_leftovers`.
-
-    `identity` is the supervisor's, or, where the job removed what told it, that of a process that it left behind.
-    """
-
-    identity: Identity
-    complaint: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """The run folder itself is missing, so that nothing tells whether the job began, and no supervisor of it lives."""
-
-
-Found = Running | Starting | Ended | NeverStarted | Lost | Gone
 
 
 def check_room() -> None:
@@ -213,7 +163,7 @@ def _spawn(launch: Launch, lock: int) -> Supervisor:
     except OSError:
         process.kill()
         process.wait()
-        if (begun := _read_identity(launch.run_dir)) is not None:
+        if (begun := read_identity(launch.run_dir)) is not None:
             end_leftovers(begun, 0.0, launch.run_dir)
             raise LaunchError("its supervisor could not be watched and was ended, after the job began") from None
         raise
@@ -317,241 +267,3 @@ def resume(supervisor: Supervisor) -> None:
     """Let a suspended job go on. Asking again, or of one that runs, changes nothing."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(supervisor.pidfd, watch.RESUME)
-
-
-# --- what an earlier daemon started ---------------------------------------------------------------
-
-
-def adopt(run_dir: Path) -> Found:
-    """What became of the attempt in `run_dir`.
-
-    Raises StoreError for files that cannot be read or make no sense, once no supervisor of the attempt lives, and
-    StoreBusy where the host is so short of files or memory that nothing could be looked at: ask again.
-    """
-    try:
-        return _running(run_dir) or _after(run_dir)
-    except OSError as error:
-        raise unreadable(str(run_dir), error) from None
-
-
-def _running(run_dir: Path) -> Running | Starting | Ended | None:
-    """What the lock says; where it says anything else than that the attempt ended well, /proc is asked too.
-
-    The job may have removed or replaced every file, and must neither be run beside itself nor be called lost.
-    """
-    held = _held(run_dir)
-    if held:
-        supervisor = _named_supervisor(run_dir)
-        if supervisor is not None:
-            return Running(supervisor)
-    elif held is False and _has_true_result(run_dir):
-        return Ended()
-    identity = find_supervisor(run_dir)
-    supervisor = None if identity is None else _supervisor(identity, run_dir)
-    if supervisor is not None:
-        return Running(supervisor)
-    return Starting(run_dir / LOCK) if held and _held(run_dir) else None
-
-
-def _has_true_result(run_dir: Path) -> bool:
-    """False also for one that is damaged, which `_after` looks into."""
-    try:
-        return outcome.read_result(run_dir) is not None
-    except StoreBusy:
-        raise
-    except StoreError:
-        return False
-
-
-def _held(run_dir: Path) -> bool | None:
-    """As `locked`; None also for a lock that is none, which `_after` complains about."""
-    try:
-        return runfolder.locked(run_dir)
-    except StoreBusy:
-        raise
-    except StoreError:
-        return None
-
-
-def _after(run_dir: Path) -> Ended | Lost | NeverStarted | Gone:
-    """What is there to be read when no supervisor lives. Where it is damaged, what was left is still to be ended."""
-    try:
-        return _read(run_dir)
-    except StoreBusy:
-        raise
-    except StoreError as error:
-        identity = _named(run_dir) or leftover(run_dir)
-        if identity is None:
-            raise
-        return Lost(identity, error.message)
-
-
-def _read(run_dir: Path) -> Ended | Lost | NeverStarted | Gone:
-    """The same. Raises StoreError for what makes no sense."""
-    if runfolder.has_result(run_dir):
-        outcome.read_result(run_dir)
-        return Ended()
-    if (identity := _read_identity(run_dir)) is not None:
-        return Lost(identity, runfolder.complaint(run_dir))
-    there = runfolder.is_there(run_dir)
-    if (identity := leftover(run_dir)) is not None:
-        return Lost(identity, "its supervisor and its files are gone" if there else "its run folder is gone")
-    # Whatever stands in place of these: a job made it, so one did begin. Reading it raises.
-    runfolder.read_file(run_dir / RESULT)
-    runfolder.locked(run_dir)
-    return NeverStarted(runfolder.complaint(run_dir)) if there else Gone()
-
-
-def wait_unlocked(run_dir: Path) -> None:
-    """Block until the supervisor has ended. For `Starting`, which is rare and seldom lasts; then `adopt` again."""
-    runfolder.wait_unlocked(run_dir)
-
-
-def end_leftovers(supervisor: Identity, grace: float, run_dir: Path | None = None) -> None:
-    """End what is left of an attempt whose supervisor is gone: TERM, `grace` seconds, KILL. Blocks until then.
-
-    With `run_dir` also what left the supervisor's session, see `look_for_left`, and what is in the attempt's cgroup.
-    """
-    group = None if run_dir is None else _leaf(run_dir)
-    if group is not None:
-        group.thaw()
-    asked: set[Identity] = set()
-    killed: set[Identity] = set()
-    kill_at = time.monotonic() + grace
-    while True:
-        try:
-            left, groups = look_for_left(supervisor, run_dir, set() if group is None else group.members())
-            if not left and (group is None or group.remove()):
-                if run_dir is not None:
-                    runfolder.drop_drafts(run_dir)
-                return
-            if time.monotonic() < kill_at:
-                _signal_each(set(left) - asked, (signal.SIGTERM, signal.SIGCONT))
-                asked.update(left)
-                _wait_for_any(left, kill_at - time.monotonic())
-                continue
-            if group is not None:
-                group.kill()
-            for number in groups:
-                _kill_group(number)
-            _signal_each(left, (signal.SIGKILL,))
-            # what was forked meanwhile is looked for at once; what was killed needs a moment to go
-            if killed.issuperset(left):
-                _wait_for_any(left, _KILL_ROUND)
-            killed.update(left)
-        except OSError as error:
-            if error.errno not in BUSY:
-                raise
-            time.sleep(_KILL_ROUND)  # the host has no room to look: try again until it has
-
-
-def _leaf(run_dir: Path) -> leaf.Leaf | None:
-    """The attempt's cgroup, if its supervisor made one and nobody has written another name there."""
-    try:
-        path = Path(str(json.loads(runfolder.read_file(run_dir / IDENTITY) or b"{}")["cgroup"]))
-        return leaf.Leaf(os.fsencode(path)) if cgroup.is_leaf_of(path, run_dir) else None
-    except (StoreError, ValueError, KeyError, TypeError, RecursionError, OSError):
-        return None
-
-
-def _kill_group(group: int) -> None:
-    """A fork cannot escape a signal to its group, as it can a look at /proc (fork(2) starts again after one)."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or a set-user-id program
-        os.killpg(group, signal.SIGKILL)
-
-
-def _signal_each(processes: Iterable[Identity], numbers: tuple[int, ...]) -> None:
-    for identity in processes:
-        pidfd = _pidfd(identity)
-        if pidfd is None:
-            continue
-        try:
-            for number in numbers:
-                signal.pidfd_send_signal(pidfd, number)
-        except (ProcessLookupError, PermissionError):
-            pass  # it has ended, or became a set-user-id program; the caller looks again
-        finally:
-            os.close(pidfd)
-
-
-def _wait_for_any(processes: list[Identity], timeout: float) -> None:
-    """Until one of the processes has ended, or `timeout` seconds."""
-    poll = select.poll()
-    pidfds: list[int] = []
-    try:
-        for identity in processes[:_WAITED_FOR]:
-            pidfd = _pidfd(identity)
-            if pidfd is None:
-                return  # one has ended
-            pidfds.append(pidfd)
-            poll.register(pidfd, select.POLLIN)
-        poll.poll(max(0.0, timeout) * 1000)
-    finally:
-        for pidfd in pidfds:
-            os.close(pidfd)
-
-
-def _named_supervisor(run_dir: Path) -> Supervisor | None:
-    """The supervisor that the identity file names, if it lives and is one: the job may have written that file."""
-    identity = _named(run_dir)
-    return None if identity is None else _supervisor(identity, run_dir)
-
-
-def _named(run_dir: Path) -> Identity | None:
-    """Whom the identity file names, None also where it is damaged."""
-    try:
-        return _read_identity(run_dir)
-    except StoreBusy:
-        raise
-    except StoreError:
-        return None
-
-
-def _supervisor(identity: Identity, run_dir: Path) -> Supervisor | None:
-    pidfd = _pidfd(identity)
-    if pidfd is None:
-        return None
-    try:
-        ours = is_supervisor(identity.pid, run_dir)
-    except OSError:
-        os.close(pidfd)
-        raise
-    if not ours:
-        os.close(pidfd)
-        return None
-    return Supervisor(identity.pid, pidfd)
-
-
-def _pidfd(identity: Identity) -> int | None:
-    """A pidfd of this very process, None if it has ended: looked at once more when the number can no longer change.
-
-    Raises OSError where there is no room for it.
-    """
-    try:
-        pidfd = os.pidfd_open(identity.pid)
-    except ProcessLookupError:
-        return None
-    try:
-        lives = alive(identity)
-    except OSError:
-        os.close(pidfd)
-        raise
-    if not lives:
-        os.close(pidfd)
-        return None
-    return pidfd
-
-
-def _read_identity(run_dir: Path) -> Identity | None:
-    """None before the supervisor wrote it. It is renamed into place, so half a file is damage: raises StoreError."""
-    data = runfolder.read_file(run_dir / IDENTITY)
-    if data is None:
-        return None
-    try:
-        fields = json.loads(data)
-        identity = Identity(int(fields["pid"]), int(fields["start_time"]), str(fields["boot_id"]))
-        if not 0 < identity.pid < 2**31:
-            raise ValueError("no process has such a number")
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        raise StoreError(valid_text(f"{run_dir / IDENTITY} is damaged: it does not name a process")) from None
-    return identity

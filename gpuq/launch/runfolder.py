@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import stat
 from pathlib import Path
 
 from gpuq.errors import HostBusy, LaunchError, StoreBusy, StoreError
+from gpuq.model import Identity
 
 LOCK = "lock"
 IDENTITY = "identity"
 RESULT = "result"
+#: what the attempt is, written before it is claimed (`store.runrecord`)
+RECORD = "job"
 
 #: The host is short of processes, files or memory for now (errno(3)); it says nothing about what was asked for.
 BUSY = frozenset((errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM))
@@ -139,6 +143,11 @@ def is_there(run_dir: Path) -> bool:
     return stat.S_ISDIR(_mode(run_dir))
 
 
+def has_record(run_dir: Path) -> bool:
+    """Whether what was written there before the claim still is. Raises OSError."""
+    return stat.S_ISREG(_mode(run_dir / RECORD))
+
+
 def _mode(path: Path) -> int:
     """0 for what does not exist."""
     try:
@@ -163,3 +172,18 @@ def complaint(run_dir: Path) -> str | None:
         return None
     lines = [line.strip() for line in said.split("\n") if line.strip()]
     return lines[-1] if lines else None
+
+
+def read_identity(run_dir: Path) -> Identity | None:
+    """None before the supervisor wrote it. It is renamed into place, so half a file is damage: raises StoreError."""
+    data = read_file(run_dir / IDENTITY)
+    if data is None:
+        return None
+    try:
+        fields = json.loads(data)
+        identity = Identity(int(fields["pid"]), int(fields["start_time"]), str(fields["boot_id"]))
+        if not 0 < identity.pid < 2**31:
+            raise ValueError("no process has such a number")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise StoreError(valid_text(f"{run_dir / IDENTITY} is damaged: it does not name a process")) from None
+    return identity

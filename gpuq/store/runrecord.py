@@ -18,7 +18,7 @@ from gpuq.launch import identity, outcome, runfolder
 from gpuq.model import Attempt, Claim, Job, State
 from gpuq.store.rows import job_from_row, job_values
 
-NAME = "job"
+NAME = runfolder.RECORD
 #: Longest file that is read, in bytes: a command and as much again.
 _LONGEST = 4 * 1024 * 1024
 

@@ -19,7 +19,7 @@ from gpuq.cli import parse
 from gpuq.cli.submit import _read_lines
 from gpuq.daemon import submit
 from gpuq.errors import BadRequest, GpuqError, StoreError, UsageError
-from gpuq.launch import launcher, outcome
+from gpuq.launch import adoption, outcome
 from gpuq.launch.parts.files import to_json
 from gpuq.model import Driver
 from gpuq.policy.retry import parse_rule
@@ -172,9 +172,9 @@ def run_folder(files: dict[str, bytes | None]) -> None:
                 (folder / name).mkdir()
             else:
                 (folder / name).write_bytes(data)
-        found = launcher.adopt(folder)
-        assert not isinstance(found, launcher.Running), "nothing runs there"
-        if isinstance(found, launcher.Ended):
+        found = adoption.adopt(folder)
+        assert not isinstance(found, adoption.Running), "nothing runs there"
+        if isinstance(found, adoption.Ended):
             result = outcome.read_result(folder)
             assert result is not None
             outcome.judge(result, b"CUDA out of memory. Tried to allocate")

@@ -101,6 +101,7 @@ def test_an_attempt_that_was_claimed_and_never_launched_is_queued_again(box: Box
     box.kill_daemon()
     run_dir = box.state / "jobs" / str(job) / "1"
     (run_dir / "work").mkdir(parents=True)
+    (run_dir / "job").touch()
     with sqlite3.connect(box.state / "queue.db") as db:
         db.execute("UPDATE jobs SET state = 'running', attempt = 1, started_at = 1.0 WHERE id = ?", (job,))
         db.execute(

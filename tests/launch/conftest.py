@@ -23,6 +23,7 @@ from gpuq.launch.cgroup import Supervision
 from gpuq.launch.launcher import Launch, Supervisor
 from gpuq.launch.outcome import Result, read_result
 from gpuq.launch.parts.leaf import Leaf
+from gpuq.launch.runfolder import RECORD
 
 #: Seconds after which something that should have happened counts as not happening.
 DEADLINE = 60.0
@@ -92,6 +93,12 @@ def python(code: str) -> tuple[str, ...]:
 
 def shell(script: str) -> tuple[str, ...]:
     return ("/bin/sh", "-c", script)
+
+
+def claimed(run_dir: Path) -> None:
+    """Make the run folder as it is before an attempt is claimed."""
+    run_dir.mkdir(exist_ok=True)
+    (run_dir / RECORD).touch()
 
 
 @dataclass

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gpuq.launch import cgroup, launcher
+from gpuq.launch import cgroup, launcher, leftovers
+from gpuq.launch.adoption import Lost, adopt
 from gpuq.launch.cgroup import Supervision, find, is_leaf_of
-from gpuq.launch.launcher import Lost, adopt
 from gpuq.launch.parts.leaf import Leaf, counter
 from tests.harness import Box, wait_until
 from tests.launch.conftest import Attempts, child, gone, python, shell, until, written
@@ -221,7 +221,7 @@ def test_what_hides_from_a_lost_supervisor_is_found_by_its_cgroup(
     attempts.wait(supervisor)
     found = adopt(launch.run_dir)
     assert isinstance(found, Lost)
-    launcher.end_leftovers(found.identity, 0.2, launch.run_dir)
+    leftovers.end_leftovers(found.identity, 0.2, launch.run_dir)
     assert gone(pid)
     assert not launch.cgroup.exists()
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuq.launch import launcher
-from gpuq.launch.launcher import Lost, adopt
+from gpuq.launch import launcher, leftovers
+from gpuq.launch.adoption import Lost, adopt
 from tests.launch.conftest import SHELL_ENV, Attempts, gone, python, until
 
 #: Each process says who it is; then the first ends or stays, as it was told.
@@ -74,5 +74,5 @@ def test_nothing_is_left_by_a_lost_supervisor(both: Attempts, tmp_path: Path, pr
     both.wait(supervisor)
     found = adopt(launch.run_dir)
     assert isinstance(found, Lost)
-    launcher.end_leftovers(found.identity, 0.1, launch.run_dir)
+    leftovers.end_leftovers(found.identity, 0.1, launch.run_dir)
     assert all(gone(int(name)) for name in os.listdir(tmp_path / "pids"))

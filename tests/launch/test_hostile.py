@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from gpuq.errors import LaunchError, StoreError
-from gpuq.launch import launcher
+from gpuq.launch import adoption, launcher, leftovers
+from gpuq.launch.adoption import Ended, Gone, Lost, NeverStarted, Running, adopt
 from gpuq.launch.identity import members
-from gpuq.launch.launcher import Ended, Gone, Lost, NeverStarted, Running, adopt
 from gpuq.launch.outcome import judge, log_tail, read_result
 from gpuq.launch.runfolder import valid_text
 from gpuq.model import Failure
 from tests.harness import Box
-from tests.launch.conftest import SHELL_ENV, Attempts, gone, python, shell, unprivileged, until, written
+from tests.launch.conftest import SHELL_ENV, Attempts, claimed, gone, python, shell, unprivileged, until, written
 
 ROOT = str(Path(launcher.__file__).parents[2])
 
@@ -121,7 +121,7 @@ def test_a_lock_that_is_none_has_no_complaint_and_is_not_waited_for(
     found = unprivileged(lambda: adopt(tmp_path))
     assert isinstance(found, Lost)
     assert found.complaint is None
-    unprivileged(lambda: launcher.wait_unlocked(tmp_path))
+    unprivileged(lambda: adoption.wait_unlocked(tmp_path))
 
 
 def test_the_tail_of_a_log_from_an_impossible_offset(tmp_path: Path) -> None:
@@ -139,14 +139,14 @@ def test_without_free_file_numbers_nothing_is_said_of_an_attempt(attempts: Attem
         "import os, resource, sys\n"
         "from pathlib import Path\n"
         "from gpuq.errors import StoreBusy\n"
-        "from gpuq.launch import launcher\n"
+        "from gpuq.launch import adoption\n"
         "top = os.open('/dev/null', os.O_RDONLY)\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "busy = 0\n"
         "for limit in range(top, top + 20):\n"
         "    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))\n"
         "    try:\n"
-        "        found = launcher.adopt(Path(sys.argv[1]))\n"
+        "        found = adoption.adopt(Path(sys.argv[1]))\n"
         "    except StoreBusy:\n"
         "        busy += 1\n"
         "        continue\n"
@@ -226,6 +226,7 @@ def test_the_supervisor_of_another_folder_is_not_taken_for_ours(attempts: Attemp
     (other / "identity").write_bytes((launch.run_dir / "identity").read_bytes())
     found = adopt(other)
     assert isinstance(found, Lost)
+    claimed(tmp_path)
     assert adopt(tmp_path) == NeverStarted()
     launcher.end(supervisor)
     attempts.finish(launch, supervisor)
@@ -266,7 +267,7 @@ def test_a_process_that_left_the_session_of_a_killed_supervisor_is_ended(
     found = adopt(run_dir)
     assert isinstance(found, Lost)
     assert not gone(away)
-    launcher.end_leftovers(found.identity, 0.1, run_dir)
+    leftovers.end_leftovers(found.identity, 0.1, run_dir)
     assert gone(away)
     assert not list(run_dir.glob("result*"))
     if removed == "everything":
@@ -291,17 +292,17 @@ def test_a_false_result_does_not_save_what_was_left_behind(attempts: Attempts, t
     found = adopt(run_dir)
     assert isinstance(found, Lost)
     assert "is damaged" in (found.complaint or "")
-    launcher.end_leftovers(found.identity, 0.1, run_dir)
+    leftovers.end_leftovers(found.identity, 0.1, run_dir)
     assert gone(away)
 
 
 def test_we_are_no_leftover_though_our_environment_says_so(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
+    claimed(tmp_path / "run")
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from gpuq.launch import launcher\n"
-        "print(launcher.adopt(Path(sys.argv[1])))\n"
+        "from gpuq.launch import adoption\n"
+        "print(adoption.adopt(Path(sys.argv[1])))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "run")],
@@ -372,7 +373,7 @@ def test_what_forks_all_the_time_is_ended_without_its_supervisor(attempts: Attem
     attempts.wait(supervisor)
     found = adopt(run_dir)
     assert isinstance(found, Lost)
-    launcher.end_leftovers(found.identity, 0.0, run_dir)
+    leftovers.end_leftovers(found.identity, 0.0, run_dir)
     assert members(found.identity, run_dir) == []
     assert not (tmp_path / "lived").exists()
 
@@ -475,5 +476,6 @@ def test_a_run_folder_whose_name_is_not_text(attempts: Attempts, tmp_path: Path)
 
 
 def test_a_complaint_that_is_not_text(tmp_path: Path) -> None:
+    claimed(tmp_path)
     (tmp_path / "lock").write_bytes(b"one\nbroken \xff\n")
     assert adopt(tmp_path) == NeverStarted("broken \\xff")

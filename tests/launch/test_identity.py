@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuq.launch import launcher
+from gpuq.launch import leftovers
 from gpuq.launch.identity import alive, all_processes, boot_id, identity_of, job_of, members, read_stat
 from gpuq.model import Identity
 from tests.launch.conftest import Attempts, child, gone, python, until, written
@@ -120,7 +120,7 @@ def test_a_process_belongs_to_its_job_by_session_when_the_supervisor_is_gone(att
     assert len(members(identity)) == 2
     assert forked in {member.pid for member in members(identity)}
     assert members(replace(identity, boot_id="another boot")) == []
-    launcher.end_leftovers(identity, 5.0)
+    leftovers.end_leftovers(identity, 5.0)
     assert members(identity) == []
     assert gone(forked)
 
@@ -135,6 +135,6 @@ def test_a_number_that_was_given_away_has_no_members() -> None:
         assert len(members(identity)) == 1
         before = replace(identity, start_time=identity.start_time - 1)
         assert members(before) == []
-        launcher.end_leftovers(before, 0.0)
+        leftovers.end_leftovers(before, 0.0)
         assert len(members(identity)) == 1
         os.killpg(stranger.pid, signal.SIGKILL)

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from gpuq.errors import LaunchError, StoreError
-from gpuq.launch import launcher
+from gpuq.launch import adoption, launcher, leftovers
+from gpuq.launch.adoption import Ended, Gone, Lost, NeverStarted, Running, Starting, adopt
 from gpuq.launch.identity import identity_of
-from gpuq.launch.launcher import Ended, Gone, Lost, NeverStarted, Running, Starting, adopt
 from gpuq.launch.outcome import read_result
-from tests.launch.conftest import SHELL_ENV, Attempts, gone, python, shell, until, written
+from tests.launch.conftest import SHELL_ENV, Attempts, claimed, gone, python, shell, until, written
 
 ROOT = str(Path(launcher.__file__).parents[2])
 
@@ -53,7 +53,7 @@ def test_without_free_file_numbers_nothing_is_started_and_it_may_be_tried_again(
         "import os, resource, sys\n"
         "from pathlib import Path\n"
         "from gpuq.errors import HostBusy\n"
-        "from gpuq.launch import launcher\n"
+        "from gpuq.launch import adoption, launcher\n"
         "folder = Path(sys.argv[1])\n"
         "log = str(folder / 'log')\n"
         "launch = launcher.Launch(1, 1, folder / 'run', ('/bin/true',), '/', {}, log, True, 0o22, (), None, 1.0)\n"
@@ -70,7 +70,7 @@ def test_without_free_file_numbers_nothing_is_started_and_it_may_be_tried_again(
         "        failures += 1\n"
         "        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]\n"
         "        resource.setrlimit(resource.RLIMIT_NOFILE, (limit + 1, hard))\n"
-        "launcher.wait_unlocked(launch.run_dir)\n"
+        "adoption.wait_unlocked(launch.run_dir)\n"
         "print(failures)\n"
     )
     done = subprocess.run(
@@ -136,6 +136,7 @@ def test_an_adopted_attempt_can_be_ended(attempts: Attempts) -> None:
 
 
 def test_adopt_never_started(tmp_path: Path) -> None:
+    claimed(tmp_path)
     assert adopt(tmp_path) == NeverStarted()
     (tmp_path / "lock").touch()
     assert adopt(tmp_path) == NeverStarted()
@@ -143,6 +144,8 @@ def test_adopt_never_started(tmp_path: Path) -> None:
 
 def test_a_run_folder_that_is_missing_does_not_say_that_nothing_began(tmp_path: Path) -> None:
     assert adopt(tmp_path / "missing") == Gone()
+    (tmp_path / "lock").touch()
+    assert adopt(tmp_path) == Gone(), "what was written before the claim has been removed"
     (tmp_path / "file").touch()
     assert adopt(tmp_path / "file") == Gone()
     assert adopt(tmp_path / "file" / "run") == Gone()
@@ -150,11 +153,11 @@ def test_a_run_folder_that_is_missing_does_not_say_that_nothing_began(tmp_path: 
 
 def test_adopt_starting(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    run_dir.mkdir()
+    claimed(run_dir)
     with open(run_dir / "lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert adopt(run_dir) == Starting(run_dir / "lock")
-        waiting = threading.Thread(target=launcher.wait_unlocked, args=(run_dir,))
+        waiting = threading.Thread(target=adoption.wait_unlocked, args=(run_dir,))
         waiting.start()
         assert adopt(run_dir) == Starting(run_dir / "lock")
         assert waiting.is_alive()
@@ -191,7 +194,7 @@ def test_adopt_lost_and_end_its_leftovers(attempts: Attempts, tmp_path: Path) ->
     assert isinstance(found, Lost)
     assert found.identity.pid == supervisor.pid
     assert not any(gone(pid) for pid in pids)
-    launcher.end_leftovers(found.identity, 0.2)
+    leftovers.end_leftovers(found.identity, 0.2)
     assert all(gone(pid) for pid in pids)
     assert isinstance(adopt(launch.run_dir), Lost)
 
@@ -204,13 +207,14 @@ def test_leftovers_that_go_when_asked_are_not_killed(attempts: Attempts, tmp_pat
     attempts.wait(supervisor)
     found = adopt(launch.run_dir)
     assert isinstance(found, Lost)
-    launcher.end_leftovers(found.identity, 1000.0)
+    leftovers.end_leftovers(found.identity, 1000.0)
     assert (tmp_path / "asked").exists()
 
 
 def test_a_supervisor_that_breaks_says_why(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/cat")  # an interpreter that is none
     launch = attempts.launch(["true"])
+    claimed(launch.run_dir)
     supervisor = attempts.start(launch)
     attempts.wait(supervisor)
     found = adopt(launch.run_dir)
@@ -222,6 +226,7 @@ def test_a_supervisor_that_breaks_says_why(attempts: Attempts, monkeypatch: pyte
 def test_an_interpreter_that_is_gone(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     launch = attempts.launch(["true"])
+    claimed(launch.run_dir)
     with pytest.raises(LaunchError, match="/no/such/python, is gone"):
         launcher.start(launch)
     assert adopt(launch.run_dir) == NeverStarted()

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuq.launch import launcher
+from gpuq.launch import adoption, launcher, leftovers
 from gpuq.launch.outcome import read_result
 from gpuq.launch.parts.files import to_json
 from tests.launch.conftest import SHELL_ENV, Attempts, gone, python, shell, until, written
@@ -95,7 +95,7 @@ def test_a_time_limit_and_its_warning_hold_after_the_daemon_was_killed(tmp_path:
         assert daemon.stdout.readline() == b"started\n"
         daemon.kill()
         daemon.wait()
-    launcher.wait_unlocked(tmp_path / "run")
+    adoption.wait_unlocked(tmp_path / "run")
     result = read_result(tmp_path / "run")
     assert result is not None
     assert result.timed_out
@@ -374,9 +374,9 @@ def test_the_job_holds_no_lock(attempts: Attempts, tmp_path: Path) -> None:
     until((tmp_path / "ready").exists)
     os.kill(supervisor.pid, signal.SIGKILL)
     attempts.wait(supervisor)
-    found = launcher.adopt(launch.run_dir)
-    assert isinstance(found, launcher.Lost)
-    launcher.end_leftovers(found.identity, 5.0)
+    found = adoption.adopt(launch.run_dir)
+    assert isinstance(found, adoption.Lost)
+    leftovers.end_leftovers(found.identity, 5.0)
 
 
 def test_signals_are_as_in_a_fresh_login(attempts: Attempts) -> None:
