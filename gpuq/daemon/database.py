@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gpuq.daemon import views
-from gpuq.daemon.handlers import Answer, Daemon, Session, check_selection
+from gpuq.daemon.asking import Answer, Daemon, Session, check_selection
 from gpuq.errors import BadRequest, UsageError
 from gpuq.model import ENDED, Job
 from gpuq.protocol import MAX_ID, Message

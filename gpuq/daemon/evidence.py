@@ -1,10 +1,11 @@
-"""What the GPUs say of how an attempt ended: which broke, who may have filled them."""
+"""How an attempt ended: what its result and log say, and what GPUs do: which broke, who may have filled them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from gpuq.daemon.core import Core, Running, over_text
+from gpuq.launch import outcome
 from gpuq.model import Driver, Failure
 from gpuq.policy.lifecycle import Ended
 from gpuq.units import format_duration, format_size
@@ -64,3 +65,20 @@ def blame(core: Core, running: Running) -> str | None:
     if running.over_told:
         guilty.append(f"it {over_text(running, core.gpu_index)}")
     return "; ".join(guilty) or None
+
+
+def ended(result: outcome.Result, path: str) -> Ended:
+    """The fact that a result states."""
+    failed = result.wait_status != 0 or result.start_failure is not None
+    judged = outcome.judge(result, outcome.log_tail(path, result.log_start) if failed else b"")
+    return Ended(
+        asked=result.ended,
+        failure=judged.failure,
+        exit_code=judged.exit_code,
+        signal=judged.signal,
+        note=judged.note,
+        peak_ram=result.max_rss_bytes,
+        user_seconds=result.user_seconds,
+        system_seconds=result.system_seconds,
+        ended_at=result.ended_at,
+    )

@@ -16,8 +16,8 @@ import psutil
 
 from gpuq import config, crash, systemd
 from gpuq.daemon import decisions, journal
+from gpuq.daemon.asking import Daemon
 from gpuq.daemon.core import Core
-from gpuq.daemon.handlers import Daemon
 from gpuq.daemon.home import Home, keep_or_end
 from gpuq.daemon.notify import Notifier
 from gpuq.daemon.runner import Runner

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from gpuq import config, crash
 from gpuq.daemon import decisions, evidence, threads
-from gpuq.daemon.claimsfile import PublishedClaim, PublishedWait, hashed
 from gpuq.daemon.clock import WallClock
 from gpuq.daemon.core import Core, Running, over_text
 from gpuq.daemon.sharing import Sharing
+from gpuq.daemon.turns import Turns
 from gpuq.daemon.watch import Watcher
 from gpuq.errors import GpuqError, HostBusy, LaunchError, StoreBusy, StoreError
 from gpuq.gpus.source import open_source
@@ -28,7 +28,7 @@ from gpuq.launch.cgroup import Supervision
 from gpuq.launch.environment import job_environment, log_path
 from gpuq.launch.runfolder import FULL, for_a_while
 from gpuq.model import Attempt, Claim, Ending, Failure, Identity, Job, OverClaim, Readings, Reason, State
-from gpuq.policy import courtesy, ledger, scheduler
+from gpuq.policy import ledger, scheduler
 from gpuq.policy.explain import Verdict
 from gpuq.policy.lifecycle import EndAsked, Ended, Fact, NeverStarted, Resumed, Started, Suspended, advance
 from gpuq.policy.waiting import GroupKey
@@ -57,13 +57,9 @@ class Runner:
         self._loop = loop
         source = open_source(os.environ.get("GPUQ_GPUS"))
         #: None where nobody else sees our GPUs
-        self._sharing = Sharing(config.claims_dir(), core.state_dir) if source.shared else None
-        #: claims of planned attempts that others have been told of and that are not recorded yet, by job
-        self._announced: dict[int, list[PublishedClaim]] = {}
-        #: monotonic time since which a GPU job waits and none has been started, None while none waits
-        self._waits_since: float | None = None
-        self._courtesy = courtesy.NONE
-        self._watcher = Watcher(loop, source, self._sharing, core.shims, self._readings)
+        sharing = Sharing(config.claims_dir(), core.state_dir) if source.shared else None
+        self._turns = Turns(core, sharing)
+        self._watcher = Watcher(loop, source, sharing, core.shims, self._readings)
         self._awake = False
         self._reading_timer: asyncio.TimerHandle | None = None
         self._patience_timer: asyncio.TimerHandle | None = None
@@ -85,8 +81,8 @@ class Runner:
         for job in self.core.load():
             self._take(job.id, restarted=True)
         self._publish()
-        if self._sharing is not None:
-            self._sharing.clean()
+        if self._turns.sharing is not None:
+            self._turns.sharing.clean()
         self.read_gpus()  # only now: their processes would be taken for strangers
         self.wake()
 
@@ -132,7 +128,7 @@ class Runner:
             return
         plan = scheduler.plan(self.core.snapshot(), self.core.gpu_states() if gpus else None)
         if any(start.gpus for start in plan.starts):
-            plan = self._agreed(plan)
+            plan = self._turns.agreed(plan)
         try:
             for start in plan.starts:
                 if self._paused is None:
@@ -144,12 +140,16 @@ class Runner:
             log.exception("an attempt could not be recorded")
             full = isinstance(error, OSError) and error.errno in FULL
             self._pause("the disk is full" if full else f"an attempt could not be recorded: {error}")
-        self._announced.clear()
+        self._turns.planned.clear()
         if self._paused is not None:
             self._plan(gpus=False)
         else:
             self._keep_verdicts(plan.verdicts)
         self._publish()
+
+    def _publish(self) -> None:
+        """Tell the other daemons of this host what we claim, where that has changed."""
+        self._turns.publish(waiting=not self.core.draining and self._paused is None)
 
     def _keep_verdicts(self, fresh: Mapping[GroupKey, Verdict]) -> None:
         """Remember why groups wait, and tell those who follow a job of one whose reason has changed."""
@@ -160,58 +160,14 @@ class Runner:
         if changed:
             core.hub.tell(n for n in core.hub.awaited() if core.waiting.key(n) in changed)
 
-    # --- other daemons of this host ---------------------------------------------------------------
-
-    def _agreed(self, plan: scheduler.Plan) -> scheduler.Plan:
-        """The plan, made anew while no other daemon of this host plans, and told to them before anything starts."""
-        core, sharing = self.core, self._sharing
-        if sharing is None:
-            return plan
-        with sharing.turn():
-            others, now = sharing.read(), time.monotonic()
-            core.neighbours = others.claims
-            ours = now if self._waits_since is None else self._waits_since
-            states, self._courtesy = courtesy.give_way(core.gpu_states(), others.waits, ours, self._courtesy, now)
-            plan = scheduler.plan(core.snapshot(), states)
-            if any(start.gpus for start in plan.starts):
-                self._waits_since = None
-            for start in plan.starts:
-                job = core.store.job(start.job_id) if start.gpus else None
-                if job is not None:
-                    run = hashed(os.fsencode(self._run_dir(job)))
-                    self._announced[job.id] = [PublishedClaim(uuid, start.request.vram, run) for uuid in start.gpus]
-            self._publish()
-        return plan
-
-    def _publish(self) -> None:
-        """Tell other daemons what we claim, where that has changed."""
-        if self._sharing is not None:
-            planned = [claim for claims in self._announced.values() for claim in claims]
-            self._sharing.publish([*self.core.published(), *planned], self._next_wait())
-            self.core.sharing_fault = self._sharing.fault
-
-    def _next_wait(self) -> PublishedWait | None:
-        """The most urgent request that could not be placed, and since when we have got nothing."""
-        found = self.core.most_urgent()
-        if found is None or self.core.draining or self._paused is not None:
-            self._waits_since = None
-            return None
-        if self._waits_since is None:
-            self._waits_since = time.monotonic()
-        return PublishedWait(int(self._waits_since * 1000), found.gpus, found.vram)
-
     # --- launching --------------------------------------------------------------------------------
-
-    def _run_dir(self, job: Job) -> Path:
-        """The folder of the job's next attempt."""
-        return self.core.run_root / str(job.id) / str(job.attempt + 1)
 
     def _launch(self, start: scheduler.Start) -> None:
         core = self.core
         job = core.store.job(start.job_id)
         assert job is not None and job.state is State.QUEUED, f"job {start.job_id} was planned and does not wait"
         number = job.attempt + 1
-        run_dir = self._run_dir(job)
+        run_dir = core.next_run_dir(job)
         step = advance(job, Started(start.gpus, log_path(job, str(run_dir))), time.time())
         assert step.job.log_path is not None and step.job.started_at is not None
         broken = _make_work_folder(run_dir)
@@ -226,7 +182,7 @@ class Runner:
         crash.point("claim-after")
         core.waiting.remove(job.id)
         running = core.running[job.id] = Running(step.job, attempt, claims)
-        self._announced.pop(job.id, None)
+        self._turns.planned.pop(job.id, None)
         core.history = ledger.disturb(core.history, start.gpus, time.monotonic())
         core.hub.tell([job.id])
         self._tell_start(step.job)
@@ -361,7 +317,7 @@ class Runner:
                     self._pause(failure.text)
                     self._finish(job_id, NeverStarted())
                     return
-                fact = _ended(result, running.attempt.log_path)
+                fact = evidence.ended(result, running.attempt.log_path)
                 if evidence.wants_a_look(running, fact):
                     task = self._loop.create_task(self._finish_after_a_look(running, fact))
                     self._tasks.add(task)
@@ -533,20 +489,3 @@ def _make_work_folder(run_dir: Path) -> str | None:
             raise
         return f"the run folder {run_dir} cannot be made: {error.strerror}"
     return None
-
-
-def _ended(result: outcome.Result, path: str) -> Ended:
-    """The fact that a result states."""
-    failed = result.wait_status != 0 or result.start_failure is not None
-    judged = outcome.judge(result, outcome.log_tail(path, result.log_start) if failed else b"")
-    return Ended(
-        asked=result.ended,
-        failure=judged.failure,
-        exit_code=judged.exit_code,
-        signal=judged.signal,
-        note=judged.note,
-        peak_ram=result.max_rss_bytes,
-        user_seconds=result.user_seconds,
-        system_seconds=result.system_seconds,
-        ended_at=result.ended_at,
-    )

@@ -14,7 +14,8 @@ from typing import Any
 
 from gpuq import __version__, config, crash, protocol
 from gpuq.daemon import database, decisions, handlers
-from gpuq.daemon.handlers import STREAMS, Daemon, Session
+from gpuq.daemon.asking import Daemon, Session
+from gpuq.daemon.handlers import STREAMS
 from gpuq.errors import (
     BadRequest,
     DaemonUnreachable,

@@ -1,0 +1,182 @@
+"""Requests that look at jobs, GPUs and events, and change nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+from gpuq import __version__, protocol
+from gpuq.config import SETTINGS, Setting
+from gpuq.daemon import views
+from gpuq.daemon.asking import Daemon, Session, check_owner, check_selection, count, selected
+from gpuq.daemon.core import Core
+from gpuq.errors import BadRequest, NoSuchJob
+from gpuq.model import ACTIVE, ENDED, WAITING, Job
+from gpuq.protocol import Message, Selection
+
+#: Shortest time between two frames of `top`, in seconds.
+FRAME = 0.25
+#: Jobs of a long list that are made ready in one go.
+SLICE = 500
+#: Rows of the queue's head in a frame.
+HEAD = 20
+
+
+async def status(daemon: Daemon, _session: Session, _message: Message) -> Message:
+    core = daemon.core
+    return {
+        "pid": os.getpid(),
+        "version": __version__,
+        "protocol": protocol.PROTOCOL,
+        "state_dir": str(core.state_dir),
+        "socket": str(core.state_dir / "sock"),
+        "started_at": views.moment(daemon.started_at),
+        "supervision": daemon.runner.supervision.describe(),
+        "unit": daemon.unit,
+        "jobs": core.store.counts(),
+        "database": None if daemon.upkeep is None else daemon.upkeep.words(),
+        "settings": {name: _shown(setting, getattr(core.settings, name)) for name, setting in SETTINGS.items()},
+        "gpus_note": views.gpus_note(core) if core.readings or core.silent else None,
+    }
+
+
+def _shown(setting: Setting, value: object) -> str | None:
+    return None if value is None else setting.show(value)
+
+
+async def list_(daemon: Daemon, session: Session, message: Message) -> Message:
+    """Running jobs first, then waiting ones in the order they are looked at, then ended ones, newest first."""
+    core = daemon.core
+    selection = check_selection(core, session, message)
+    everything = message.get("all") is True or bool(selection.ranges or selection.states)
+    limit = count(message, "limit")
+    parts = [(tuple(sorted(ACTIVE)), "id"), (tuple(sorted(WAITING)), "priority DESC, id")]
+    if everything:
+        parts.append((tuple(sorted(ENDED)), "ended_at DESC, id DESC"))
+    jobs: list[Job] = []
+    total = 0
+    for states, order in parts:
+        left = None if limit is None else limit - len(jobs)
+        some, matching = core.store.select_jobs(selection, states, order, left)
+        jobs += some
+        total += matching
+    counts = core.store.counts()
+    found: list[Message] = []
+    for start in range(0, len(jobs), SLICE):
+        found += [_view(core, job) for job in jobs[start : start + SLICE]]
+        await asyncio.sleep(0)  # others are served between two slices of a long list
+    return {"jobs": found, "total": total, "counts": counts}
+
+
+def _view(core: Core, job: Job) -> Message:
+    running = core.running.get(job.id)
+    return views.job_view(core, running.job if running is not None else job)
+
+
+async def show(daemon: Daemon, session: Session, message: Message) -> Message:
+    core = daemon.core
+    found = []
+    for job in selected(core, session, message):
+        one = Selection(ranges=((job.id, job.id),))
+        found.append(
+            {
+                **_view(core, job),
+                "attempts": [
+                    views.attempt_view(core, attempt, core.running.get(job.id))
+                    for attempt in core.store.attempts(job.id)
+                ],
+                "events": [views.event_view(event) for event in core.store.events(0, one, None)],
+            }
+        )
+    return {"jobs": found}
+
+
+async def why(daemon: Daemon, session: Session, message: Message) -> Message:
+    jobs = selected(daemon.core, session, message)
+    if any(job.state in WAITING and job.request.gpus for job in jobs):
+        await daemon.runner.fresh_gpus()
+        jobs = selected(daemon.core, session, message)
+    return {"explanations": [views.explanation(daemon.core, job) for job in jobs]}
+
+
+async def gpus(daemon: Daemon, _session: Session, _message: Message) -> Message:
+    await daemon.runner.fresh_gpus()
+    return views.gpus_view(daemon.core)
+
+
+# --- until there is news -------------------------------------------------------------------------
+
+
+async def wait(daemon: Daemon, session: Session, message: Message) -> AsyncIterator[Message]:
+    """The jobs, once all of them (with `any`, one of them) have ended."""
+    core = daemon.core
+    ids = [job.id for job in selected(core, session, message)]
+    with core.hub.listen(ids) as news:
+        pending = changed = set(ids)
+        while True:
+            pending = pending - {job_id for job_id in changed if core.store.state_of(job_id) in ENDED}
+            if not pending or (message.get("any") is True and len(pending) < len(ids)):
+                break
+            changed = pending & await news.wait()
+    ended = [job for job_id in ids if job_id not in pending and (job := core.store.job(job_id)) is not None]
+    yield {"jobs": [_view(core, job) for job in ended], "end": True}
+
+
+async def follow(daemon: Daemon, session: Session, message: Message) -> AsyncIterator[Message]:
+    """One job now and at each change, until it has ended."""
+    core = daemon.core
+    job_id = message.get("id")
+    if not isinstance(job_id, int) or isinstance(job_id, bool) or not 0 < job_id <= protocol.MAX_ID:
+        raise BadRequest(f"follow needs the id of a job, not {job_id!r:.60}")
+    sent: Message | None = None
+    with core.hub.listen([job_id]) as news:
+        while True:
+            job = core.store.job(job_id)
+            if job is None:
+                raise NoSuchJob(f"there is no job {job_id}")
+            check_owner(session, job)
+            view = _view(core, job)
+            if view != sent:
+                sent = view
+                yield {"job": view, **({"end": True} if job.ended else {})}
+            if job.ended:
+                return
+            await news.wait()
+
+
+async def top(daemon: Daemon, _session: Session, _message: Message) -> AsyncIterator[Message]:
+    """A frame now and whenever something changed, a few per second at most."""
+    core = daemon.core
+    daemon.runner.onlookers += 1
+    try:
+        await daemon.runner.fresh_gpus()
+        with core.hub.listen() as news:
+            while True:
+                head, total = core.store.select_jobs(Selection(), sorted(WAITING), "priority DESC, id", HEAD)
+                yield views.frame(core, head, total)
+                await news.wait()
+                await asyncio.sleep(FRAME)  # several changes make one frame
+    finally:
+        daemon.runner.onlookers -= 1
+
+
+async def events(daemon: Daemon, session: Session, message: Message) -> AsyncIterator[Message]:
+    """Events so far, then with `follow` each new one. Read from the store by id, so that a slow reader misses none."""
+    core = daemon.core
+    selection = check_selection(core, session, message)
+    where = None if selection.empty else selection
+    if where is not None:
+        selected(core, session, message)
+    since, limit = count(message, "since") or 0, count(message, "limit")
+    follows = message.get("follow") is True
+    with core.hub.listen() as news:
+        last, past = core.store.last_event(), core.store.events(since, where, limit)
+        yield {"events": [views.event_view(event) for event in past], **({} if follows else {"end": True})}
+        while follows:
+            await news.wait()
+            # the horizon before the events: what is committed while these are sent comes with the next
+            horizon, fresh = core.store.last_event(), core.store.events(last, where, None)
+            for event in fresh:
+                yield {"event": views.event_view(event)}
+            last = horizon
