@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--mode", choices=("random", "points", "both", "tour"), default="both")
+    parser.add_argument("--boxes", type=int, choices=(1, 2), default=2, help="queues that share the cards")
+    parser.add_argument("--beside", type=Path, default=None, help="the folder of the first of two boxes")
     parser.add_argument("--keep", action="store_true", help="keep the folder, also when all is well")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--gpuq", default=f"{sys.executable} -m gpuq", help="the command line to try")
@@ -52,19 +55,72 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
     folder = Path(tempfile.mkdtemp(prefix="gpuq-chaos-"))
-    world = World(folder, options.gpuq.split())
+    world = World(folder, options.gpuq.split(), options.beside, cgroups=options.beside is not None)
     began = time.monotonic()
+    other = start_neighbour(options, seed, folder) if options.boxes == 2 else None
     try:
         broken, figures = (travel if options.mode == "tour" else rage)(world, options, seed)
+        figures = {"seed": seed, "seconds": 0, **figures}
+        if other is not None:
+            broken, figures = with_neighbour(other, folder, broken, figures)
     finally:
-        world.kill(sorted(world.processes()))
-    figures = {"seed": seed, "seconds": round(time.monotonic() - began), **figures, "broken": len(broken)}
+        world.close()
+        if other is not None:
+            other.terminate()
+            other.wait()
+    figures |= {"seconds": round(time.monotonic() - began), "broken": len(broken)}
     report(broken, figures, as_json=options.json)
-    if broken or options.keep:
+    if broken or options.keep or options.beside is not None:
         print(f"the evidence is in {folder}", file=sys.stderr)
     else:
         shutil.rmtree(folder)
     return 1 if broken else 0
+
+
+# --- a second box on the same cards ---------------------------------------------------------------
+
+
+def start_neighbour(options: argparse.Namespace, seed: int, folder: Path) -> subprocess.Popen[str]:
+    """The same in a second state folder with a daemon of its own, which shares the cards with the first."""
+    (folder / "other").mkdir()
+    words = [
+        "--kills",
+        str(options.kills - options.kills // 2),
+        "--minutes",
+        str(options.minutes),
+        "--mode",
+        options.mode,
+    ]
+    words += ["--clients", str(options.clients), "--seed", str(seed + 1), "--gpuq", options.gpuq]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GPUQ_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.chaos", *words, "--beside", str(folder), "--boxes", "1", "--json"],
+        env={**env, "TMPDIR": str(folder / "other")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL if options.json else None,
+        text=True,
+    )
+
+
+def with_neighbour(
+    other: subprocess.Popen[str], folder: Path, broken: list[str], figures: dict[str, Any]
+) -> tuple[list[str], dict[str, Any]]:
+    """Both boxes' figures, what broke in either, and what they claimed together."""
+    out, _ = other.communicate()
+    if not out:
+        return [*broken, f"the second box broke down: {other.returncode}"], figures
+    told = json.loads(out)
+    broken += [f"the second box: {line}" for line in told["broken_promises"]]
+    copies = [folder / "copy", *(folder / "other").glob("gpuq-chaos-*/copy")]
+    boxes = [checker.read(copy) for copy in copies]
+    broken += [f"two boxes: no_card_is_over_claimed: {line}" for line in checker.over_claims(boxes)]
+    points = {line["name"] for e in boxes for line in e.noted("point")}
+    both = {name: value + told[name] for name, value in figures.items() if isinstance(value, int) and name != "seed"}
+    faults = dict(sorted((Counter(figures["faults"]) + Counter(told["faults"])).items()))
+    return broken, {**figures, **both, "faults": faults, "crash_points": len(points), "boxes": len(boxes)}
+
+
+# --- one box --------------------------------------------------------------------------------------
 
 
 def rage(world: World, options: argparse.Namespace, seed: int) -> tuple[list[str], dict[str, Any]]:
@@ -88,7 +144,19 @@ def rage(world: World, options: argparse.Namespace, seed: int) -> tuple[list[str
     clients = make_clients(world, waiters, options.clients, seed, stop)
     for client in clients:
         client.thread.start()
-    killer.run(options.kills, time.monotonic() + options.minutes * 60, stop)
+    began = told = time.monotonic()
+
+    def tell() -> None:
+        """A line each minute, for whoever waits."""
+        nonlocal told
+        if time.monotonic() - told >= 60 and not options.json:
+            told = time.monotonic()
+            state = (
+                f"{killer.kills} of {options.kills} kills, {sum(killer.faults.values())} faults, looked {looks} times"
+            )
+            print(f"{(told - began) / 60:5.1f} min: {state}, {len(broken)} promises broken", flush=True)
+
+    killer.run(options.kills // options.boxes, began + options.minutes * 60, stop, tell)
     stop.set()
     for client in clients:
         client.thread.join(PATIENCE)
@@ -142,8 +210,28 @@ def report(broken: list[str], figures: dict[str, Any], *, as_json: bool) -> None
         return
     for line in broken:
         print("BROKEN", line)
-    for name, value in figures.items():
-        print(f"{name:12} {value}")
+    print()
+    faults = figures.pop("faults", {})
+    rows = [(name.replace("_", " "), value) for name, value in figures.items()]
+    for name, value in [*rows, *((f"fault: {name}", value) for name, value in faults.items()), *verdict(broken)]:
+        print(f"| {name:45} | {value:>9,} |")
+
+
+#: What a broken promise means, by the part of the checker that found it.
+KINDS = {
+    "processes escaped": {"no_process_outlives_its_attempt"},
+    "jobs lost": {"acknowledged_submits_exist_once", "everything_ended"},
+    "attempts doubled": {"attempts_begin_once"},
+    "wrong status": {"every_status_is_true", "every_failure_is_named", "states_agree"},
+    "cards over-claimed": {"no_card_is_over_claimed"},
+    "waits without their answer": {"every_wait_was_answered"},
+}
+
+
+def verdict(broken: list[str]) -> list[tuple[str, int]]:
+    """How many promises of each kind were broken."""
+    named = [next((kind for kind, names in KINDS.items() if names & set(line.split(": "))), "other") for line in broken]
+    return [(kind, named.count(kind)) for kind in (*KINDS, "other")]
 
 
 if __name__ == "__main__":

@@ -33,7 +33,11 @@ FAILURE = {
     "limit": "timeout",
     "stubborn": "timeout",
     "parricide": "lost",
+    "warned": "exit",
+    "chatty": None,
 }
+#: Bytes that a log of a `chatty` job may have, with the line that tells of what is left out.
+LOG_LIMIT = 64 * 1024 + 200
 ENDED = frozenset({"succeeded", "failed", "cancelled", "skipped"})
 #: What each event makes of a job, and from which states it may come. None keeps the state.
 LEGAL: dict[str, tuple[frozenset[str], str | None]] = {
@@ -53,6 +57,15 @@ LEGAL: dict[str, tuple[frozenset[str], str | None]] = {
     "suspended": (frozenset({"running"}), "suspended"),
     "resumed": (frozenset({"suspended"}), "running"),
 }
+#: The events that show that what was asked of a job was done.
+MADE_OF = {
+    "cancel": {"cancelled", "ending"},
+    "hold": {"held"},
+    "release": {"released"},
+    "retry": {"retried"},
+    "suspend": {"suspended"},
+    "resume": {"resumed"},
+}
 #: Which ends of a job a dependency is content with.
 CONTENT = {"ok": {"succeeded"}, "failed": {"failed"}, "any": ENDED}
 
@@ -69,6 +82,8 @@ class Evidence:
     trace: list[Row]
     journal: list[Row]
     damage: list[str] = field(default_factory=list)
+    #: of the jobs that write more than they may
+    logs: dict[Attempt, bytes] = field(default_factory=dict)
 
     @cached_property
     def begun(self) -> dict[Attempt, list[Row]]:
@@ -121,11 +136,29 @@ class Evidence:
         """The events with which a job ended."""
         return [row for row in self.events.get(job_id, ()) if row["kind"] in ENDED]
 
+    def claimed(self, job_id: int, number: int) -> int | None:
+        """Bytes that an attempt claimed on each of its GPUs, None for none or all of them."""
+        found = self._claimed.get((job_id, number), ())
+        return found[0] if found else None
+
+    def largest_claim(self, job_id: int, number: int) -> int:
+        """The most that as many GPUs as the attempt has can give at the same time."""
+        cards = self.noted("cards")[0]
+        sizes = sorted(cards["totals"].values(), reverse=True)
+        return int(sizes[len(self._claimed.get((job_id, number), [0])) - 1]) - int(cards["margin"])
+
+    @cached_property
+    def _claimed(self) -> dict[Attempt, list[int | None]]:
+        found: dict[Attempt, list[int | None]] = defaultdict(list)
+        for claim in self.claims:
+            found[claim["job_id"], claim["attempt"]].append(claim["bytes"])
+        return found
+
     def asked(self, job_id: int, *ops: str) -> bool:
         return any(line["op"] in ops for line in self.changes.get(job_id, ()))
 
     @cached_property
-    def _orphaned(self) -> set[Attempt]:
+    def orphaned(self) -> set[Attempt]:
         """Attempts whose supervisor was killed."""
         found = {(line["job"], line["attempt"]) for line in self.noted("kill-supervisor")}
         found |= {(line["attempt"][0], line["attempt"][1]) for line in self.noted("point") if line["attempt"]}
@@ -135,7 +168,7 @@ class Evidence:
         """Whether its supervisor, or everything, was killed while it ran."""
         row = self.attempts[key]
         ended = row["ended_at"] or float("inf")
-        return key in self._orphaned or any(
+        return key in self.orphaned or any(
             row["started_at"] <= reboot["t"] and ended >= reboot["since"] for reboot in self.noted("reboot")
         )
 
@@ -161,7 +194,7 @@ def read(folder: Path) -> Evidence:
         events: dict[int, list[Row]] = defaultdict(list)
         for row in table("events"):
             events[row["job_id"]].append(row)
-        return Evidence(
+        found = Evidence(
             jobs={row["id"]: row for row in table("jobs")},
             attempts={(row["job_id"], row["number"]): row for row in table("attempts")},
             claims=table("claims"),
@@ -171,6 +204,11 @@ def read(folder: Path) -> Evidence:
             journal=journal,
             damage=damage,
         )
+    for key, row in found.attempts.items():
+        if found.kind(key[0]) == "chatty" and row["ended_at"] is not None:
+            with suppress(FileNotFoundError):
+                found.logs[key] = Path(row["log_path"]).read_bytes()
+    return found
 
 
 def _lines(path: Path, damage: list[str]) -> list[Row]:
@@ -270,16 +308,73 @@ def every_failure_is_named(e: Evidence) -> Iterator[str]:
             yield f"{name} has failure {row['failure']}, and not one of {allowed}: {row['note']}"
 
 
-def retries_are_counted(e: Evidence) -> Iterator[str]:
-    """A job with `--retry N` runs again N times at most, and a failed one has used all of them."""
+def retries_follow_the_rules(e: Evidence) -> Iterator[str]:
+    """A job is tried again as often as its rules say, one after a reboot only if they name `lost`; claims grow so."""
     for line in e.noted("submit"):
         for job_id in (job_id for tag in line["tags"] for job_id in e.by_tag.get(tag, ())):
-            kinds = [row["kind"] for row in e.events.get(job_id, ())]
-            if "retried" in kinds:
-                continue  # its owner's wish begins the count anew
-            again, failed = kinds.count("retrying"), e.jobs[job_id]["failure"] not in (None, "lost", "launch")
-            if again > line["retry"] or (e.jobs[job_id]["state"] == "failed" and failed and again < line["retry"]):
-                yield f"job {job_id} was retried {again} of {line['retry']} times, and {e.jobs[job_id]['state']}"
+            yield from _retries_of(e, job_id, [_rule(text) for text in line["retry"]])
+
+
+def _rule(text: str) -> tuple[set[str], int, float]:
+    """Failures, how often, and by how much the claim grows, of `2`, `lost:3`, `vram-oom:2*1.5`."""
+    names, _, rest = text.rpartition(":")
+    times, _, growth = rest.partition("*")
+    return {name for name in names.split(",") if name}, int(times), float(growth or 1)
+
+
+def _retries_of(e: Evidence, job_id: int, rules: list[tuple[set[str], int, float]]) -> Iterator[str]:
+    spent = [0] * len(rules)
+    number = 0
+    for row in e.events.get(job_id, ()):
+        if row["kind"] == "started":
+            number += 1
+        if row["kind"] == "retried":
+            spent = [0] * len(rules)  # its owner's wish begins the count anew
+        if row["kind"] not in ("failed", "retrying"):
+            continue
+        failure = json.loads(row["data"]).get("failure")
+        named = [n for n, rule in enumerate(rules) if failure in rule[0]]
+        left = [
+            n
+            for n in named or [n for n, rule in enumerate(rules) if not rule[0] and failure != "lost"]
+            if spent[n] < rules[n][1]
+        ]
+        growth = rules[left[0]][2] if left else 1.0
+        now, most = e.claimed(job_id, number), e.largest_claim(job_id, number)
+        if growth > 1 and now is not None and now >= most:
+            left = []  # it cannot grow any more
+        if bool(left) != (row["kind"] == "retrying"):
+            yield f"job {job_id} attempt {number} {row['kind']} as {failure}, with {spent} of the rules {rules} spent"
+            return
+        after = e.claimed(job_id, number + 1)
+        if left and now is not None and after is not None:
+            wanted = now if growth == 1 else min(most, -(-int(now * growth) // 2**20) * 2**20)
+            if after != wanted:
+                yield f"job {job_id} claims {after} bytes after {now} and {failure}, and not {wanted}"
+        for n in left[:1]:
+            spent[n] += 1
+
+
+def a_reboot_loses_what_ran_and_nothing_else(e: Evidence) -> Iterator[str]:
+    """What had begun and not come to its end is lost; what had begun and ended is what it is."""
+    for reboot in e.noted("reboot"):
+        for key, lines in e.begun.items():
+            row = e.attempts.get(key)
+            if row is None or row["ended_at"] is None or key in e.said or key in e.orphaned:
+                continue
+            alive = lines[0]["t"] < reboot["since"] and row["ended_at"] > reboot["t"]
+            if alive and row["failure"] != "lost" and not e.asked(key[0], "cancel"):
+                yield f"job {key[0]} attempt {key[1]} ran when the host was rebooted, and is {row['failure']}"
+
+
+def acknowledged_changes_were_made(e: Evidence) -> Iterator[str]:
+    """What was acknowledged had been written down before: its event lies between question and answer."""
+    asked = {line["key"]: line["t"] for line in e.noted("change")}
+    for line in e.noted("changed"):
+        for job_id in line["ids"]:
+            events = [row for row in e.events.get(job_id, ()) if row["kind"] in MADE_OF[line["op"]]]
+            if not any(asked[line["key"]] <= row["at"] <= line["t"] for row in events):
+                yield f"{line['op']} of job {job_id} was acknowledged, and nothing was written: {line}"
 
 
 def states_agree(e: Evidence) -> Iterator[str]:
@@ -322,27 +417,40 @@ def histories_are_legal(e: Evidence) -> Iterator[str]:
 
 
 def no_card_is_over_claimed(e: Evidence) -> Iterator[str]:
-    cards = e.noted("cards")[0]
-    changes: dict[str, list[tuple[float, int, Attempt, int]]] = defaultdict(list)
-    for claim in e.claims:
-        key = (claim["job_id"], claim["attempt"])
-        row = e.attempts[key]
-        room = cards["totals"][claim["uuid"]] - cards["margin"]
-        size = room if claim["bytes"] is None else claim["bytes"]
-        changes[claim["uuid"]].append((row["started_at"], 1, key, size))
-        if row["ended_at"] is not None:
-            # one that ended and one that starts at the same instant do not meet
-            changes[claim["uuid"]].append((row["ended_at"], 0, key, -size))
+    yield from over_claims([e])
+    totals = e.noted("cards")[0]["totals"]
+    for line in e.trace:
+        if line["e"] == "card" and line["used"] > totals[line["uuid"]]:
+            yield f"{line['used']} bytes of {line['uuid']} were in use: {line}"
+
+
+def over_claims(boxes: list[Evidence]) -> Iterator[str]:
+    """More claimed of a card at one time than there is, by one daemon or several.
+
+    Among several a claim of which no process lives any more is nobody's, before its own daemon comes back to say so.
+    """
+    cards = boxes[0].noted("cards")[0]
+    changes: dict[str, list[tuple[float, int, str, int]]] = defaultdict(list)
+    for number, e in enumerate(boxes):
+        for claim in e.claims:
+            key = (claim["job_id"], claim["attempt"])
+            row = e.attempts[key]
+            if len(boxes) > 1 and (key in e.orphaned or row["failure"] == "lost" or row["note"] == "never started"):
+                continue
+            room = cards["totals"][claim["uuid"]] - cards["margin"]
+            size = room if claim["bytes"] is None else claim["bytes"]
+            name = f"job {key[0]} attempt {key[1]}" + (f" of box {number}" if len(boxes) > 1 else "")
+            changes[claim["uuid"]].append((row["started_at"], 1, name, size))
+            if row["ended_at"] is not None:
+                # one that ended and one that starts at the same instant do not meet
+                changes[claim["uuid"]].append((row["ended_at"], 0, name, -size))
     for uuid, steps in changes.items():
-        claimed, live = 0, set[Attempt]()
-        for at, begins, key, size in sorted(steps):
+        claimed, live = 0, set[str]()
+        for at, begins, name, size in sorted(steps):
             claimed += size
-            (live.add if begins else live.discard)(key)
+            (live.add if begins else live.discard)(name)
             if claimed > cards["totals"][uuid] - cards["margin"]:
                 yield f"at {at} {claimed} bytes of {uuid} were claimed by {sorted(live)}"
-    for line in e.trace:
-        if line["e"] == "card" and line["used"] > cards["totals"][line["uuid"]]:
-            yield f"{line['used']} bytes of {line['uuid']} were in use: {line}"
 
 
 def dependencies_hold(e: Evidence) -> Iterator[str]:
@@ -450,19 +558,32 @@ def _printed(e: Evidence, job_id: int, tag: str, out: str) -> Iterator[str]:
         yield f"run {tag} (job {job_id}) printed no end: {out!r}"
 
 
+def long_logs_keep_beginning_and_end(e: Evidence) -> Iterator[str]:
+    for key, log in e.logs.items():
+        tag = e.tag(key[0]).encode()
+        if len(log) > LOG_LIMIT:
+            yield f"the log of job {key[0]} attempt {key[1]} has {len(log)} bytes"
+        whole = log.startswith(b"begin " + tag + b"\n") and log.endswith(b"end " + tag + b"\n")
+        if key in e.said and not e.may_be_lost(key) and not whole:
+            yield f"the log of job {key[0]} attempt {key[1]} begins {log[:40]!r} and ends {log[-40:]!r}"
+
+
 PROMISES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     evidence_is_whole,
     acknowledged_submits_exist_once,
     attempts_begin_once,
     every_status_is_true,
     every_failure_is_named,
-    retries_are_counted,
+    retries_follow_the_rules,
+    a_reboot_loses_what_ran_and_nothing_else,
+    acknowledged_changes_were_made,
     states_agree,
     histories_are_legal,
     no_card_is_over_claimed,
     dependencies_hold,
     arrays_keep_their_limit,
     what_is_held_or_cancelled_does_not_start,
+    long_logs_keep_beginning_and_end,
     only_the_expected_was_said,
 )
 AT_THE_END: tuple[Callable[[Evidence], Iterator[str]], ...] = (everything_ended, every_wait_was_answered)

@@ -18,6 +18,8 @@ from gpuq.errors import DaemonUnreachable, GpuqError
 from tests.chaos.world import PATIENCE, Journal, World
 from tests.fakenvml import GiB
 
+KiB = 1024
+
 #: Jobs that one client lets wait or run at once, so that the machine keeps up.
 MOST_OPEN = 12
 #: Commands that wait for jobs, at once, of all clients.
@@ -35,10 +37,22 @@ KINDS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("oom", 2, ("",)),
     ("gpu", 6, ("",)),
     ("parricide", 1, ("",)),
+    ("warned", 2, ("",)),
+    ("chatty", 1, ("",)),
 )
 
+#: Rules by which jobs are tried again; `--requeue` is the one for lost ones.
+RETRIES: tuple[list[str], ...] = ([], [], [], ["1"], ["2"], ["lost:3"], ["vram-oom:2*1.5"], ["vram-oom:1*16", "lost:3"])
+
+#: How the command line writes a rule of its own.
+RULES = {"lost:3": ("--requeue",)}
+#: Options whose values are written as they are, or as times.
+WORDS = {"time_limit": "--time", "grace": "--grace", "early_signal": "--signal"}
+
 #: What is asked of jobs, and how often.
-CHANGES = {"cancel": 2, "hold": 2, "release": 2, "retry": 1, "suspend": 2, "resume": 3}
+CHANGES = {"cancel": 2, "hold": 2, "release": 2, "retry": 1, "suspend": 3, "resume": 3}
+#: What is asked of jobs in these states, if there are any: of others it would be refused.
+LIVE = {"cancel": ("queued", "running", "suspended"), "suspend": ("running",), "resume": ("suspended",)}
 
 
 class Waiters:
@@ -55,9 +69,9 @@ class Waiters:
             self._threads = [(thread, process) for thread, process in self._threads if thread.is_alive()]
             return len(self._threads) < MOST_WAITERS
 
-    def start(self, args: list[str], answered: Callable[[int, str, str], None]) -> None:
+    def start(self, args: list[str], answered: Callable[[int, str, str], None], **more: Any) -> None:
         """Run it, and call back with its exit code and what it printed."""
-        process = self._world.start_client(args)
+        process = self._world.start_client(args, **more)
 
         def follow() -> None:
             out, err = process.communicate()
@@ -173,7 +187,11 @@ class ClientThread:
             if kind == "gpu":
                 argument = str(size)
         if kind in ("limit", "stubborn"):
-            asked["time_limit"] = self._random.choice((1.0, 1.5))
+            asked |= {"time_limit": self._random.choice((1.0, 1.5)), "grace": self._random.choice((0.2, 0.5))}
+        elif kind == "warned":
+            asked |= {"time_limit": 3.0, "early_signal": "USR1@2"}
+        elif kind == "chatty":
+            asked["log_limit"] = 64 * KiB
         return kind, argument, asked
 
     def submit_here(self) -> None:
@@ -192,11 +210,9 @@ class ClientThread:
             ]
         array = {"indexes": list(range(count)), "limit": self._random.choice((0, 1, 2))} if shape == "array" else None
         key = os.urandom(16).hex()
-        retry = self._random.choice((0, 0, 0, 1, 2))
-        if retry:
-            template["retry"] = [str(retry)]
+        template["retry"] = self._random.choice(RETRIES)
         what = {"tags": tags, "count": count, "held": template.get("hold", False), "after": template.get("after", [])}
-        what["retry"] = retry
+        what["retry"] = template["retry"]
         self._journal.note("submit", key=key, kind=kind, **what)
         reply = self._insist(
             "submit",
@@ -220,13 +236,14 @@ class ClientThread:
     def submit_command(self) -> None:
         """The same through `gpuq submit`, and `--from`."""
         kind, argument, asked = self._kind()
-        options = self._options(asked)
+        rules = self._random.choice(RETRIES)
+        options = self._options(asked) + [word for rule in rules for word in RULES.get(rule, ("--retry", rule))]
         key = os.urandom(16).hex()
         shape = self._random.choice(("one", "array", "from"))
         count = 1 if shape == "one" else self._random.randint(2, 4)
         tags = [self._tag() for _ in range(count if shape == "from" else 1)]
         commands = [self._world.command(kind, tag, argument) for tag in tags]
-        self._journal.note("submit", key=key, kind=kind, tags=tags, count=count, held=False, after=[], retry=0)
+        self._journal.note("submit", key=key, kind=kind, tags=tags, count=count, held=False, after=[], retry=rules)
         if shape == "from":
             path = self._world.folder / f"commands-{self._name}"
             path.write_text("# a comment\n\n" + "".join("exec " + " ".join(c) + "\n" for c in commands))
@@ -246,8 +263,11 @@ class ClientThread:
         options = ["--gpus", str(asked["gpus"]), "--cpus", str(asked["cpus"])]
         if "vram" in asked:
             options += ["--vram", f"{asked['vram'] // 1024**2}M"]
-        if "time_limit" in asked:
-            options += ["--time", "1s"]
+        if "log_limit" in asked:
+            options += ["--log-limit", f"{asked['log_limit'] // KiB}K"]
+        for name, option in WORDS.items():
+            if name in asked:
+                options += [option, f"{asked[name]:g}s" if isinstance(asked[name], float) else str(asked[name])]
         return options
 
     def _gpuq(self, *args: str) -> tuple[int, str, str]:
@@ -273,8 +293,8 @@ class ClientThread:
             return
         op = self._random.choices(tuple(CHANGES), tuple(CHANGES.values()))[0]
         pool = self._mine[-5:] if op in ("cancel", "hold", "suspend") else self._mine[-30:]
-        if op in ("cancel", "suspend", "resume") and self._random.random() < 0.6:
-            pool = self._open("running", "suspended") or pool
+        if op in LIVE:
+            pool = self._open(*LIVE[op]) or pool
         ids = sorted({self._random.choice(pool) for _ in range(self._random.choice((1, 1, 2)))})
         key = os.urandom(8).hex()
         self._journal.note("change", op=op, ids=ids, key=key)
@@ -310,7 +330,7 @@ class ClientThread:
             return
         kind, argument, asked = self._kind()
         tag, key = self._tag(), os.urandom(8).hex()
-        self._journal.note("submit", key=key, kind=kind, tags=[tag], count=1, held=False, after=[], retry=0)
+        self._journal.note("submit", key=key, kind=kind, tags=[tag], count=1, held=False, after=[], retry=[])
         self._journal.note("run", key=key, tag=tag)
 
         def answered(code: int, out: str, err: str) -> None:

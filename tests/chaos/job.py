@@ -127,6 +127,12 @@ def main() -> None:
         trace.exit(1)
     elif kind == "gpu":
         late(trace, argument)
+    elif kind == "warned":
+        signal.signal(signal.SIGUSR1, lambda *_: trace.exit(9))
+        sleep(LONG)
+    elif kind == "chatty":
+        for number in range(4000):
+            os.write(1, b"%07d %s\n" % (number, b"." * 91))
     elif kind == "parricide":
         trace.write("kills-supervisor")
         os.kill(os.getppid(), signal.SIGKILL)

@@ -27,26 +27,33 @@ class Killer:
         self._random = random.Random(f"{seed}-killer")
         self.kills = 0
         self.faults: Counter[str] = Counter()
+        self._deck: list[str] = []
         #: crash points, in an order of their own, again and again
         self._points: list[str] = []
         self._judged_until = 0.0
         self._cost = 0.0
 
-    def run(self, kills: int, deadline: float, stop: threading.Event) -> None:
-        while self.kills < kills and time.monotonic() < deadline and not stop.is_set():
+    def run(self, kills: int, deadline: float, stop: threading.Event, tell: Callable[[], None]) -> None:
+        """Until so many daemons died, or the time is up; `tell` is called after each."""
+        while (self.kills < kills or self._owed()) and time.monotonic() < deadline and not stop.is_set():
             if self._mode == "points" or (self._mode == "both" and self._random.random() < 0.3):
                 self._at_a_point()
             else:
                 self._at_random()
             self._maybe_judge()
+            tell()
         os.environ.pop(crash.VARIABLE, None)
+
+    def _owed(self) -> bool:
+        """A run, however short, reboots once, and kills a supervisor."""
+        return self._mode != "points" and not (self.faults["reboot"] and self.faults["supervisor killed"])
 
     def _at_random(self) -> None:
         time.sleep(min(4.0, self._random.expovariate(1 / 0.8)))
-        choice = self._random.random()
-        if choice < 0.08:
+        fault = self._next_fault()
+        if fault == "supervisor":
             self._supervisor()
-        elif choice < 0.12:
+        elif fault == "reboot":
             self._world.reboot()
             self.kills += 1
             self.faults["reboot"] += 1
@@ -55,6 +62,13 @@ class Killer:
                 time.sleep(self._random.uniform(0, 0.6))
                 if not self._daemon("kill in start-up"):
                     break
+
+    def _next_fault(self) -> str:
+        """From a deck that is dealt again and again, so that each comes as often as it should."""
+        if not self._deck:
+            self._deck = ["reboot", "supervisor"] + ["daemon"] * (4 if self._owed() else 18)
+            self._random.shuffle(self._deck)
+        return self._deck.pop()
 
     def _daemon(self, why: str) -> bool:
         daemons = self._world.daemons()
@@ -65,6 +79,8 @@ class Killer:
         return bool(daemons)
 
     def _supervisor(self) -> None:
+        with suppress(TimeoutError):
+            until(self._world.supervisors, "a supervisor", 3.0)
         supervisors = self._world.supervisors()
         if supervisors:
             pid, job, attempt = self._random.choice(supervisors)

@@ -34,14 +34,15 @@ def chaos(folder: Path, *options: str) -> dict[str, Any]:
 
 
 def test_nothing_is_lost_doubled_or_wrong_while_daemons_supervisors_and_boxes_die(tmp_path: Path) -> None:
-    figures = chaos(tmp_path, "--kills", "15", "--minutes", "2")
+    figures = chaos(tmp_path, "--kills", "15", "--minutes", "2", "--boxes", "1")
     assert figures["kills"] >= 15
     assert figures["looks"] >= 2
     assert figures["acknowledged_submits"] >= 10
     assert figures["begun"] >= 10
+    assert figures["faults"]["reboot"] and figures["faults"]["supervisor killed"]
 
 
 def test_every_crash_point_is_met_and_survived(tmp_path: Path) -> None:
-    figures = chaos(tmp_path, "--mode", "tour")
+    figures = chaos(tmp_path, "--mode", "tour", "--boxes", "1")
     assert figures["crash_points"] == len(crash.POINTS)
     assert figures["waiters"] >= 5

@@ -50,7 +50,7 @@ def note(event: str, t: float = 0.0, **fields: Any) -> dict[str, Any]:
 
 
 def submit(key: str, tags: list[str], count: int, **more: Any) -> dict[str, Any]:
-    return note("submit", key=key, tags=tags, count=count, **{"held": False, "after": [], "retry": 0, **more})
+    return note("submit", key=key, tags=tags, count=count, **{"held": False, "after": [], "retry": [], **more})
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def story() -> Evidence:
         1: [
             event("submitted", 0.0),
             event("started", 1.0),
-            event("retrying", 2.0),
+            event("retrying", 2.0, failure="exit"),
             event("started", 3.0),
             event("failed", 4.0, failure="exit", exit_code=3),
         ],
@@ -102,7 +102,7 @@ def story() -> Evidence:
     trace += [{"e": "card", "job": 4, "attempt": 1, "uuid": CARD, "used": 6 * GIB, "t": 6.5}]
     journal = [
         note("cards", totals={CARD: 8 * GIB}, margin=GIB // 4),
-        submit("k1", ["a.1"], 1, retry=1),
+        submit("k1", ["a.1"], 1, retry=["1"]),
         note("submitted", key="k1", ids=[1, 1]),
         submit("k2", ["a.2", "a.3"], 2),
         note("submitted", key="k2", ids=[2, 3]),
@@ -209,6 +209,20 @@ def start_what_was_cancelled(e: Evidence) -> None:
     e.journal.append(note("changed", 2.5, op="hold", ids=[1], key="h"))
 
 
+def claim_the_same_again(e: Evidence) -> None:
+    """An attempt that ran out of memory, and one that claims as much."""
+    set_note("k1", "submit", retry=["vram-oom:1*1.5"])(e)
+    for row in (e.jobs[1], e.attempts[1, 1], e.attempts[1, 2]):
+        row["failure"] = "vram-oom"
+    e.events[1] = [{**row, "data": row["data"].replace('exit"', 'vram-oom"')} for row in e.events[1]]
+    e.claims += [{"job_id": 1, "attempt": number, "uuid": CARD, "bytes": GIB} for number in (1, 2)]
+
+
+def reboot_unnoticed(e: Evidence) -> None:
+    drop(e.trace, e="end", job=2)
+    e.journal.append(note("reboot", 1.9, since=1.8))
+
+
 LIES: list[tuple[str, str, Callable[[Evidence], None]]] = [
     ("a job is gone", "acknowledged_submits_exist_once", forget_job),
     ("a job is there twice", "acknowledged_submits_exist_once", double_job),
@@ -225,8 +239,14 @@ LIES: list[tuple[str, str, Callable[[Evidence], None]]] = [
     ("lost for no reason", "every_status_is_true", lambda e: drop(e.trace, e="kills-supervisor")),
     ("a wrong failure", "every_failure_is_named", set_attempt(2, failure="exit")),
     ("a failure without a name", "every_failure_is_named", set_attempt(2, failure=None)),
-    ("one retry too many", "retries_are_counted", set_note("k1", "submit", retry=0)),
-    ("one retry too few", "retries_are_counted", set_note("k1", "submit", retry=2)),
+    ("one retry too many", "retries_follow_the_rules", set_note("k1", "submit", retry=[])),
+    ("one retry too few", "retries_follow_the_rules", set_note("k1", "submit", retry=["2"])),
+    ("a retry for another failure", "retries_follow_the_rules", set_note("k1", "submit", retry=["lost:3"])),
+    ("a claim that did not grow", "retries_follow_the_rules", claim_the_same_again),
+    ("a reboot that lost nothing", "a_reboot_loses_what_ran_and_nothing_else", reboot_unnoticed),
+    ("a cancel that was not written", "acknowledged_changes_were_made", set_note("c", "changed", t=4.9)),
+    ("a log over its limit", "long_logs_keep_beginning_and_end", lambda e: e.logs.update({(4, 1): b"x" * 70_000})),
+    ("a log without its end", "long_logs_keep_beginning_and_end", lambda e: e.logs.update({(4, 1): b"begin a.4\n"})),
     ("an attempt is missing", "states_agree", lose_attempt),
     ("a running job has ended", "states_agree", set_job(2, state="running")),
     ("an ended job runs", "states_agree", set_attempt(2, ended_at=None)),

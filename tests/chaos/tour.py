@@ -1,11 +1,13 @@
-"""Every crash point once: a daemon is armed with it, a job is submitted, run and waited for, and goes its way."""
+"""Every crash point once: each daemon is armed with the next one, while a client keeps it busy."""
 
 from __future__ import annotations
 
 import os
 import random
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from gpuq import crash
@@ -13,9 +15,29 @@ from gpuq.client import Client
 from gpuq.errors import DaemonUnreachable
 from tests.chaos.clients import Waiters
 from tests.chaos.world import PATIENCE, World
+from tests.fakenvml import GiB
 
 #: The first commit is the daemon's own start; the others are of a submit, a claim and an end.
 TIMES = {"commit-before": (1, 2, 3, 4), "commit-after": (1, 2, 3, 4)}
+#: A daemon that has not come to its point after so many rounds does not come there.
+ROUNDS = 16
+#: An answer that takes longer, in seconds, will not come.
+ANSWER = 15.0
+#: Only one of these fits at a time: a second one that starts is an over-claim.
+LARGE = 12 * GiB
+
+#: Kind of job, its argument, and what it asks for. One after the other, again and again.
+JOBS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("exit", "3", {}),
+    ("gpu", str(LARGE), {"gpus": 1, "vram": LARGE}),
+    ("signal", "9", {}),
+    ("ok", "0.05", {}),
+    ("gpu", str(LARGE), {"gpus": 1, "vram": LARGE}),
+    ("parricide", "", {}),
+    ("background", "", {}),
+    ("signal", "11", {}),
+    ("oom", "", {}),
+)
 
 
 def stops() -> list[tuple[str, int]]:
@@ -23,61 +45,126 @@ def stops() -> list[tuple[str, int]]:
 
 
 def tour(world: World, waiters: Waiters, seed: int) -> tuple[list[str], int]:
-    """Points that were not reached, and how many were."""
-    broken = []
-    reached = 0
-    for number, (name, when) in enumerate(random.Random(seed).sample(stops(), len(stops()))):
-        world.kill(world.daemons())
+    """What broke, with the points that were not reached, and how many were."""
+    return _Tour(world, waiters, seed).travel()
+
+
+class _Tour:
+    def __init__(self, world: World, waiters: Waiters, seed: int) -> None:
+        self._world, self._waiters = world, waiters
+        self._todo = random.Random(seed).sample(stops(), len(stops()))
+        self._broken: list[str] = []
+        self._jobs = 0
+        self._open: list[int] = []
+
+    def travel(self) -> tuple[list[str], int]:
+        count = len(self._todo)
+        while self._todo and not self._broken:
+            here = self._todo[0]
+            self._arm()
+            for _ in range(ROUNDS):
+                if self._todo[:1] == [here] and not self._broken:
+                    self._round()
+            if self._todo[:1] == [here]:
+                self._broken.append(f"crash point {here[0]}:{here[1]} was not reached")
+        while self._open and not self._broken:
+            self._wait()
+        return self._broken, count - len(self._todo)
+
+    # --- the daemon -------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        """Have the next daemon armed with the point that comes next, and end one that is not."""
+        if not self._todo:
+            os.environ.pop(crash.VARIABLE, None)
+            return
+        name, when = self._todo[0]
         os.environ[crash.VARIABLE] = f"{name}:{when}"
-        with suppress(DaemonUnreachable):  # where the point is in the start
-            Client.connect().socket.close()
-        armed = world.daemons()
-        del os.environ[crash.VARIABLE]
-        job_id = _submit(world, f"t.{number}", ("exit", "3") if number % 2 else ("ok", "0.05"))
-        if number % 4 == 0:
-            _wait(world, waiters, job_id)
-        _insist("wait", sel={"ranges": [[job_id, job_id]]})
-        waiters.finish(PATIENCE)  # one that still waits would start the next daemon
-        seen = world.note_points()
-        if name not in seen or (armed and name in crash.DAEMON_POINTS and set(armed) & set(world.daemons())):
-            broken.append(f"crash point {name}:{when} was not reached: {seen}")
-        reached += name in seen
-    return broken, reached
+        mark = os.fsencode(f"{crash.VARIABLE}={name}:{when}")
+        with suppress(FileNotFoundError, ProcessLookupError):
+            strangers = [
+                pid
+                for pid in self._world.daemons()
+                if mark not in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            ]
+            self._world.kill(strangers)
 
+    def _look(self) -> None:
+        """Go on to the next point once a daemon has come to this one."""
+        met = self._world.note_points()
+        if self._todo and self._todo[0][0] in met:
+            del self._todo[0]
+            self._arm()
 
-def _submit(world: World, tag: str, what: tuple[str, str]) -> int:
-    key = os.urandom(16).hex()
-    facts: dict[str, Any] = {"tags": [tag], "count": 1, "held": False, "after": [], "retry": 0}
-    world.journal.note("submit", key=key, kind=what[0], **facts)
-    ids = _insist(
-        "submit",
-        key=key,
-        template={"cwd": str(world.folder), "gpus": 0},
-        commands=[world.command(what[0], tag, what[1])],
-        env={"PATH": os.environ["PATH"]},
-        last=True,
-    )["ids"]
-    world.journal.note("submitted", key=key, ids=ids)
-    return int(ids[0])
+    def _insist(self, op: str, **fields: Any) -> dict[str, Any]:
+        """Ask until there is an answer; daemons die meanwhile."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with Client.connect() as client:
+                    client.socket.settimeout(ANSWER)
+                    return client.request(op, **fields)
+            except DaemonUnreachable as error:
+                if time.monotonic() > deadline or "has not answered" in error.message:
+                    self._broken.append(f"{op} {fields.get('sel')}: {error.message}")
+                    return {}
+            finally:
+                self._look()
 
+    # --- what keeps it busy -----------------------------------------------------------------------
 
-def _wait(world: World, waiters: Waiters, job_id: int) -> None:
-    """As a command, which starts the next daemon if it is the first to notice."""
-    key = os.urandom(8).hex()
-    world.journal.note("wait", id=job_id, key=key)
+    def _round(self) -> None:
+        self._arm()
+        kind, argument, asked = JOBS[self._jobs % len(JOBS)]
+        job_id = self._submit(kind, argument, asked)
+        if self._jobs % 5 == 1:
+            self._command("wait", job_id)
+        if self._jobs % 2:
+            self._change_one_that_is_held()
+        while len(self._open) > 4 and not self._broken:
+            self._wait()
 
-    def answered(code: int, _out: str, err: str) -> None:
-        world.journal.note("waited", key=key, code=code, err=err)
+    def _submit(self, kind: str, argument: str, asked: dict[str, Any], *, held: bool = False) -> int:
+        self._jobs += 1
+        key, tag = os.urandom(16).hex(), f"t.{self._jobs}"
+        note: Callable[..., None] = self._world.journal.note
+        note("submit", key=key, kind=kind, tags=[tag], count=1, held=held, after=[], retry=[])
+        reply = self._insist(
+            "submit",
+            key=key,
+            template={"cwd": str(self._world.folder), "gpus": 0, "cpus": 0, "hold": held, **asked},
+            commands=[self._world.command(kind, tag, argument)],
+            env={name: os.environ[name] for name in ("PATH", "FAKE_NVML", "LD_LIBRARY_PATH")},
+            last=True,
+        )
+        if not reply:
+            return 0
+        note("submitted", key=key, ids=reply["ids"])
+        if not held:
+            self._open.append(reply["ids"][0])
+        return int(reply["ids"][0])
 
-    waiters.start(["wait", str(job_id)], answered)
+    def _change_one_that_is_held(self) -> None:
+        """Cancel one, which then never runs, and say so only once."""
+        job_id = self._submit("ok", "0", {}, held=True)
+        key = os.urandom(8).hex()
+        self._world.journal.note("change", op="cancel", ids=[job_id], key=key)
+        with suppress(DaemonUnreachable), Client.connect() as client:
+            done = client.request("cancel", sel={"ranges": [[job_id, job_id]]})["done"]
+            self._world.journal.note("changed", op="cancel", ids=done, key=key)
+        self._look()
 
+    def _wait(self) -> None:
+        job_id = self._open.pop(0)
+        self._insist("wait", sel={"ranges": [[job_id, job_id]]})
 
-def _insist(op: str, **fields: Any) -> dict[str, Any]:
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            with Client.connect() as client:
-                return client.request(op, **fields)
-        except DaemonUnreachable:
-            if time.monotonic() > deadline:
-                raise
+    def _command(self, verb: str, job_id: int) -> None:
+        """As a process, which lives through all of it."""
+        key = os.urandom(8).hex()
+        self._world.journal.note(verb, id=job_id, key=key)
+
+        def answered(code: int, _out: str, err: str) -> None:
+            self._world.journal.note("waited", key=key, code=code, err=err)
+
+        env = {name: value for name, value in os.environ.items() if name != crash.VARIABLE}
+        self._waiters.start([verb, str(job_id)], answered, env=env)

@@ -15,6 +15,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -51,32 +52,38 @@ class Journal:
 class World:
     """The folder, and this process's environment, by which every client in it and below it finds the daemon."""
 
-    def __init__(self, folder: Path, gpuq: list[str]) -> None:
+    def __init__(self, folder: Path, gpuq: list[str], beside: Path | None = None, *, cgroups: bool = False) -> None:
+        """`beside` is the folder of another world, whose cards are this one's too; `cgroups` keep jobs in some."""
         self.folder, self.gpuq = folder, gpuq
         self.state = folder / "state"
         self.trace = folder / "trace"
-        for name in ("journal", "home", "claims"):
+        for name in ("journal", "home"):
             (folder / name).mkdir()
         self.trace.touch()
         self.journal = Journal(folder / "journal" / "world.jsonl")
-        self.fake = FakeNvml(folder / "nvml", fake_gpus(*CARDS))
-        self.journal.note("cards", totals={self.fake.uuid(n): size for n, size in enumerate(CARDS)}, margin=MARGIN)
+        if beside is None:
+            _make_driver(folder)
+        self._shared = beside or folder
+        driver = json.loads((self._shared / "driver.json").read_bytes())
+        self.journal.note("cards", totals=driver["totals"], margin=MARGIN)
+        self.cgroup = _make_cgroup() if cgroups else None
         self._clients: set[int] = set()
         self._guard = threading.Lock()
         self._log_read = 0
         self.own_boot_id = os.environ.get("GPUQ_CHAOS_NAMESPACE") == "1"
-        self._set_environment()
+        self._set_environment(driver["env"])
         if self.own_boot_id:
             self._new_boot_id()
             subprocess.run(["mount", "--bind", str(folder / "boot_id"), str(BOOT_ID)], check=True)
 
-    def _set_environment(self) -> None:
+    def _set_environment(self, driver: dict[str, str]) -> None:
         for name in list(os.environ):
             if name.startswith(("GPUQ_", "XDG_", "CUDA_")):
                 del os.environ[name]
-        fake = {name: value for name, value in self.fake.env.items() if name != "FAKE_NVML_LOG"}
-        os.environ.update(fake, HOME=str(self.folder / "home"), GPUQ_STATE_DIR=str(self.state), NO_COLOR="1")
-        os.environ.update(GPUQ_GRACE="2s", GPUQ_CLAIMS_DIR=str(self.folder / "claims"))
+        os.environ.update(driver, HOME=str(self.folder / "home"), GPUQ_STATE_DIR=str(self.state), NO_COLOR="1")
+        os.environ.update(GPUQ_GRACE="2s", GPUQ_CLAIMS_DIR=str(self._shared / "claims"))
+        if self.cgroup is not None:
+            os.environ["GPUQ_CGROUP"] = str(self.cgroup)
 
     def command(self, kind: str, tag: str, argument: str = "") -> list[str]:
         """A job's command."""
@@ -93,6 +100,14 @@ class World:
     def client_ended(self, process: subprocess.Popen[bytes]) -> None:
         with self._guard:
             self._clients.discard(process.pid)
+
+    def close(self) -> None:
+        """End whatever is left."""
+        self.kill(sorted(self.processes()))
+        if self.cgroup is not None:
+            for folder in sorted(self.cgroup.rglob("*/"), reverse=True):
+                folder.rmdir()
+            self.cgroup.rmdir()
 
     # --- processes --------------------------------------------------------------------------------
 
@@ -181,6 +196,25 @@ class World:
                 self.journal.note("point", name=name.decode(), attempt=[int(job), int(attempt)] if job else None)
             self._log_read = log.tell()
         return found
+
+
+def _make_driver(folder: Path) -> None:
+    """The fake driver, and what of it another world needs to know."""
+    (folder / "claims").mkdir()
+    fake = FakeNvml(folder / "nvml", fake_gpus(*CARDS))
+    env = {name: value for name, value in fake.env.items() if name != "FAKE_NVML_LOG"}
+    totals = {fake.uuid(n): size for n, size in enumerate(CARDS)}
+    (folder / "driver.json").write_text(json.dumps({"env": env, "totals": totals}))
+
+
+def _make_cgroup() -> Path | None:
+    """One for the jobs, where this user may make one (cgroups(7)); None elsewhere."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    roots = [Path(fields[1]) for fields in mounts if fields[2] == "cgroup2"]
+    own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].partition("\n")[0]
+    with suppress(OSError, IndexError):
+        return Path(tempfile.mkdtemp(prefix="gpuq-chaos-", dir=roots[0] / own))
+    return None
 
 
 def _gone(pid: int) -> bool:
