@@ -36,7 +36,10 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="keep the folder, also when all is well")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--gpuq", default=f"{sys.executable} -m gpuq", help="the command line to try")
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.mode == "tour":
+        options.boxes = 1
+    return options
 
 
 def in_a_namespace_of_its_own() -> None:
