@@ -67,7 +67,7 @@ tomls = words(
 # --- messages -------------------------------------------------------------------------------------
 
 TEMPLATE = {
-    "cwd": "/",
+    "cwd": "/proc",  # where no job that is let go can make a file
     "name": "n",
     "gpus": 0,
     "cpus": 1,
@@ -148,6 +148,66 @@ likely_templates = st.fixed_dictionaries(
 )
 
 
+# --- requests with one field that is near the border of what is right -------------------------------
+
+_texts = st.sampled_from(["", "x", "ü", "x" * 200, "x" * 201, "a\nb"]) | anything_text
+_sizes = st.sampled_from([0, 1, 65535, 65536, 2**30, 2**50, 2**62, -1, True, 1.0, None]) | st.integers(0, 2**40)
+_seconds = st.sampled_from([0, 0.0, -0.0, 1, 1e-9, 61, 3.2e8, 1e10, float("nan"), float("inf"), None]) | st.floats(
+    0, 1e9
+)
+_whole = st.integers(-3, 70) | st.sampled_from([999, 1000, 1001, -1000, -1001, 1024, 1025, 65536, 65537, 511, 512])
+_lists = {"tags": _texts, "retry": retries, "after": dependencies}
+_FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    **dict.fromkeys(("name", "output"), _texts | st.none()),
+    **dict.fromkeys(("cpus", "gpus", "priority", "umask"), _whole | st.none()),
+    **dict.fromkeys(("ram", "vram", "log_limit"), _sizes),
+    **dict.fromkeys(("time_limit", "grace", "begin_at"), _seconds),
+    **{name: st.lists(one, max_size=3) for name, one in _lists.items()},
+    "early_signal": signals,
+    "cwd": st.sampled_from(["/", "/proc/", "/etc/passwd", "/nowhere", "tmp", ""]) | _texts,
+    "limits": st.lists(st.tuples(st.integers(-1, 65), st.integers(-2, 2**63)), max_size=3),
+}
+_PARTS: dict[str, st.SearchStrategy[Any]] = {
+    "key": st.text("abcdef", min_size=6, max_size=66),
+    "commands": st.lists(
+        st.lists(st.sampled_from(["true", "", "a\0b", "\ud800", "x" * 131072]), max_size=2), max_size=3
+    ),
+    "env": st.dictionaries(st.sampled_from(["A", "", "A=B", "\0", "ü", "\udcff"]), _texts, max_size=3),
+    "array": st.fixed_dictionaries(
+        {"indexes": st.lists(st.integers(-1, 9) | st.sampled_from([10**9, 10**9 + 1]), max_size=4)},
+        optional={"limit": _whole | st.none()},
+    ),
+    "last": st.sampled_from([True, False, None, 1]),
+}
+_selections = st.fixed_dictionaries(
+    {},
+    optional={
+        "ranges": st.lists(
+            st.lists(st.integers(0, 40) | st.sampled_from([-1, 2**63 - 1, 2**63]), min_size=2, max_size=2)
+        ),
+        "last": st.booleans(),
+        "states": st.lists(st.sampled_from(["held", "queued", "failed", "cancelled", "asleep", ""]), max_size=2),
+        "tags": st.lists(_texts, max_size=2),
+    },
+)
+_counts = st.sampled_from([0, 1, 10**6, 2**63 - 1, 2**63, -1, None, 1.5])
+
+
+@st.composite
+def likely(draw: st.DrawFn) -> dict[str, Any]:
+    """A request of which all is right but one field, which may be right as well."""
+    if draw(st.booleans()):
+        message = {**SUBMIT, "key": draw(st.binary(min_size=8, max_size=8)).hex()}
+        name = draw(st.sampled_from(sorted(_FIELDS | _PARTS)))
+        if name in _PARTS:
+            return {**message, name: draw(_PARTS[name])}
+        gpus = {"gpus": 1} if name == "vram" else {}
+        return {**message, "template": {**TEMPLATE, **gpus, name: draw(_FIELDS[name])}}
+    message = {"v": 1, "op": draw(st.sampled_from(OPERATIONS)), "sel": {"ranges": [[1, 9]]}, "id": 1, "dry_run": True}
+    name, other = draw(st.sampled_from([("sel", _selections), ("limit", _counts), ("since", _counts), ("id", _counts)]))
+    return {**message, "all": draw(st.booleans()), name: draw(other)}
+
+
 def line(message: Any) -> bytes:
     """As a client sends it. Python's JSON has NaN and infinities, which are part of what strangers may send."""
     return json.dumps(message).encode("ascii") + b"\n"
@@ -163,7 +223,8 @@ def lines(draw: st.DrawFn) -> bytes:
         return b"[" * draw(st.integers(1, 200_000)) + b"\n"
     if how == 2:
         return b'{"v":1,"op":' + b'{"a":' * draw(st.integers(1, 50_000)) + b"1" + b"}" * 50_000 + b"\n"
-    sent = b"".join(line(message) for message in draw(st.lists(messages, min_size=1, max_size=4)))
+    said = draw(st.lists(likely() if how > 4 else messages, min_size=1, max_size=4))
+    sent = b"".join(line(message) for message in said)
     if how == 3:
         at = draw(st.integers(0, len(sent)))
         sent = sent[:at] + draw(st.binary(max_size=4)) + sent[at + draw(st.integers(0, 4)) :]

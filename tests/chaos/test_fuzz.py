@@ -17,7 +17,7 @@ from tests.harness import Box
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_nothing_but_defined_errors(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert hammer(target, 150) >= 20
+    assert hammer(target, 100) >= 20
 
 
 def test_whatever_is_said_on_the_socket_the_daemon_answers_with_defined_errors_and_lives(sim: Box) -> None:
