@@ -35,6 +35,7 @@ FAILURE = {
     "parricide": "lost",
     "warned": "exit",
     "chatty": None,
+    "gate": None,
 }
 #: Bytes that a log of a `chatty` job may have, with the line that tells of what is left out.
 LOG_LIMIT = 64 * 1024 + 200

@@ -127,6 +127,9 @@ def main() -> None:
         trace.exit(1)
     elif kind == "gpu":
         late(trace, argument)
+    elif kind == "gate":
+        while not os.path.exists(path + ".open"):
+            time.sleep(0.02)
     elif kind == "warned":
         signal.signal(signal.SIGUSR1, lambda *_: trace.exit(9))
         sleep(LONG)

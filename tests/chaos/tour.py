@@ -14,7 +14,7 @@ from gpuq import crash
 from gpuq.client import Client
 from gpuq.errors import DaemonUnreachable
 from tests.chaos.clients import Waiters
-from tests.chaos.world import PATIENCE, World
+from tests.chaos.world import PATIENCE, World, until
 from tests.fakenvml import GiB
 
 #: The first commit is the daemon's own start; the others are of a submit, a claim and an end.
@@ -59,6 +59,7 @@ class _Tour:
 
     def travel(self) -> tuple[list[str], int]:
         count = len(self._todo)
+        self._a_claim_outlives_the_daemon()
         while self._todo and not self._broken:
             here = self._todo[0]
             self._arm()
@@ -110,6 +111,20 @@ class _Tour:
                     return {}
             finally:
                 self._look()
+
+    def _a_claim_outlives_the_daemon(self) -> None:
+        """The next daemon knows what a job has claimed that has allocated nothing yet, and starts no other there."""
+        first, second = (self._submit("gate", "", {"gpus": 1, "vram": LARGE}) for _ in range(2))
+        until(lambda: first in self._in_state("running"), "the start of a job")
+        self._world.kill(self._world.daemons())
+        self._insist("gpus")  # a reading, and a look at who can start
+        if self._in_state("queued") != [second] and not self._broken:
+            self._broken.append(f"job {second} does not wait for job {first}, which has the card")
+        self._world.trace.with_name("trace.open").touch()
+
+    def _in_state(self, state: str) -> list[int]:
+        reply = self._insist("list", sel={"states": [state]})
+        return [job["id"] for job in reply.get("jobs", [])]
 
     # --- what keeps it busy -----------------------------------------------------------------------
 
