@@ -33,7 +33,7 @@ Operations and their fields (`sel` is a Selection as JSON; `job` is the object o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +133,22 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(value)
     return value.encode("utf-8", "replace").decode("utf-8")  # as tags are kept
+
+
+def spans(ids: Iterable[int]) -> list[list[int]]:
+    """Inclusive ranges, as a Selection holds them: of many thousand ids that follow each other, one."""
+    found: list[list[int]] = []
+    for job in sorted(ids):
+        if found and job == found[-1][1] + 1:
+            found[-1][1] = job
+        else:
+            found.append([job, job])
+    return found
+
+
+def ranges(ids: Iterable[int]) -> str:
+    """`3, 5-9` from 3 5 6 7 8 9."""
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans(ids))
 
 
 def parse_ids(words: list[str], states: str | None = None, tags: list[str] | None = None) -> Selection:

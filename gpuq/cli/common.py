@@ -99,22 +99,6 @@ def count_jobs(count: int) -> str:
     return "1 job" if count == 1 else f"{count:,} jobs"
 
 
-def spans(ids: Iterable[int]) -> list[list[int]]:
-    """Inclusive ranges, as a Selection holds them."""
-    found: list[list[int]] = []
-    for job in sorted(ids):
-        if found and job == found[-1][1] + 1:
-            found[-1][1] = job
-        else:
-            found.append([job, job])
-    return found
-
-
-def ranges(ids: Iterable[int]) -> str:
-    """`3, 5-9` from 3 5 6 7 8 9."""
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans(ids))
-
-
 def flush() -> None:
     """Everything printed so far to stdout. Raises BrokenPipeError, GpuqError where it cannot be written."""
     try:

@@ -13,12 +13,11 @@ from gpuq.cli.common import (
     new_app,
     print_done,
     print_json,
-    ranges,
     select_some,
-    spans,
     tell,
     tell_refused,
 )
+from gpuq.protocol import ranges, spans
 
 app = new_app()
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from gpuq.cli.common import Ids, Json, States, Tags, examples, flush, new_app, print_json, select, spans
+from gpuq.cli.common import Ids, Json, States, Tags, examples, flush, new_app, print_json, select
 from gpuq.errors import UsageError
+from gpuq.protocol import spans
 
 app = new_app()
 

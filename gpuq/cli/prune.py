@@ -16,10 +16,10 @@ from gpuq.cli.common import (
     new_app,
     print_done,
     print_json,
-    ranges,
     select,
     tell,
 )
+from gpuq.protocol import ranges
 from gpuq.units import format_size, parse_duration, parse_size
 
 app = new_app()

@@ -19,14 +19,13 @@ from gpuq.cli.common import (
     on_terminal,
     print_json,
     select_some,
-    spans,
     tell,
 )
 from gpuq.cli.link import Retries
 from gpuq.cli.outcome import exit_code, sentence
 from gpuq.client import request
 from gpuq.errors import ConnectionLost, NoSuchJob
-from gpuq.protocol import Selection
+from gpuq.protocol import Selection, spans
 
 app = new_app()
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpuq.cli import fields, plain
-from gpuq.cli.common import Ids, Json, States, Tags, examples, new_app, print_json, select_some, spans
+from gpuq.cli.common import Ids, Json, States, Tags, examples, new_app, print_json, select_some
+from gpuq.protocol import spans
 from gpuq.units import printable
 
 app = new_app()

@@ -17,6 +17,7 @@ from gpuq import __version__
 from gpuq.events import Event, Kind
 from gpuq.model import Host, Job, Settings
 from gpuq.policy.ledger import GpuState
+from gpuq.protocol import spans
 from gpuq.units import format_duration, format_size
 
 log = logging.getLogger("gpuq.decisions")
@@ -57,7 +58,7 @@ def submitted(jobs: Sequence[Job]) -> None:
         asked.append(f"not before {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(first.begin_at))}")
     if first.after:
         asked.append("after " + ", ".join(map(str, first.after)))
-    ids = span([job.id for job in jobs])
+    ids = spans(job.id for job in jobs)
     log.info(
         "uid %d submitted %s: %s, %s",
         *(uid, named(ids), first.state, ", ".join(asked)),
@@ -67,13 +68,13 @@ def submitted(jobs: Sequence[Job]) -> None:
 
 def asked(uid: int, verb: str, ids: Sequence[int], refused: int) -> None:
     """Somebody asked for a change, of these jobs."""
-    spans = span(ids)
+    chosen = spans(ids)
     left = f"; {refused} refused" if refused else ""
-    about = f" of {named(spans)}" if spans else ""
+    about = f" of {named(chosen)}" if chosen else ""
     log.info(
         "uid %d asks for %s%s%s",
         *(uid, verb, about, left),
-        extra={"event": "asked", "verb": verb, "uid": uid, "jobs": spans},
+        extra={"event": "asked", "verb": verb, "uid": uid, "jobs": chosen},
     )
 
 
@@ -140,17 +141,6 @@ def slept(seconds: float) -> None:
     log.info(
         "the host was suspended for %s", format_duration(round(seconds)), extra={"event": "slept", "seconds": seconds}
     )
-
-
-def span(ids: Iterable[int]) -> list[list[int]]:
-    """Inclusive ranges of ids: a submission of many thousand jobs is one of them."""
-    found: list[list[int]] = []
-    for number in sorted(ids):
-        if found and number == found[-1][1] + 1:
-            found[-1][1] = number
-        else:
-            found.append([number, number])
-    return found
 
 
 def named(spans: Iterable[Sequence[int]]) -> str:

@@ -22,7 +22,7 @@ from gpuq import crash
 from gpuq.errors import IllegalTransition, StoreError
 from gpuq.events import Event, Kind
 from gpuq.model import LIVE, Attempt, Claim, Condition, Dependency, Job, State
-from gpuq.protocol import Selection
+from gpuq.protocol import Selection, spans
 from gpuq.store.backup import FOLDER, before_migration, copy, stamp
 from gpuq.store.changes import Changes
 from gpuq.store.connection import connect
@@ -259,7 +259,7 @@ class Store:
         if not ids:
             return
         # before the others go: the number of the last event must never fall
-        self.add_events([Event(now, Kind.PRUNED, data={"ids": _ranges(ids)})])
+        self.add_events([Event(now, Kind.PRUNED, data={"ids": spans(ids)})])
         listed = dump(list(ids))
         for table, column in (
             ("jobs", "id"),
@@ -509,16 +509,6 @@ class Store:
             parts.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)")
             values.append(tag)
         return " AND ".join(parts), values
-
-
-def _ranges(ids: Iterable[int]) -> list[list[int]]:
-    found: list[list[int]] = []
-    for job_id in sorted(ids):
-        if found and job_id == found[-1][1] + 1:
-            found[-1][1] = job_id
-        else:
-            found.append([job_id, job_id])
-    return found
 
 
 def _identity(path: Path) -> tuple[int, int]:

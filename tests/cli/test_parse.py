@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from gpuq.cli import parse
-from gpuq.cli.common import ranges, spans
 from gpuq.cli.options import Resources, check_command, make_template
 from gpuq.cli.submit import read_commands
 from gpuq.errors import UsageError
 from gpuq.model import GiB
+from gpuq.protocol import ranges, spans
 
 NOW = datetime(2026, 11, 22, 14, 30).timestamp()
 
