@@ -54,7 +54,8 @@ def in_a_namespace_of_its_own() -> None:
 
 def main() -> int:
     options = parse(sys.argv[1:])
-    in_a_namespace_of_its_own()
+    if options.boxes == 1 and options.beside is None:  # two boxes are on one host, and that is rebooted for both
+        in_a_namespace_of_its_own()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
     folder = Path(tempfile.mkdtemp(prefix="gpuq-chaos-"))
@@ -73,7 +74,9 @@ def main() -> int:
             other.wait()
     figures |= {"seconds": round(time.monotonic() - began), "broken": len(broken)}
     report(broken, figures, as_json=options.json)
-    if broken or options.keep or options.beside is not None:
+    if options.beside is not None:
+        pass  # the first box judges the evidence of both, and removes it
+    elif broken or options.keep:
         print(f"the evidence is in {folder}", file=sys.stderr)
     else:
         shutil.rmtree(folder)
