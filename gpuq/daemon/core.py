@@ -28,6 +28,7 @@ from gpuq.model import (
     Attempt,
     Claim,
     Driver,
+    Ending,
     GpuReading,
     Host,
     Job,
@@ -148,7 +149,8 @@ class Core:
                     continue  # it was cancelled together with the job that it waited for
                 step = advance(job, fact, now)
                 self._close_attempt(step.job, fact, now)
-                rule = self._again(step.job, now) if step.job.state is State.FAILED else None
+                wanted = step.job.state is State.FAILED and job.ending is not Ending.CANCEL
+                rule = self._again(step.job, now) if wanted else None
                 if rule is not None:
                     step = advance(step.job, rule, now)
                 self.store.change(job, step.job, step.event)

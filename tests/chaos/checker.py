@@ -326,9 +326,12 @@ def _rule(text: str) -> tuple[set[str], int, float]:
 def _retries_of(e: Evidence, job_id: int, rules: list[tuple[set[str], int, float]]) -> Iterator[str]:
     spent = [0] * len(rules)
     number = 0
+    cancelled = False
     for row in e.events.get(job_id, ()):
         if row["kind"] == "started":
-            number += 1
+            number, cancelled = number + 1, False
+        if row["kind"] == "ending":
+            cancelled |= json.loads(row["data"]).get("why") == "cancel"
         if row["kind"] == "retried":
             spent = [0] * len(rules)  # its owner's wish begins the count anew
         if row["kind"] not in ("failed", "retrying"):
@@ -342,8 +345,8 @@ def _retries_of(e: Evidence, job_id: int, rules: list[tuple[set[str], int, float
         ]
         growth = rules[left[0]][2] if left else 1.0
         now, most = e.claimed(job_id, number), e.largest_claim(job_id, number)
-        if growth > 1 and now is not None and now >= most:
-            left = []  # it cannot grow any more
+        if cancelled or (growth > 1 and now is not None and now >= most):
+            left = []  # nobody wants it any more, or it cannot grow any more
         if bool(left) != (row["kind"] == "retrying"):
             yield f"job {job_id} attempt {number} {row['kind']} as {failure}, with {spent} of the rules {rules} spent"
             return

@@ -69,7 +69,7 @@ class Waiters:
             self._threads = [(thread, process) for thread, process in self._threads if thread.is_alive()]
             return len(self._threads) < MOST_WAITERS
 
-    def start(self, args: list[str], answered: Callable[[int, str, str], None], **more: Any) -> None:
+    def start(self, args: list[str], answered: Callable[[int, str, str], None], **more: Any) -> subprocess.Popen[bytes]:
         """Run it, and call back with its exit code and what it printed."""
         process = self._world.start_client(args, **more)
 
@@ -83,6 +83,7 @@ class Waiters:
         with self._guard:
             self._threads.append((thread, process))
             self.started += 1
+        return process
 
     def finish(self, patience: float) -> int:
         """Give them so many seconds; how many had to be ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -55,7 +56,7 @@ class _Tour:
         self._world, self._waiters = world, waiters
         self._todo = random.Random(seed).sample(stops(), len(stops()))
         self._broken: list[str] = []
-        self._jobs = 0
+        self._jobs = self._rounds = 0
         self._open: list[int] = []
 
     def travel(self) -> tuple[list[str], int]:
@@ -119,6 +120,8 @@ class _Tour:
         """The next daemon knows what a job has claimed that has allocated nothing yet, and starts no other there."""
         first, second = (self._submit("gate", "", {"gpus": 1, "vram": LARGE}) for _ in range(2))
         until(lambda: first in self._in_state("running"), "the start of a job")
+        waits = self._command("wait", first)
+        until(lambda: _has_a_socket(waits.pid), "a connection")
         self._world.kill(self._world.daemons())
         self._insist("gpus")  # a reading, and a look at who can start
         if self._in_state("queued") != [second] and not self._broken:
@@ -139,11 +142,11 @@ class _Tour:
 
     def _round(self) -> None:
         self._arm()
-        kind, argument, asked = JOBS[self._jobs % len(JOBS)]
-        job_id = self._submit(kind, argument, asked)
-        if self._jobs % 5 == 1:
+        self._rounds += 1
+        job_id = self._submit(*JOBS[self._rounds % len(JOBS)])
+        if self._rounds % 4 == 1:
             self._command("wait", job_id)
-        if self._jobs % 2:
+        if self._rounds % 2:
             self._change_one_that_is_held()
         while len(self._open) > 4 and not self._broken:
             self._wait()
@@ -182,7 +185,7 @@ class _Tour:
         job_id = self._open.pop(0)
         self._insist("wait", sel={"ranges": [[job_id, job_id]]})
 
-    def _command(self, verb: str, job_id: int) -> None:
+    def _command(self, verb: str, job_id: int) -> subprocess.Popen[bytes]:
         """As a process, which lives through all of it."""
         key = os.urandom(8).hex()
         self._world.journal.note(verb, id=job_id, key=key)
@@ -191,4 +194,10 @@ class _Tour:
             self._world.journal.note("waited", key=key, code=code, err=err)
 
         env = {name: value for name, value in os.environ.items() if name != crash.VARIABLE}
-        self._waiters.start([verb, str(job_id)], answered, env=env)
+        return self._waiters.start([verb, str(job_id)], answered, env=env)
+
+
+def _has_a_socket(pid: int) -> bool:
+    with suppress(FileNotFoundError):
+        return any(os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:") for fd in os.listdir(f"/proc/{pid}/fd"))
+    return False

@@ -176,3 +176,15 @@ def test_after_a_reboot_jobs_are_lost_or_run_again_as_they_asked(quick: Box) -> 
 def test_what_makes_no_sense_is_refused(box: Box, options: list[str], said: str) -> None:
     assert said in box.fails(2, "submit", "--gpus", "0", *options, "--", "true")
     assert box.request("list", all=True, sel={})["total"] == 0
+
+
+def test_a_cancelled_job_whose_supervisor_dies_is_not_tried_again(quick: Box) -> None:
+    """The answer to `cancel` was that it ends, and that is what it does, by whatever it ends."""
+    stubborn = "trap '' TERM; echo up; while :; do sleep 0.05; done"
+    job = quick.submit("sh", "-c", stubborn, retry=["lost:3"], grace=600.0)
+    log = quick.state / "jobs" / str(job) / "1" / "log"
+    wait_until(lambda: log.exists() and "up" in log.read_text())
+    quick.ok("cancel", str(job))
+    kill_supervisor(quick, job)
+    done = quick.wait(job)
+    assert (done["state"], done["failure"], done["attempt"], done["retries"]) == ("failed", "lost", 1, 0)
