@@ -4,6 +4,7 @@ but the state folder itself.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -70,10 +71,27 @@ def check_state_dir(path: Path, *, create: bool) -> None:
             f"the state folder {path} belongs to uid {found.st_uid}, and you are uid {os.geteuid()}; "
             "set GPUQ_STATE_DIR to a folder of yours"
         )
+    _refuse_other_use(path, found)
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         raise StateFolderError(f"the state folder {path} is not writable; chmod 700 it, or set GPUQ_STATE_DIR")
     if found.st_mode & 0o077:
         path.chmod(0o700)
+
+
+#: What is in a state folder from the first start on.
+_MARKS = ("sock", "daemon.lock", "daemon.pid", "start.lock", "queue.db", "damaged")
+
+
+def _refuse_other_use(path: Path, found: os.stat_result) -> None:
+    """A folder that many use, or that holds other things, is not made ours. Raises StateFolderError."""
+    advice = "set GPUQ_STATE_DIR to a new folder, or an empty one"
+    if found.st_mode & stat.S_ISVTX:
+        raise StateFolderError(f"the state folder {path} is shared with others (sticky); {advice}")
+    with contextlib.suppress(OSError):
+        if any(os.path.lexists(path / name) for name in _MARKS):
+            return
+        if other := next(os.scandir(path), None):
+            raise StateFolderError(f"the state folder {path} holds other things ({other.name!r}); {advice}")
 
 
 #: Logs of the daemon that are kept beside the one that grows.

@@ -119,9 +119,11 @@ class Home:
         found = _found(self.folder)
         if found == self._folder_is:
             return False
-        if found is not None:
+        if found is None:
+            config.check_state_dir(self.folder, create=True)
+        elif self._lock_is != _found(self.folder / "daemon.lock"):
             raise StateFolderError(f"another folder is at {self.folder} now")
-        config.check_state_dir(self.folder, create=True)
+        # else filelock has made it, together with the lock that we hold: it went just before that
         self._folder_is = _identity(self.folder)
         log.error("the state folder %s was removed, and is made anew", self.folder, extra={"event": "folder-removed"})
         return True

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from gpuq import config, crash, systemd
-from gpuq.daemon import decisions, journal
+from gpuq.daemon import children, decisions, journal
 from gpuq.daemon.asking import Daemon
 from gpuq.daemon.core import Core
 from gpuq.daemon.home import Home, keep_or_end
@@ -104,6 +104,8 @@ async def _live(settings: Settings, store: Store, home: Home, run_root: Path, re
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.end, False)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
+    children.take_orphans()
+    loop.add_signal_handler(signal.SIGCHLD, children.look_after, core.shims)
     _note(core, Kind.DAEMON_STARTED, pid=os.getpid())
     upkeep = daemon.upkeep = Upkeep(core, daemon.begin_anew)
     runner.begin()

@@ -356,7 +356,7 @@ class Runner:
         grace = self.core.settings.grace
         run_dir = Path(self.core.running[job_id].attempt.run_dir)
         self._later(
-            lambda: leftovers.end_leftovers(identity, grace, run_dir),
+            lambda: leftovers.end_leftovers(identity, grace, run_dir, orphans=True),
             lambda: self._finish(job_id, Ended(failure=Failure.LOST, note=note)),
         )
 

@@ -155,11 +155,14 @@ def members(supervisor: Identity, run_dir: Path | None = None) -> list[Identity]
     return look_for_left(supervisor, run_dir).processes
 
 
-def look_for_left(supervisor: Identity, run_dir: Path | None = None, also: Container[int] = ()) -> Left:
+def look_for_left(
+    supervisor: Identity, run_dir: Path | None = None, also: Container[int] = (), *, orphans: bool = False
+) -> Left:
     """What still runs of an attempt whose supervisor is gone: its session, and all descendants of that.
 
     With `run_dir` also whoever was given that folder in its environment, which a process that left the session and
-    lost its parent still has; and the processes whose pids are in `also`. The kernel does not give a pid away while a
+    lost its parent still has; the processes whose pids are in `also`; and with `orphans` our own children that are no
+    supervisors, for where we are a sub-reaper they are what outlived one. The kernel does not give a pid away while a
     session of that number has members. So a process that has the pid and is not the supervisor proves that nothing is
     left of the session.
     """
@@ -167,6 +170,8 @@ def look_for_left(supervisor: Identity, run_dir: Path | None = None, also: Conta
         return Left([], set())
     processes, named = _with_folder(run_dir)
     pending = [stat for stat in processes.values() if stat.pid in named or stat.pid in also]
+    if orphans:
+        pending += [stat for stat in processes.values() if stat.parent == os.getpid() and _is_orphan(stat.pid)]
     heir = processes.get(supervisor.pid)
     if heir is None or heir.start_time == supervisor.start_time:
         pending += [stat for stat in processes.values() if stat.session == supervisor.pid]
@@ -188,6 +193,15 @@ def look_for_left(supervisor: Identity, run_dir: Path | None = None, also: Conta
         if processes[pid].group in groups and (now := read_stat(pid)) is not None and not now.gone:
             groups.discard(processes[pid].group)
     return Left([Identity(stat.pid, stat.start_time, boot_id()) for stat in left], groups)
+
+
+def _is_orphan(pid: int) -> bool:
+    """Whether a child of ours is no supervisor, and none that is just being started (which still shows our name)."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return MARKER not in words and words != Path("/proc/self/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def leftover(run_dir: Path) -> Identity | None:

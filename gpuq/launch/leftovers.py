@@ -24,10 +24,11 @@ _KILL_ROUND = 0.1
 _WAITED_FOR = 64
 
 
-def end_leftovers(supervisor: Identity, grace: float, run_dir: Path | None = None) -> None:
+def end_leftovers(supervisor: Identity, grace: float, run_dir: Path | None = None, *, orphans: bool = False) -> None:
     """End what is left of an attempt whose supervisor is gone: TERM, `grace` seconds, KILL. Blocks until then.
 
-    With `run_dir` also what left the supervisor's session, see `look_for_left`, and what is in the attempt's cgroup.
+    With `run_dir` also what left the supervisor's session, and what is in the attempt's cgroup; with `orphans` our own
+    children, see `look_for_left`.
     """
     group = None if run_dir is None else _leaf(run_dir)
     if group is not None:
@@ -37,7 +38,8 @@ def end_leftovers(supervisor: Identity, grace: float, run_dir: Path | None = Non
     kill_at = time.monotonic() + grace
     while True:
         try:
-            found, groups = look_for_left(supervisor, run_dir, set() if group is None else group.members())
+            members = set() if group is None else group.members()
+            found, groups = look_for_left(supervisor, run_dir, members, orphans=orphans)
             # one whose parent went first is not found any more, and holds what it holds until it is gone
             left = list({*found, *filter(alive, asked | killed)})
             if not left and (group is None or group.remove()):

@@ -1,0 +1,46 @@
+"""The daemon's children, as SIGCHLD tells of them: supervisors that were stopped, and what outlived its supervisor.
+
+How a supervisor ends is told by its pidfd; see `runner`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Container
+from pathlib import Path
+
+from gpuq.launch.identity import read_stat
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+
+
+def take_orphans() -> None:
+    """What outlives its supervisor becomes our child (prctl(2)), and can be found, whatever it did to hide."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def look_after(supervisors: Container[int]) -> None:
+    """A supervisor that its job stopped goes on; an orphan that ended is forgotten. `supervisors` are pids."""
+    try:
+        while (stopped := os.waitid(os.P_ALL, 0, os.WSTOPPED | os.WNOHANG)) is not None:
+            if stopped.si_pid in supervisors:
+                os.kill(stopped.si_pid, signal.SIGCONT)  # it was not waited for, so that the number is its own
+    except ChildProcessError:
+        return
+    for pid in _children():
+        stat = None if pid in supervisors else read_stat(pid)
+        if stat is not None and stat.gone:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+
+
+def _children() -> list[int]:
+    """Without the file (a kernel without CONFIG_PROC_CHILDREN) none: the dead then stay until the daemon ends."""
+    found: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            found += map(int, (task / "children").read_text().split())
+        except OSError:
+            continue
+    return found
