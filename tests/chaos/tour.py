@@ -18,9 +18,9 @@ from tests.chaos.clients import Waiters
 from tests.chaos.world import PATIENCE, World, until
 from tests.fakenvml import GiB
 
-#: The first commit is the daemon's own start; the others are of a submit, a claim and an end. After these two come
-#: points of their own.
-TIMES = {"commit-before": (1, 2, 3, 4), "commit-after": (1, 2)}
+#: The first one or two commits are the daemon's own; then come those of a submit, a claim and an end. After a claim and
+#: an end come points of their own.
+TIMES = {"commit-before": (1, 2, 3, 4), "commit-after": (1, 2, 3)}
 #: A daemon that has not come to its point after so many rounds does not come there.
 ROUNDS = 16
 #: An answer that takes longer, in seconds, will not come.
