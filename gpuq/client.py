@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -86,6 +86,12 @@ class Client:
             protocol.raise_error(message.get("error", {}))
         return message
 
+    def until_closed(self) -> None:
+        """Wait until the daemon, which has announced it, ends or begins anew."""
+        with suppress(ConnectionLost):
+            while True:
+                self.receive()
+
     def buffered(self) -> bool:
         """Whether `receive` would return without reading: a caller that selects must ask this first."""
         return b"\n" in self._buffer
@@ -113,6 +119,20 @@ def request(op: str, *, start: bool = True, **fields: Any) -> Message:
             return client.request(op, **fields)
 
     return _persist(ask, TRIES if op in READING else 1)
+
+
+def request_then_anew(op: str, *, anew: Callable[[Message], bool], **fields: Any) -> Message:
+    """A request after which, where `anew` says so of its reply, the daemon begins anew: returns when that one answers.
+
+    Raises what is wrong with the new one, too.
+    """
+    with Client.connect() as client:
+        reply = client.request(op, **fields)
+        if anew(reply):
+            client.until_closed()
+    if anew(reply):
+        request("status")
+    return reply
 
 
 def _persist(work: Callable[[], T], tries: int) -> T:
@@ -154,8 +174,14 @@ def _start(folder: Path) -> socket.socket:
     with only_starter(folder):
         connection = _connect(folder)
         if connection is None:
-            begin(folder)
-            connection = _connect(folder)
+            try:
+                begin(folder)
+            except DaemonUnreachable:
+                connection = _connect(folder)  # one that was beginning anew, say, came first
+                if connection is None:
+                    raise
+            else:
+                connection = _connect(folder)
     if connection is None:
         raise ConnectionLost(f"the daemon started and went away again; see {folder / 'daemon.log'}")
     return connection

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gpuq.cli.common import Json, count_jobs, examples, new_app, print_json, tell
-from gpuq.client import request
+from gpuq.client import request, request_then_anew
 from gpuq.units import format_size
 
 app = new_app()
@@ -24,13 +24,16 @@ def check(as_json: Json = False) -> int:
 
     The daemon then recovers what can be read, by itself; `gpuq daemon status` names the report.
     """
-    reply = request("db-check")
+    reply = request_then_anew("db-check", anew=lambda reply: not reply["whole"])
     if as_json:
         print_json("gpuq.db/1", **{key: value for key, value in reply.items() if key != "ok"})
     elif reply["whole"]:
         print(f"{reply['path']} is whole ({format_size(reply['bytes'])})")
     if not reply["whole"]:
-        tell(f"{reply['path']} is damaged: {reply['problems'][0]}; the daemon sets it aside and recovers it now")
+        tell(
+            f"{reply['path']} is damaged: {reply['problems'][0]}; it was set aside, and what could be "
+            "read is recovered: `gpuq daemon status` names the report"
+        )
     return 0 if reply["whole"] else 1
 
 
@@ -59,7 +62,7 @@ def restore(
     The present database is set aside in `damaged/`, not deleted. Jobs that run go on; nothing that has run since the
     copy was made runs again, and no id is used twice.
     """
-    reply = request("db-restore", path=os.path.abspath(file))
+    reply = request_then_anew("db-restore", anew=lambda _: True, path=os.path.abspath(file))
     if as_json:
         print_json("gpuq.db/1", path=reply["path"], jobs=reply["jobs"])
     else:

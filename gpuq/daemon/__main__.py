@@ -1,10 +1,11 @@
 """`python -m gpuq.daemon FD`: run the daemon; say `ready` or what is wrong on the descriptor, and close it.
 
-A further number says how often it has begun anew in its own place, one time after the other.
+Two further numbers are its own, where it begins anew in its place: how often it has, one time after the other, and the
+descriptor that keeps clients from starting another meanwhile.
 """
 
 import sys
 
 from gpuq.daemon.main import main
 
-main(int(sys.argv[1]) if len(sys.argv) > 1 else 1, int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+main(*(map(int, sys.argv[1:]) if len(sys.argv) > 1 else (1,)))

@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import logging
 import os
+import socket
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +28,8 @@ log = logging.getLogger("gpuq.home")
 
 #: A daemon that is about to end releases its lock within this time, in seconds.
 LOCK_PATIENCE = 8.0
+#: Whether it ends, or has begun to listen, is looked at this often, in seconds.
+LOCK_LOOK = 0.2
 #: <sys/inotify.h>
 IN_MOVED_FROM = 0x40
 IN_MOVED_TO = 0x80
@@ -57,16 +62,25 @@ class Home:
 
     def _take_lock(self, patience: float) -> None:
         path = self.folder / "daemon.lock"
+        end = time.monotonic() + patience
         try:
-            self._lock.acquire(timeout=patience)
-            self._lock_is = _identity(path)
-        except filelock.Timeout:
+            while not self._acquired(min(LOCK_LOOK, patience)) and time.monotonic() < end:
+                if _listens(self.folder):
+                    raise DaemonUnreachable(f"{_holder(self.folder)} holds {path}, and listens")
+            if self._lock.is_locked:
+                self._lock_is = _identity(path)
+                return
             raise DaemonUnreachable(
                 f"{_holder(self.folder)} holds {path} and does not listen on {self.folder / 'sock'}: end it by its "
                 "pid, and the next command starts another; running jobs run on"
-            ) from None
+            )
         except OSError as error:
             raise StateFolderError(f"{path} cannot be locked: {error.strerror}") from None
+
+    def _acquired(self, patience: float) -> bool:
+        with contextlib.suppress(filelock.Timeout):
+            self._lock.acquire(timeout=patience)
+        return self._lock.is_locked
 
     async def keep(self, server: Server, look: Callable[[], None]) -> None:
         """Put back what is taken away, for as long as the daemon lives. `look` is called to look after the database.
@@ -179,6 +193,32 @@ def _found(path: Path) -> Identity | None:
         return _identity(path)
     except FileNotFoundError:
         return None
+
+
+def _listens(folder: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            with config.socket_address(folder) as address:
+                connection.connect(address)
+        except OSError:
+            return False
+        return True
+
+
+def hold_starters(folder: Path) -> int:
+    """Have clients that would start a daemon wait until the descriptor is closed, also across an exec; -1 where one
+    of them is at it (see `client.only_starter`).
+    """
+    try:
+        held = os.open(folder / "start.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        return -1
+    return held
 
 
 def _write_pid(folder: Path) -> None:

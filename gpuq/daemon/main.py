@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ from gpuq import config, crash, systemd
 from gpuq.daemon import children, decisions, journal
 from gpuq.daemon.asking import Daemon
 from gpuq.daemon.core import Core
-from gpuq.daemon.home import Home, keep_or_end
+from gpuq.daemon.home import Home, hold_starters, keep_or_end
 from gpuq.daemon.notify import Notifier
 from gpuq.daemon.runner import Runner
 from gpuq.daemon.server import STOPPED, Server
@@ -42,33 +43,46 @@ STEADY = 60.0
 CLEAN_EVERY = 86400.0
 
 
-def main(ready_fd: int, tries: int = 0) -> None:
-    """Run until told to stop. Tells `ready_fd` once, then closes it. `tries` is how often it has just begun anew."""
+@dataclass(slots=True)
+class Life:
+    """What one life of the daemon hands to the next, where it begins anew in its own place."""
+
+    #: descriptor of who started it and is still to be told; -1 when that was done
+    ready_fd: int
+    #: how often it has just begun anew
+    tries: int
+    #: descriptor that keeps clients from starting another daemon meanwhile, or -1 (`home.hold_starters`)
+    gate: int = -1
+
+
+def main(ready_fd: int, tries: int = 0, gate: int = -1) -> None:
+    """Run until told to stop. Tells `ready_fd` once, then closes it; for the rest see Life."""
     environ = dict(os.environ)
     os.umask(0o077)
     folder = config.state_dir()
+    life = Life(ready_fd, tries, gate)
+    if gate >= 0:
+        os.set_inheritable(gate, False)
     try:
-        listener = _run(folder, ready_fd, tries)
-        if listener is None:
+        if not _run(folder, life):
             return
     except GpuqError as error:
         log.error("%s", error.message)
-        _say(ready_fd, error.message)
+        _say(life.ready_fd, error.message)
         sys.exit(error.exit_code)
     except Exception as error:
         log.exception("the daemon fails")
-        _say(ready_fd, f"it failed ({type(error).__name__}: {error}); {folder / 'daemon.log'} tells more")
+        _say(life.ready_fd, f"it failed ({type(error).__name__}: {error}); {folder / 'daemon.log'} tells more")
         sys.exit(1)
     # a new program in the same process: supervisors stay its children, and nothing of the old state is left
-    words = [sys.executable, "-P", "-X", "utf8", "-m", "gpuq.daemon", str(listener), str(tries + 1)]
-    os.execve(sys.executable, words, environ)
+    if life.gate >= 0:
+        os.set_inheritable(life.gate, True)
+    handed = (life.ready_fd, life.tries + 1, life.gate)
+    os.execve(sys.executable, [sys.executable, "-P", "-X", "utf8", "-m", "gpuq.daemon", *map(str, handed)], environ)
 
 
-def _run(folder: Path, ready_fd: int, tries: int) -> int | None:
-    """One life of the daemon. Where it begins anew, the descriptor to be told then, -1 if it was told; else None.
-
-    Raises GpuqError.
-    """
+def _run(folder: Path, life: Life) -> bool:
+    """One life of the daemon; whether it begins anew, with what `life` is then. Raises GpuqError."""
     with contextlib.closing(Home(folder)) as home:
         journal.begin(folder)
         crash.arm(os.environ.get(crash.VARIABLE))
@@ -77,20 +91,20 @@ def _run(folder: Path, ready_fd: int, tries: int) -> int | None:
         run_root = _run_root(folder)
         store, recovered = open_store(folder, run_root, network=config.on_network(folder))
         if recovered is not None:
-            _write(ready_fd, f"note: {recovered.summary}")
+            _write(life.ready_fd, f"note: {recovered.summary}")
         began = time.monotonic()
         try:
-            return -1 if asyncio.run(_live(settings, store, home, run_root, ready_fd)) else None
+            return asyncio.run(_live(settings, store, home, run_root, life))
         except StoreDamaged as error:
-            if tries >= MOST_TRIES and time.monotonic() - began < STEADY:
+            if life.tries >= MOST_TRIES and time.monotonic() - began < STEADY:
                 raise
             recovery.mark(folder, error.message)
-            return ready_fd
+            return True
         finally:
             store.close()
 
 
-async def _live(settings: Settings, store: Store, home: Home, run_root: Path, ready_fd: int) -> bool:
+async def _live(settings: Settings, store: Store, home: Home, run_root: Path, life: Life) -> bool:
     """From the first look at the queue to the last word; whether the daemon begins anew in its own place."""
     folder = home.folder
     notifier = Notifier()
@@ -117,9 +131,11 @@ async def _live(settings: Settings, store: Store, home: Home, run_root: Path, re
         asyncio.ensure_future(keep_or_end(home, server, lambda: _look(store), lambda: daemon.end(False))),
     ]
     log.info("daemon %d listens in %s", os.getpid(), folder, extra={"event": "listen", "pid": os.getpid()})
-    _say(ready_fd, "ready")
+    _ready(life)
     notifier.tell(f"READY=1\nSTATUS=listens in {folder}")
     restart = await daemon.stop
+    if daemon.anew:
+        life.gate = hold_starters(folder)
     notifier.tell("STOPPING=1")
     core.draining += 1
     for task in living:
@@ -180,8 +196,18 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _ready(life: Life) -> None:
+    """Tell whoever waits that the daemon listens."""
+    _say(life.ready_fd, "ready")
+    if life.gate >= 0:
+        os.close(life.gate)
+    life.ready_fd = life.gate = -1
+
+
 def _say(fd: int, text: str) -> None:
-    """The one word to whoever started the daemon, who may have gone."""
+    """The one word to whoever started the daemon, who may have gone; -1 is nobody."""
+    if fd < 0:
+        return
     _write(fd, text)
     with contextlib.suppress(OSError):
         if fd > 2:

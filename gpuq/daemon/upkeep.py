@@ -12,10 +12,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from gpuq.daemon import threads
 from gpuq.daemon.core import Core
-from gpuq.errors import StoreError
+from gpuq.errors import HostBusy, StoreError
 from gpuq.events import Event, Kind
 from gpuq.store import check, recovery
 
@@ -30,7 +30,9 @@ class Checked:
     """The newest thorough check. `at` is in seconds since the epoch."""
 
     at: float
-    problems: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    #: why nothing is known
+    failed: str | None = None
 
 
 class Upkeep:
@@ -61,6 +63,8 @@ class Upkeep:
         checked = "is being checked"
         if self.checked is not None:
             checked = "whole" if not self.checked.problems else f"damaged: {self.checked.problems[0]}"
+        if self.checked is not None and self.checked.failed is not None:
+            checked = f"could not be checked: {self.checked.failed}"
         report = recovery.last_report(self._folder)
         return checked if report is None else f"{checked}; recovered before, see {report}"
 
@@ -68,30 +72,41 @@ class Upkeep:
         """Check now and once a day, for as long as the daemon lives."""
         try:
             while True:
-                checked = await self.check()
-                log.info("the database was checked: %s", checked.problems or "whole", extra={"event": "checked"})
+                try:
+                    checked = await self.check()
+                    log.info("the database was checked: %s", checked.problems or "whole", extra={"event": "checked"})
+                except StoreError as error:
+                    log.warning("%s", error.message)
                 await asyncio.sleep(CHECK_EVERY)
         finally:
             self._stopping.set()
 
     async def check(self) -> Checked:
-        """A thorough check, in a thread; several who ask share one."""
+        """A thorough check, in a thread; several who ask share one. Raises StoreError where it cannot be made."""
         if self._checking is None:
             self._checking = self._loop.create_future()
-            threading.Thread(target=self._check, name="database-check", daemon=True).start()
-        return await asyncio.shield(self._checking)
+            try:
+                threads.begin(self._check, "database-check")
+            except HostBusy as error:
+                self._done(Checked(time.time(), failed=error.message))
+        checked = self.checked if self._checking is None else await asyncio.shield(self._checking)
+        if checked is None or checked.failed is not None:
+            raise StoreError(f"the database could not be checked: {checked.failed if checked else 'not begun'}")
+        return checked
 
     def _check(self) -> None:
-        path = Path(self._folder / recovery.DATABASE)
+        """Whatever becomes of the check, those who wait for it are answered."""
+        checked = Checked(time.time(), failed="it broke off; the daemon's log tells more")
         try:
-            found = check.thorough(path, self._stopping.is_set)
+            found = check.thorough(self._folder / recovery.DATABASE, self._stopping.is_set)
+            checked = Checked(time.time(), tuple(found or ()), None if found is not None else "the daemon stops")
         except (OSError, StoreError) as error:
-            found = None
-            log.warning("the database could not be checked: %s", error)
-        try:
-            self._loop.call_soon_threadsafe(self._done, Checked(time.time(), tuple(found or ())))
-        except RuntimeError:
-            log.debug("the daemon stopped before the check ended")
+            checked = Checked(time.time(), failed=str(error))
+        finally:
+            try:
+                self._loop.call_soon_threadsafe(self._done, checked)
+            except RuntimeError:
+                log.debug("the daemon stopped before the check ended")
 
     def _done(self, checked: Checked) -> None:
         waiting, self._checking = self._checking, None

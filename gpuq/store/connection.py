@@ -31,11 +31,12 @@ class Connection(sqlite3.Connection):
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         with self.translating():
-            return super().execute(sql, parameters)
+            # sqlite3.Connection.execute makes a plain cursor, whatever `cursor` is here (CPython 3.11)
+            return super().cursor(_Cursor).execute(sql, parameters)
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
         with self.translating():
-            return super().executemany(sql, parameters)
+            return super().cursor(_Cursor).executemany(sql, parameters)
 
     @contextlib.contextmanager
     def translating(self) -> Iterator[None]:
@@ -56,10 +57,7 @@ class Connection(sqlite3.Connection):
         if code in (_CORRUPT, _NOTADB):
             if self.on_damage is not None:
                 self.on_damage(str(error))
-            return StoreDamaged(
-                f"the database {self.path} is damaged ({error}): the next start of the daemon sets it aside and "
-                "recovers what can be read"
-            )
+            return StoreDamaged(f"SQLite cannot read the database: {error}")
         if code == _FULL or (code == _IOERR and (free := free_bytes(self.path.parent)) is not None and free < _NO_ROOM):
             return disk_full(self.path.parent)
         return StoreError(f"the database {self.path} cannot be used: {error}")

@@ -12,7 +12,7 @@ from gpuq.events import Event, Kind
 from gpuq.model import ACTIVE, WAITING, Attempt, Dependency, Failure, Job, State
 from gpuq.policy.lifecycle import DependencyBroken, advance, dependency
 from gpuq.store import runrecord
-from gpuq.store.rows import attempt_from_row, event_from_row, job_from_row
+from gpuq.store.rows import attempt_from_row, claim_from_row, event_from_row, job_from_row
 from gpuq.store.store import Store, with_outcome
 
 #: Events that tell a waiting job's state, where its row is older than they are.
@@ -71,6 +71,12 @@ def _leave_out(store: Store, mended: Mended) -> None:
         except (ValueError, TypeError, KeyError):
             mended.left_out.append(dict(row))
             store.conn.execute("DELETE FROM attempts WHERE rowid = ?", (row["rowid_"],))
+    for row in store.conn.execute("SELECT rowid AS rowid_, * FROM claims").fetchall():
+        try:
+            claim_from_row(row)
+        except (ValueError, TypeError, KeyError):
+            mended.left_out.append(dict(row))
+            store.conn.execute("DELETE FROM claims WHERE rowid = ?", (row["rowid_"],))
     for row in store.conn.execute("SELECT * FROM events").fetchall():
         try:
             event_from_row(row)

@@ -73,38 +73,33 @@ def open_store(folder: Path, run_root: Path, *, network: bool) -> tuple[Store, R
     try:
         recovered = _recover_if_needed(folder, run_root)
         try:
-            store = _opened(folder, network)
-            _refuse_older(store, folder)
-        except StoreDamaged as error:
+            return _opened(folder, run_root, network), recovered
+        except StoreDamaged as error:  # a page that is met only now: once, for what comes of it is whole
             recovered = _recover(folder, run_root, Mark(error.message))
-            store = _opened(folder, network)
+            return _opened(folder, run_root, network), recovered
     except OSError as error:
         raise StoreError(
             f"the database {folder / DATABASE} cannot be used: {error.strerror or error} ({error.filename})"
         ) from None
-    try:
-        reconcile(store, run_root, os.geteuid(), time.time(), deep=False)
-        store.keep_changes(folder / changes.NAME)
-    except BaseException:
-        store.close()
-        raise
-    return store, recovered
 
 
 def _refuse_older(store: Store, folder: Path) -> None:
     """Raises StoreDamaged for a database that is older than what it is known to have held."""
     known, held = changes.last_event(folder / changes.NAME), store.last_event()
     if known > held:
-        store.close()
         raise StoreDamaged(
             f"it is older than the changes that were kept beside it: {known - held:,} events are missing"
         )
 
 
-def _opened(folder: Path, network: bool) -> Store:
+def _opened(folder: Path, run_root: Path, network: bool) -> Store:
+    """The database, after everything that a start reads was read. Raises StoreDamaged, StoreError, OSError."""
     store = Store(folder / DATABASE, network=network)
     try:
         check.after_opening(store.conn)
+        _refuse_older(store, folder)
+        reconcile(store, run_root, os.geteuid(), time.time(), deep=False)
+        store.keep_changes(folder / changes.NAME)
     except BaseException:
         store.close()
         raise

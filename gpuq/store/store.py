@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gpuq import crash
 from gpuq.errors import IllegalTransition, StoreError
@@ -39,6 +39,8 @@ from gpuq.store.rows import (
 )
 
 log = logging.getLogger("gpuq.store")
+
+T = TypeVar("T")
 
 #: True of jobs that have not ended, and what the partial index on them asks for.
 _LIVE = "ended_at IS NULL"
@@ -407,11 +409,14 @@ class Store:
         return None if row is None else self._job(row)
 
     def _job(self, row: Any) -> Job:
+        return self._made(f"the row of job {row['id']}", lambda: job_from_row(row))
+
+    def _made(self, what: str, make: Callable[[], T]) -> T:
         """Raises StoreDamaged for a row that makes no sense: the next start leaves it out, and says so."""
         try:
-            return job_from_row(row)
+            return make()
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise self.conn.senseless(f"the row of job {row['id']} makes no sense: {error}") from None
+            raise self.conn.senseless(f"{what} makes no sense: {error}") from None
 
     def every_job(self) -> Iterator[Job]:
         for row in self.conn.execute("SELECT * FROM jobs ORDER BY id"):
@@ -427,7 +432,7 @@ class Store:
 
     def state_of(self, job_id: int) -> State | None:
         row = self.conn.execute("SELECT state FROM jobs WHERE id = ?", (job_id,)).fetchone()
-        return None if row is None else State(row["state"])
+        return None if row is None else self._made(f"the state of job {job_id}", lambda: State(row["state"]))
 
     def live_jobs(self, state: State) -> Iterator[Job]:
         for row in self.conn.execute(f"SELECT * FROM jobs WHERE state = ? AND {_LIVE} ORDER BY id", (state.value,)):
@@ -443,6 +448,9 @@ class Store:
         return found[0] if found else None
 
     def attempts(self, job_id: int) -> list[Attempt]:
+        return self._made(f"an attempt of job {job_id}", lambda: self._attempts(job_id))
+
+    def _attempts(self, job_id: int) -> list[Attempt]:
         claims = self.conn.execute("SELECT * FROM claims WHERE job_id = ? ORDER BY attempt, rowid", (job_id,))
         by_attempt: dict[int, list[Claim]] = {}
         for row in claims:
@@ -459,7 +467,7 @@ class Store:
             values += job_values_
         sql = f"SELECT * FROM events WHERE {clause} ORDER BY id DESC LIMIT ?"
         rows = self.conn.execute(sql, [*values, -1 if limit is None else limit]).fetchall()
-        return [event_from_row(row) for row in reversed(rows)]
+        return self._made("an event", lambda: [event_from_row(row) for row in reversed(rows)])
 
     def last_event(self) -> int:
         return int(self.conn.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0])

@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 import stat
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,40 @@ def test_damage_that_is_met_later_is_recovered_without_anybody_asking(box: Box) 
     assert everything(box).keys() == set(held), "the changes beside it tell what the row was"
 
 
+def test_a_check_that_meets_damage_says_so_and_nothing_is_lost(box: Box) -> None:
+    held = box.submit_many([["true", "x" * 500]] * 60, hold=True)
+    box.ok("daemon", "restart")
+    path = box.state / "queue.db"
+    with closing(sqlite3.connect(path)) as db:
+        pages = [n for (n,) in db.execute("SELECT pageno FROM dbstat WHERE name = 'jobs'")]
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with open(path, "r+b") as file:
+        for page in pages:
+            file.seek((page - 1) * 4096)
+            file.write(bytes(4096))
+    assert "is damaged" in box.fails(1, "db", "check")
+    assert list((box.state / "damaged").glob("*/report.txt")), "it answers when all is well again"
+    assert everything(box).keys() == set(held)
+    assert "whole" in box.ok("db", "check")
+
+
+def test_who_comes_while_the_daemon_begins_anew_waits_for_it(box: Box) -> None:
+    """Nobody starts another daemon meanwhile, and nobody is told that the first does not listen."""
+    held = box.submit("true", hold=True)
+    target = box.folder / "copy.db"
+    box.ok("db", "backup", str(target))
+    pid = box.daemon_pid()
+    for _ in range(3):
+        with ExitStack() as stack:
+            lists = [stack.enter_context(box.started("list", "-q")) for _ in range(4)]
+            box.request("db-restore", path=str(target))
+            for one in lists:
+                said, told = one.communicate()
+                assert (said, told, one.returncode) == (f"{held}\n", "", 0)
+        assert box.ok("list", "-q") == f"{held}\n"
+        assert box.daemon_pid() == pid
+
+
 @pytest.mark.parametrize("what", ["queue.db", "queue.db-wal", "replaced"])
 def test_a_database_that_is_removed_under_the_daemon_is_written_anew(box: Box, what: str) -> None:
     running, runs, gate = gated(box, "a", 3)
@@ -128,7 +162,6 @@ def test_a_restored_database_runs_nothing_twice(box: Box) -> None:
     gate.touch()
     box.wait(first)
     box.ok("db", "restore", str(target))
-    wait_until(lambda: box.run("list").returncode == 0)
     assert box.wait(first)["exit_code"] == 4
     assert box.job(later)["state"] == "running"
     waiting_gate.touch()

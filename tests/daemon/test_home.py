@@ -75,6 +75,7 @@ def test_two_daemons_never_live_in_one_folder(box: Box) -> None:
     env = {**os.environ, "GPUQ_STATE_DIR": str(box.state)}
     second = subprocess.run([sys.executable, "-m", "gpuq.daemon"], env=env, capture_output=True, text=True, timeout=60)
     assert second.returncode == 5 and f"daemon {pid} holds" in second.stdout
+    assert "and listens" in second.stdout, "it does not tell anybody to end a daemon that is well"
     assert answering() == pid
 
 

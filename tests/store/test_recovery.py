@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpuq.errors import StoreError
+from gpuq.errors import StoreDamaged, StoreError
 from gpuq.events import Event, Kind
 from gpuq.model import Attempt, Condition, Dependency, Job, State
 from gpuq.policy.lifecycle import Ended, Started, advance
@@ -381,3 +381,41 @@ def test_no_damage_breaks_the_reader(
         found = salvage.read(path)
         known = salvage.shapes()
         assert all(known[table].fits(row) for table, rows in found.rows.items() for row in rows.values())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_pages_that_no_check_before_the_start_reads_do_not_stop_it(queue: Queue, tmp_path: Path, seed: int) -> None:
+    """The file has its size and its header: only who reads the rows meets what became of them."""
+    path = queue.crash(tmp_path / "copy")
+    checkpoint(path)
+    dice = random.Random(seed)
+    for page in dice.sample(range(1, path.stat().st_size // 4096), 3):
+        overwrite(path, page * 4096, bytes(4096) if seed % 2 else dice.randbytes(4096))
+    try:
+        found = check.thorough(path, lambda: False)
+    except StoreError:  # its schema is what cannot be read
+        found = ["the schema"]
+    assert found
+    store, recovered = recovery.open_store(path.parent, path.parent / "jobs", network=False)
+    with closing(store):
+        for job in store.every_job() if recovered else ():
+            assert store.attempts(job.id) or job.attempt == 0
+    if recovered is not None:
+        assert len(list((path.parent / "damaged").iterdir())) == 1, "it is recovered once"
+
+
+def test_damage_is_told_as_such_also_behind_the_first_row(queue: Queue, tmp_path: Path) -> None:
+    path = queue.crash(tmp_path / "copy")
+    checkpoint(path)
+    with closing(sqlite3.connect(path)) as db:
+        pages = [n for (n,) in db.execute("SELECT pageno FROM dbstat WHERE name = 'jobs' AND pagetype = 'leaf'")]
+    for page in pages[2:]:
+        overwrite(path, (page - 1) * 4096, bytes(4096))
+    met: list[str] = []
+    with closing(Store(path)) as store:
+        store.on_damage = met.append
+        rows = iter(store.every_job())
+        assert next(rows).id == 1
+        with pytest.raises(StoreDamaged, match="SQLite cannot read the database"):
+            list(rows)
+    assert met
