@@ -5,6 +5,7 @@ through a descriptor, so that one select waits for all three.
 """
 
 import ctypes
+import errno
 import math
 import os
 import select
@@ -211,11 +212,13 @@ class KeptLog(Log):
 def open_log(path: str) -> int:
     """A descriptor. Raises FileNotFoundError, and for all else GpuqError naming the file."""
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang us
+        # a FIFO must not hang us, and a link is none that a supervisor has written through
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise GpuqError(f"the log {path} cannot be read: {error.strerror}") from None
+        why = "it is a symbolic link, which is not followed" if error.errno == errno.ELOOP else error.strerror
+        raise GpuqError(f"the log {path} cannot be read: {why}") from None
 
 
 def tail_position(fd: int, lines: int) -> int:

@@ -93,7 +93,9 @@ Grace = Annotated[
 ]
 LogLimit = Annotated[
     str | None,
-    typer.Option("--log-limit", metavar="SIZE", help="Keep this much of the log: its beginning and its end."),
+    typer.Option(
+        "--log-limit", metavar="SIZE", help="Keep this much of the log (64KiB at least): its beginning and end."
+    ),
 ]
 Retry = Annotated[
     list[str] | None,

@@ -118,7 +118,7 @@ def _early_signal(early: Mapping[str, Any] | None) -> str:
 
 
 def _retry(job: Mapping[str, Any]) -> str:
-    spent = f"; retried {job['retries']} times" if job.get("retries") else ""
+    spent = f"; retries spent: {job['retries']}" if job.get("retries") else ""
     return " ".join(job.get("retry") or []) + spent
 
 

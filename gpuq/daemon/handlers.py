@@ -72,7 +72,8 @@ async def submit(daemon: Daemon, session: Session, message: Message) -> Message:
         await daemon.runner.fresh_gpus()  # a GPU may have come, or come back, since the last reading
         problem = _impossible(core, job)
     if problem is not None:
-        raise CannotFit(f"{problem}; see `gpuq gpus`" if job.request.gpus else problem)
+        about_gpus = job.request.gpus and "--cpus" not in problem and "--ram" not in problem
+        raise CannotFit(f"{problem}; see `gpuq gpus`" if about_gpus else problem)
     first_job = core.store.next_id() == 1
     ids = _queue(daemon, key, checked)
     note = views.gpus_note(core) if first_job else None

@@ -17,7 +17,7 @@ from gpuq.model import ArrayPlace, Condition, Dependency, Driver, EarlySignal, J
 from gpuq.policy.retry import parse_rule
 from gpuq.protocol import Message
 from gpuq.store.rows import dump
-from gpuq.units import MAX_SIZE, MAX_TIME, format_duration, parse_duration
+from gpuq.units import MAX_SIZE, MAX_TIME, format_duration, format_size, parse_duration
 
 #: Longest single argument, with its NUL, that execve(2) takes: MAX_ARG_STRLEN.
 MAX_ARGUMENT = 32 * 4096
@@ -142,7 +142,7 @@ def check_template(t: Mapping[str, Any], owner: int, driver: Driver | None, gpu_
         output=_output(t.get("output")),
         grace=_seconds(t.get("grace"), "--grace"),
         early_signal=_early_signal(t.get("early_signal"), time_limit),
-        log_limit=_optional(t, "log_limit", "--log-limit", SHORTEST_LOG),
+        log_limit=_log_limit(t),
         retry=_retry(t.get("retry") or []),
     )
 
@@ -198,6 +198,13 @@ def _signal(name: str, text: str) -> int:
     if number in (signal.SIGKILL, signal.SIGSTOP):
         raise UsageError(f"--signal {text!r}: no program can answer to {word}")
     return int(number)
+
+
+def _log_limit(t: Mapping[str, Any]) -> int | None:
+    limit = _optional(t, "log_limit", "--log-limit")
+    if limit is not None and limit < SHORTEST_LOG:
+        raise UsageError(f"--log-limit is {format_size(limit)}, and at least {format_size(SHORTEST_LOG)} are kept")
+    return limit
 
 
 def _retry(value: object) -> tuple[RetryRule, ...]:

@@ -13,7 +13,7 @@ from gpuq.daemon.core import Core, Running, over_text
 from gpuq.daemon.evidence import broken_gpus
 from gpuq.daemon.owners import owner_name
 from gpuq.events import Event
-from gpuq.model import WAITING, Attempt, Claim, Driver, Job, Reason
+from gpuq.model import WAITING, Attempt, Claim, Driver, Job, Reason, State
 from gpuq.policy.explain import asked, gpu_verdict, neighbour_lines
 from gpuq.policy.ledger import GpuState
 from gpuq.units import format_size
@@ -272,6 +272,9 @@ def _told(core: Core, job: Job) -> str:
     """What there is to say of a job that does not wait."""
     where = ", ".join(f"GPU {core.gpu_index(uuid)}" for uuid in job.gpus) or "no GPU"
     if job.id in core.running:
+        if job.state is State.SUSPENDED:
+            since = moment(job.suspended_at)
+            return f"suspended since {since}, and keeps {where}; `gpuq resume {job.id}` lets it go on"
         return f"runs on {where} since {moment(job.started_at)}"
     said = f"ended {moment(job.ended_at)}: {job.failure or job.state}"
     return f"{said} ({job.note})" if job.note else said

@@ -152,10 +152,17 @@ class SimulatedGpus:
     def close(self) -> None:
         return None
 
+    def _held(self, uuid: str) -> dict[int, int]:
+        try:
+            return self._cards.held(uuid)
+        except FileNotFoundError:  # somebody removed the folder, and with it what was held
+            self._cards = Cards.create(self._cards.folder, tuple(self._cards.totals.values()))
+            return self._cards.held(uuid)
+
     def _read_gpu(self, index: int, uuid: str) -> GpuReading:
         total = self._cards.totals[uuid]
         try:
-            held = self._cards.held(uuid)
+            held = self._held(uuid)
         except (OSError, ValueError) as error:
             return GpuReading(uuid, index, "Simulated GPU", total, 0, told=False, fault=f"cannot be read: {error}")
         processes = tuple(GpuProcess(pid, used, True, False) for pid, used in sorted(held.items()))

@@ -14,7 +14,8 @@ from typing import Any
 
 from gpuq.errors import StoreError
 from gpuq.events import Event, Kind
-from gpuq.model import LIVE, Attempt, Job, State
+from gpuq.launch import outcome
+from gpuq.model import ACTIVE, LIVE, Attempt, Ending, Job, State
 from gpuq.policy.lifecycle import NOT_ENDED
 from gpuq.store import runrecord
 from gpuq.store.store import Store
@@ -51,6 +52,8 @@ def reconcile(store: Store, run_root: Path, owner: int, now: float, *, deep: boo
             job = known.get(job_id)
             if job is not None:
                 _give(store, job, folder, owner, defaults, now, done)
+                if deep and job.state in ACTIVE and job.ending is None and _was_cancelled(folder / str(job.attempt)):
+                    store.overwrite(replace(job, ending=Ending.CANCEL))
             elif deep or job_id > last:
                 _rebuild(store, job_id, folder, owner, defaults, now, done)
         store.start_ids_after(ids[-1])
@@ -117,7 +120,7 @@ def _rebuild(
 
 
 def _running(job: Job, attempt: Attempt) -> Job:
-    return replace(
+    after = replace(
         job,
         **NOT_ENDED,
         state=State.RUNNING,
@@ -126,6 +129,16 @@ def _running(job: Job, attempt: Attempt) -> Job:
         started_at=attempt.started_at,
         log_path=attempt.log_path,
     )
+    return replace(after, ending=Ending.CANCEL) if _was_cancelled(Path(attempt.run_dir)) else after
+
+
+def _was_cancelled(run_dir: Path) -> bool:
+    """Whether the supervisor was told to end it: its owner did that, and this database has not heard of it."""
+    try:
+        result = outcome.read_result(run_dir)
+    except (OSError, StoreError):
+        return False
+    return result is not None and result.ended
 
 
 def _event(job: Job, now: float) -> Event:

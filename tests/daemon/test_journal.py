@@ -186,7 +186,7 @@ def test_a_running_daemon_makes_a_removed_log_anew(box: Box) -> None:
     box.daemon_pid()
     (box.state / "daemon.log").unlink()
     box.submit("true", gpus=0)
-    assert decisions(box)[0]["event"] == "submit"
+    assert "submit" in [line["event"] for line in decisions(box)]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be two users")

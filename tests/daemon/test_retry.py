@@ -169,7 +169,7 @@ def test_after_a_reboot_jobs_are_lost_or_run_again_as_they_asked(quick: Box) -> 
         (["--signal", "USR1", "--time", "5m"], "write the signal and how long"),
         (["--signal", "USR1@soon", "--time", "5m"], "is not a time"),
         (["--grace", "5"], "--grace '5' is not a time"),
-        (["--log-limit", "1K"], "--log-limit is 1024"),
+        (["--log-limit", "1K"], "--log-limit is 1KiB, and at least 64KiB"),
         (["--log-limit", "much"], "is not a size"),
     ],
 )

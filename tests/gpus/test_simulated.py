@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -156,10 +157,18 @@ def test_a_pid_that_was_used_again_holds_nothing(tmp_path: Path) -> None:
 
 def test_a_card_that_cannot_be_read_is_at_fault(tmp_path: Path) -> None:
     source = cards(tmp_path, "sim:2x24GiB")
-    (tmp_path / "sim" / source.read().gpus[0].uuid).rmdir()
+    card = tmp_path / "sim" / source.read().gpus[0].uuid
+    card.rmdir()
+    card.touch()
     broken, well = source.read().gpus
-    assert broken.fault is not None and "No such file" in broken.fault
+    assert broken.fault is not None and "Not a directory" in broken.fault
     assert well.fault is None
+
+
+def test_a_folder_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    source = cards(tmp_path, "sim:2x24GiB")
+    shutil.rmtree(tmp_path / "sim")
+    assert [gpu.fault for gpu in source.read().gpus] == [None, None]
 
 
 # --- jobs -----------------------------------------------------------------------------------------
