@@ -39,7 +39,9 @@ def check(as_json: Json = False) -> int:
 
 @app.command("backup", epilog=examples("gpuq db backup", "gpuq db backup --force /mnt/nas/queue.db"))
 def backup(
-    file: Annotated[str | None, typer.Argument(metavar="[FILE]", show_default=False)] = None,
+    file: Annotated[
+        str | None, typer.Argument(metavar="[FILE]", help="Where to; into `backups/` if not given.", show_default=False)
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -54,7 +56,7 @@ def backup(
 
 @app.command("restore", epilog=examples("gpuq db restore ~/queue.db"))
 def restore(
-    file: Annotated[str, typer.Argument(metavar="FILE")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A copy that `db backup` made.")],
     as_json: Json = False,
 ) -> None:
     """Go on with a copy of the database, which is checked first.
