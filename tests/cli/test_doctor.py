@@ -304,3 +304,10 @@ def test_a_database_is_opened_without_a_trace(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["queue.db"]
     assert folders.last_event(path) == 7.0
     assert [one.name for one in tmp_path.iterdir()] == ["queue.db"]
+
+
+def test_a_cgroup_that_was_asked_for_and_cannot_be_used_is_told(box: Box) -> None:
+    box.setenv(GPUQ_CGROUP=str(box.folder))
+    box.daemon_pid()
+    found = checks(box)["cgroups"]
+    assert (found["result"], "is not a cgroup" in found["text"], "GPUQ_CGROUP" in found["fix"]) == ("warn", True, True)

@@ -169,7 +169,10 @@ def check_cgroups() -> Iterable[Check]:
             said = str(client.request("status")["supervision"])
     except (GpuqError, KeyError):
         said = cgroup.find().describe()
-    yield Check("cgroups", OK, said)
+    # asked for by name, and not to be had
+    asked = f"because {cgroup.VARIABLE}" in said
+    fix = f"correct or unset {cgroup.VARIABLE}, then `gpuq daemon restart`"
+    yield Check("cgroups", WARN, said, fix) if asked else Check("cgroups", OK, said)
 
 
 def check_clock() -> Iterable[Check]:
