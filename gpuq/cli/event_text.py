@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpuq.cli import fields
-from gpuq.units import printable
+from gpuq.units import format_size, printable
 
 Event = Mapping[str, Any]
 #: What is known of which UUID has which index.
@@ -53,4 +53,6 @@ def indexes_of(job: Mapping[str, Any]) -> dict[str, int]:
 def _value(key: str, value: object) -> str:
     if isinstance(value, str):
         return short_uuid(value) if key == "gpu" else printable(value)
+    if key in ("vram", "ram") and isinstance(value, int):
+        return format_size(value)
     return json.dumps(value)

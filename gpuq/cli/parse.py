@@ -29,12 +29,12 @@ def parse_array(text: str) -> tuple[list[int], int]:
     spec, percent, most = text.strip().partition("%")
     limit = _number(most, text) if percent else 0
     if percent and limit == 0:
-        raise UsageError(f"array {text!r}: after % stands how many run at a time, which is at least 1")
+        raise UsageError(f"--array {text!r}: after % stands how many run at a time, which is at least 1")
     indexes: set[int] = set()
     for part in spec.split(","):
         indexes.update(_array_part(part, text))
         if len(indexes) > MAX_JOBS:
-            raise UsageError(f"array {text!r} has more than {MAX_JOBS:,} members")
+            raise UsageError(f"--array {text!r} has more than {MAX_JOBS:,} members")
     return sorted(indexes), limit
 
 
@@ -45,19 +45,19 @@ def _array_part(part: str, text: str) -> range:
     high = _number(high_text, text) if dash else low
     step = _number(step_text, text) if colon else 1
     if high < low:
-        raise UsageError(f"array {text!r}: the range {span!r} is upside down: write {high}-{low}")
+        raise UsageError(f"--array {text!r}: the range {span!r} is upside down: write {high}-{low}")
     if step == 0 or (colon and not dash):
-        raise UsageError(f"array {text!r}: a step is at least 1 and follows a range, as in 0-10:2")
+        raise UsageError(f"--array {text!r}: a step is at least 1 and follows a range, as in 0-10:2")
     if (high - low) // step >= MAX_JOBS:
-        raise UsageError(f"array {text!r} has more than {MAX_JOBS:,} members")
+        raise UsageError(f"--array {text!r} has more than {MAX_JOBS:,} members")
     return range(low, high + 1, step)
 
 
 def _number(word: str, text: str) -> int:
     if not (word.isascii() and word.isdigit()):
-        raise UsageError(f"array {text!r} is not a list of indexes: write 0-99, 1,3,5-9, 0-10:2 or 0-99%4")
+        raise UsageError(f"--array {text!r} is not a list of indexes: write 0-99, 1,3,5-9, 0-10:2 or 0-99%4")
     if len(word) > 10 or int(word) > MAX_INDEX:
-        raise UsageError(f"array {text!r}: {word} is larger than {MAX_INDEX:,}")
+        raise UsageError(f"--array {text!r}: {word} is larger than {MAX_INDEX:,}")
     return int(word)
 
 
@@ -70,7 +70,7 @@ def parse_begin(text: str, now: float) -> float:
     if word == "now":
         return now
     if word.startswith("now+"):
-        return now + parse_duration(word[4:], "begin")
+        return now + parse_duration(word[4:], "--begin now+")
     clock = _time_of_day(word)
     if clock is not None:
         hour, minute, second = clock
@@ -83,7 +83,7 @@ def parse_begin(text: str, now: float) -> float:
         return now + parse_duration(word, "begin")
     except UsageError:
         raise UsageError(
-            f"begin {text!r} is not a time: write now+1h, 2h, 16:00 or 2026-11-23T08:00 (local time)"
+            f"--begin {text!r} is not a time: write now+1h, 2h, 16:00 or 2026-11-23T08:00 (local time)"
         ) from None
 
 
@@ -93,7 +93,7 @@ def _time_of_day(word: str) -> tuple[int, int, int] | None:
         return None
     hour, minute, second = (*map(int, parts), 0)[:3]
     if hour > 23 or minute > 59 or second > 59:
-        raise UsageError(f"begin {word!r} is not a time of day: 0:00 to 23:59:59")
+        raise UsageError(f"--begin {word!r} is not a time of day: 0:00 to 23:59:59")
     return hour, minute, second
 
 
@@ -101,11 +101,11 @@ def _date(word: str, text: str, now: float) -> float:
     try:
         at = datetime.fromisoformat(word).timestamp()
     except (ValueError, OverflowError, OSError):
-        raise UsageError(f"begin {text!r} is not a date: write 2026-11-23 or 2026-11-23T08:00") from None
+        raise UsageError(f"--begin {text!r} is not a date: write 2026-11-23 or 2026-11-23T08:00") from None
     if at <= now:
-        raise UsageError(f"begin {text!r} has passed")
+        raise UsageError(f"--begin {text!r} has passed")
     if at > now + MAX_TIME:
-        raise UsageError(f"begin {text!r} is more than ten years away")
+        raise UsageError(f"--begin {text!r} is more than ten years away")
     return at
 
 

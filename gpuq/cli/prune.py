@@ -56,8 +56,8 @@ def prune(
 
     wanted: dict[str, Any] = {
         "sel": select(ids, state, tag).to_json(),
-        "older": None if older is None else parse_duration(older),
-        "larger": None if larger is None else parse_size(larger),
+        "older": None if older is None else parse_duration(older, "--older"),
+        "larger": None if larger is None else parse_size(larger, "--larger"),
         "logs_only": logs_only,
         "all": every,
     }

@@ -13,7 +13,7 @@ app = new_app()
 @app.command(
     "sim-job",
     epilog=examples(
-        "export GPUQ_STATE_DIR=$(mktemp -d) GPUQ_GPUS=sim:2x24GiB     a queue to play with",
+        "export GPUQ_STATE_DIR=$(mktemp -d) GPUQ_GPUS=sim:2x24GiB",
         "gpuq submit --vram 10GiB -- gpuq sim-job --vram 8GiB --ramp 5s --for 60s",
     ),
 )

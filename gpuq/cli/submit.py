@@ -34,11 +34,11 @@ app = new_app()
     epilog=examples(
         "gpuq submit --vram 10GiB -- python train.py --lr 1e-4",
         "gpuq submit --gpus 2 --time 8h --name big -- ./train.sh",
-        "gpuq submit --array 0-99%4 --vram 4GiB -- ./eval.sh     sees GPUQ_ARRAY_INDEX",
+        "gpuq submit --array 0-99%4 --vram 4GiB -- ./eval.sh   sees GPUQ_ARRAY_INDEX",
         "gpuq submit --after ok:12 -- python report.py",
         "gpuq submit --retry vram-oom:2*1.5 --requeue --vram 8GiB -- ./train.sh",
         "gpuq submit --time 8h --signal USR1@300 --grace 2m -- ./train.sh",
-        "gpuq submit --gpus 0 --from commands.txt                a shell command per line",
+        "gpuq submit --gpus 0 --from commands.txt   a shell command per line",
     ),
 )
 def submit(

@@ -36,7 +36,7 @@ def test_help_is_text_of_80_columns(box: Box) -> None:
         if not verb.group:
             shown = box.ok(name, "--help", env={"COLUMNS": "80"})
             assert f"Usage: gpuq {name}" in shown
-            assert max(map(len, shown.splitlines())) <= 90  # examples keep their lines
+            assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_help_lists_every_verb(box: Box) -> None:
