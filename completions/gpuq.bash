@@ -152,7 +152,7 @@ _gpuq() {
             argument=""
             ;;
         "db restore")
-            options="--json -h --help"
+            options="-y --yes --json -h --help"
             values=""
             argument=""
             ;;

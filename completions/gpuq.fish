@@ -245,6 +245,7 @@ complete -c gpuq -n '__gpuq_options db backup' -l force -d 'Replace FILE if it e
 complete -c gpuq -n '__gpuq_options db backup' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options db backup' -s h -l help -d 'Show the help.'
 complete -c gpuq -n '__gpuq_group db' -a restore -d 'Go on with a copy of the database, which is checked first.'
+complete -c gpuq -n '__gpuq_options db restore' -s y -l yes -d 'Do not ask'
 complete -c gpuq -n '__gpuq_options db restore' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options db restore' -s h -l help -d 'Show the help.'
 complete -c gpuq -n __gpuq_no_verb -a daemon -d 'Start, stop and look at the daemon.'

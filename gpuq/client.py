@@ -121,6 +121,21 @@ def request(op: str, *, start: bool = True, **fields: Any) -> Message:
     return _persist(ask, TRIES if op in READING else 1)
 
 
+def restore_alone(path: str, *, dry_run: bool) -> Message:
+    """The operation `db-restore` where no daemon runs, nor can start. Raises what is wrong."""
+    import subprocess
+
+    words = [sys.executable, "-P", "-X", "utf8", "-m", "gpuq.daemon.restore", path, "dry" if dry_run else ""]
+    env = {**os.environ, "GPUQ_STATE_DIR": str(config.state_dir())}
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
+    if not done.stdout:
+        raise DaemonUnreachable(f"the restore ended without a word, with exit code {done.returncode}")
+    reply = protocol.decode(done.stdout)
+    if reply.get("ok") is False:
+        protocol.raise_error(reply.get("error", {}))
+    return reply
+
+
 def request_then_anew(op: str, *, anew: Callable[[Message], bool], **fields: Any) -> Message:
     """A request after which, where `anew` says so of its reply, the daemon begins anew: returns when that one answers.
 

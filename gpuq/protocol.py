@@ -25,7 +25,7 @@ Operations and their fields (`sel` is a Selection as JSON; `job` is the object o
 | events | sel?, since?, limit, follow | events; with follow a stream of {"event": event} after them |
 | db-check | | path bytes whole problems checked_at report |
 | db-backup | path?, force | path bytes |
-| db-restore | path | path jobs; the daemon begins anew after the reply |
+| db-restore | path dry_run | path jobs missing waiting; then the daemon begins anew |
 | prune | sel, older?, larger?, all, logs_only, dry_run | done [ids], kept [ids], bytes |
 | stop | jobs, restart | running, cancelled; the daemon exits after the reply |
 """

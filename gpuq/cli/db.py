@@ -1,12 +1,15 @@
 """`db check|backup|restore`."""
 
 import os
+import sys
 from typing import Annotated
 
 import typer
 
 from gpuq.cli.common import Json, count_jobs, examples, new_app, print_json, tell
-from gpuq.client import request, request_then_anew
+from gpuq.client import request, request_then_anew, restore_alone
+from gpuq.errors import DaemonUnreachable
+from gpuq.protocol import Message, ranges
 from gpuq.units import format_size
 
 app = new_app()
@@ -54,18 +57,57 @@ def backup(
         print(reply["path"])
 
 
-@app.command("restore", epilog=examples("gpuq db restore ~/queue.db"))
+@app.command("restore", epilog=examples("gpuq db restore ~/queue.db", "gpuq db restore --yes ~/queue.db"))
 def restore(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A copy that `db backup` made.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Go on with a copy of the database, which is checked first.
 
     The present database is set aside in `damaged/`, not deleted. Jobs that run go on; nothing that has run since the
-    copy was made runs again, and no id is used twice.
+    copy was made runs again, and no id is used twice. Jobs that are not in the copy and have not run are lost: on a
+    terminal it asks first.
     """
-    reply = request_then_anew("db-restore", anew=lambda _: True, path=os.path.abspath(file))
+    path = os.path.abspath(file)
+    try:
+        told = request("db-restore", path=path, dry_run=True)
+        alone = False
+    except DaemonUnreachable:  # perhaps because of the database that is to go
+        told = restore_alone(path, dry_run=True)
+        alone = True
+    warning = _warning(told)
+    if warning:
+        tell(warning)
+        if not yes and sys.stdin.isatty():
+            tell("go on? [y/N]")
+            if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+                return 1
+    if alone:
+        reply = restore_alone(path, dry_run=False)
+        request("status")
+    else:
+        reply = request_then_anew("db-restore", anew=lambda _: True, path=path)
     if as_json:
-        print_json("gpuq.db/1", path=reply["path"], jobs=reply["jobs"])
+        fields = {name: reply[name] for name in ("path", "jobs", "missing")}
+        print_json("gpuq.db/1", **fields, waiting=_ids(reply))
     else:
         tell(f"the queue goes on with {reply['path']}: {count_jobs(int(reply['jobs']))} in it")
+    return 0
+
+
+def _ids(reply: Message) -> list[int]:
+    return [job_id for low, high in reply["waiting"] for job_id in range(low, high + 1)]
+
+
+def _warning(told: Message) -> str:
+    """What a restore costs; empty if nothing."""
+    if told["missing"] is None:
+        return "the present database cannot be read: how many of its jobs are not in the copy is not known"
+    if not told["missing"]:
+        return ""
+    text = f"not in the copy: {count_jobs(told['missing'])} of the present database"
+    waiting = _ids(told)
+    if not waiting:
+        return f"{text}; those that ran are known by their run folders"
+    return f"{text}, of which {len(waiting):,} wait and will be lost: {ranges(waiting)}"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from gpuq.daemon import views
 from gpuq.daemon.asking import Answer, Daemon, Session, check_selection
-from gpuq.errors import BadRequest, UsageError
+from gpuq.errors import BadRequest, StoreError, UsageError
 from gpuq.model import ENDED, Job
 from gpuq.protocol import MAX_ID, Message
-from gpuq.store import backup, check, recovery
+from gpuq.store import backup, recovery, restore
 
 #: Jobs that are removed in one go; others are served between two.
 SLICE = 200
@@ -49,12 +49,20 @@ async def db_restore(daemon: Daemon, session: Session, message: Message) -> Mess
     path = _path(message.get("path"))
     if path is None:
         raise BadRequest("which file?")
-    folder = daemon.core.state_dir
-    jobs = await asyncio.to_thread(check.refuse_backup, path, session.uid)
-    await asyncio.to_thread(backup.copy_file, path, folder / recovery.RESTORE, replace=True)
-    recovery.mark(folder, f"from {path}", restore=True)
-    daemon.begin_anew()
-    return {"path": str(path), "jobs": jobs}
+    dry_run = message.get("dry_run") is True
+    answer = await asyncio.to_thread(restore_reply, daemon.core.state_dir, path, session.uid, dry_run=dry_run)
+    if not dry_run:
+        daemon.begin_anew()
+    return answer
+
+
+def restore_reply(folder: Path, path: Path, owner: int, *, dry_run: bool) -> Message:
+    """What a restore does, or would do; the next start of the daemon goes on with the copy. Raises StoreError."""
+    try:
+        weighed = (restore.weigh if dry_run else restore.take)(folder, path, owner)
+    except OSError as error:
+        raise StoreError(f"the restore could not be written down: {error.strerror or error}") from None
+    return {"path": str(path), "jobs": weighed.jobs, "missing": weighed.missing, "waiting": weighed.waiting}
 
 
 def _path(value: object) -> Path | None:

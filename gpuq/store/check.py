@@ -11,7 +11,7 @@ from gpuq.errors import StoreDamaged, StoreError
 from gpuq.model import LIVE
 from gpuq.store.connection import Connection, connect_readonly
 from gpuq.store.format import HEADER, MAGIC, read_header, read_log
-from gpuq.store.migrations import version_of
+from gpuq.store.migrations import refuse_newer, version_of
 from gpuq.store.salvage import shapes
 
 #: SQLite asks this often, in instructions of its own, whether to go on with a thorough check.
@@ -85,8 +85,8 @@ def thorough(path: Path, stop: Callable[[], bool]) -> list[str] | None:
     return [] if lines == ["ok"] else lines
 
 
-def refuse_backup(path: Path, owner: int) -> int:
-    """Check a file that somebody wants to go on with; the number of its jobs. Raises StoreError with what is wrong."""
+def refuse_backup(path: Path, owner: int) -> None:
+    """Check a file that somebody wants to go on with. Raises StoreError with what is wrong, OSError."""
     problem = before_opening(path)
     if problem is not None:
         raise StoreError(f"{path} is damaged: {problem}")
@@ -97,7 +97,7 @@ def refuse_backup(path: Path, owner: int) -> int:
         tables = {row["name"] for row in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
         if version_of(conn) == 0 or "jobs" not in tables:
             raise StoreError(f"{path} is not a database of gpuq")
+        refuse_newer(version_of(conn))
         row = conn.execute("SELECT id, owner FROM jobs WHERE owner != ? LIMIT 1", (owner,)).fetchone()
         if row is not None:
             raise StoreError(f"{path} belongs to somebody else: job {row['id']} is of uid {row['owner']}")
-        return int(conn.execute("SELECT count(*) FROM jobs").fetchone()[0])

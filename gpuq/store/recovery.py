@@ -137,7 +137,7 @@ def _records(run_root: Path) -> Iterable[Path]:
 
 
 def _recover(folder: Path, run_root: Path, found: Mark) -> Recovered:
-    if found.source is None and (folder / DATABASE).is_file():
+    if found.source is None and not found.restore and (folder / DATABASE).is_file():
         salvage.refuse_newer_file(folder / DATABASE)
     log.error("the database is set aside: %s", found.why, extra={"event": "recover"})
     source = found.source or _set_aside(folder, found)
@@ -191,7 +191,7 @@ class _Report:
 
 def _build(fresh: Path, aside: Path, run_root: Path, found: Mark) -> _Report:
     now = time.time()
-    read = _read(aside / DATABASE)
+    read = _read(aside / DATABASE, needed=not found.restore)
     kept = changes.read(aside / changes.NAME)
     conn = connect(fresh)
     with contextlib.closing(conn):
@@ -206,7 +206,7 @@ def _build(fresh: Path, aside: Path, run_root: Path, found: Mark) -> _Report:
     store = Store(fresh, network=True)
     with contextlib.closing(store):
         replayed = 0 if found.restore else replay(store, kept, mixed=read is None or bool(read.notes))
-        mended = mend(store, run_root, now, mixed=read is not None and bool(read.notes))
+        mended = mend(store, run_root, now, mixed=not found.restore and read is not None and bool(read.notes))
         told = reconcile(store, run_root, os.geteuid(), now, deep=True)
         last = max(_last_id(store, read), kept.last_id)
         with store.transaction():
@@ -219,10 +219,15 @@ def _build(fresh: Path, aside: Path, run_root: Path, found: Mark) -> _Report:
     return report
 
 
-def _read(path: Path) -> salvage.Found | None:
+def _read(path: Path, *, needed: bool) -> salvage.Found | None:
+    """What is in a database; None where there is none, or where it need not be known and a newer gpuq wrote it."""
     try:
         return salvage.read(path)
     except FileNotFoundError:
+        return None
+    except StoreError:
+        if needed:
+            raise
         return None
 
 

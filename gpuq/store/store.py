@@ -49,10 +49,10 @@ _LIVE = "ended_at IS NULL"
 class Store:
     """Open with `Store(path)`; raises StoreError when the file cannot be used, StoreDamaged when it is damaged.
 
-    A database with jobs is copied into `backups/` beside it before its schema changes.
+    A database with jobs is copied into `backups/` beside it before its schema changes, if `backups` says so.
     """
 
-    def __init__(self, path: Path, *, network: bool = False) -> None:
+    def __init__(self, path: Path, *, network: bool = False, backups: bool = True) -> None:
         self.path = path
         self._network = network
         self.changes: Changes | None = None
@@ -62,7 +62,7 @@ class Store:
             version = version_of(self.conn)
             refuse_newer(version)
             self._configure()
-            if outdated(version) and self.conn.execute("SELECT 1 FROM jobs LIMIT 1").fetchone():
+            if backups and outdated(version) and self.conn.execute("SELECT 1 FROM jobs LIMIT 1").fetchone():
                 before_migration(self.conn, path.parent / FOLDER, version)
             migrate(self.conn)
         except BaseException:

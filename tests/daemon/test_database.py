@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import socket
 import sqlite3
 import stat
 from contextlib import ExitStack, closing
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gpuq.client import Client
 from tests.harness import Box, gone, wait_until
 
 
@@ -93,6 +96,13 @@ def test_who_comes_while_the_daemon_begins_anew_waits_for_it(box: Box) -> None:
     box.ok("db", "backup", str(target))
     pid = box.daemon_pid()
     for _ in range(3):
+        with Client.connect() as client:
+            client.request("db-restore", path=str(target))
+            client.until_closed()
+        with open(box.state / "start.lock", "rb") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)  # clients that find nobody wait for this
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.connect(str(box.state / "sock"))
         with ExitStack() as stack:
             lists = [stack.enter_context(box.started("list", "-q")) for _ in range(4)]
             box.request("db-restore", path=str(target))
@@ -182,7 +192,59 @@ def test_what_is_no_backup_is_refused(box: Box) -> None:
     with closing(sqlite3.connect(other)) as db:
         db.execute("CREATE TABLE jobs (id)")
     assert "not a database of gpuq" in box.fails(1, "db", "restore", str(other))
+    os.mkfifo(box.folder / "fifo")
+    assert "is not a file" in box.fails(1, "db", "restore", str(box.folder / "fifo"))
+    assert "is not a file" in box.fails(1, "db", "restore", str(box.folder))
+    assert "No such file" in box.fails(1, "db", "restore", str(box.folder / "nowhere"))
+    for what, sql in {
+        "makes no sense": "UPDATE jobs SET limits = '{'",
+        "flying": "UPDATE jobs SET state = 'flying'",
+        "newer": "PRAGMA user_version = 99",
+    }.items():
+        copied = box.folder / f"{what}.db"
+        box.ok("db", "backup", str(copied))
+        with closing(sqlite3.connect(copied)) as db:
+            db.execute(sql)
+            db.commit()
+        pid = box.daemon_pid()
+        assert what in box.fails(1, "db", "restore", "--yes", str(copied))
+        assert box.daemon_pid() == pid
     assert everything(box).keys() == {held}
+    assert not (box.state / "damaged").exists() and not list(box.state.glob("*restore*")), "nothing was changed"
+
+
+def test_a_restore_tells_before_it_begins_which_jobs_are_not_in_the_copy(box: Box) -> None:
+    first = box.submit("true", hold=True)
+    copied = box.folder / "copy.db"
+    box.ok("db", "backup", str(copied))
+    assert "lost" not in box.run("db", "restore", str(copied)).stderr
+    ran = box.submit("true", cpus=0)
+    box.wait(ran)
+    lost = box.submit_many([["true"]] * 3, hold=True)
+    dry = box.request("db-restore", path=str(copied), dry_run=True)
+    assert (dry["missing"], dry["waiting"]) == (4, [[lost[0], lost[-1]]])
+    done = box.run("db", "restore", "--json", str(copied))
+    told = f"4 jobs of the present database, of which 3 wait and will be lost: {lost[0]}-{lost[-1]}"
+    assert told in done.stderr
+    assert json.loads(done.stdout)["waiting"] == lost
+    assert everything(box).keys() == {first, ran}
+    assert box.submit("true", hold=True) == lost[-1] + 1
+
+
+def test_a_restore_helps_where_a_newer_database_is_in_the_way(box: Box) -> None:
+    held = box.submit("true", hold=True)
+    copied = box.folder / "copy.db"
+    box.ok("db", "backup", str(copied))
+    late = box.submit("true", hold=True)
+    box.ok("daemon", "stop")
+    with closing(sqlite3.connect(box.state / "queue.db")) as db:
+        db.execute("PRAGMA user_version = 99")
+        db.commit()
+    assert "newer gpuq" in box.fails(5, "list")
+    assert "newer" in box.fails(1, "db", "restore", str(box.state / "queue.db"))
+    assert "cannot be read" in box.run("db", "restore", str(copied)).stderr
+    assert everything(box).keys() == {held}
+    assert box.submit("true", hold=True) == late + 1
 
 
 def test_prune_removes_what_was_chosen_and_nothing_else(box: Box) -> None:
