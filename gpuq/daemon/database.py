@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gpuq.daemon import views
-from gpuq.daemon.asking import Answer, Daemon, Session, check_selection
+from gpuq.daemon.asking import Answer, Daemon, Session, check_selection, selected
 from gpuq.errors import BadRequest, StoreError, UsageError
 from gpuq.model import ENDED, Job
 from gpuq.protocol import MAX_ID, Message
-from gpuq.store import backup, recovery, restore
+from gpuq.store import backup, recovery, restore, runrecord
 
 #: Jobs that are removed in one go; others are served between two.
 SLICE = 200
@@ -40,6 +40,7 @@ async def db_backup(daemon: Daemon, _session: Session, message: Message) -> Mess
     folder = daemon.core.state_dir
     target = _path(message.get("path")) or folder / backup.FOLDER / f"queue.{backup.stamp()}.db"
     replace = message.get("force") is True
+    backup.refuse_target(target, folder)
     await asyncio.to_thread(backup.copy_file, folder / recovery.DATABASE, target, replace=replace)
     return {"path": str(target), "bytes": target.stat().st_size}
 
@@ -83,6 +84,8 @@ async def prune(daemon: Daemon, session: Session, message: Message) -> Message:
     older, larger = _number(message, "older"), _number(message, "larger")
     if selection.empty and older is None and larger is None and message.get("all") is not True:
         raise UsageError("which jobs? choose with --older, --larger, --state, --tag or ids, or say --all")
+    if selection.ranges:
+        selected(core, session, message)  # an id that does not exist is refused, as everywhere
     before = time.time() - (older or 0.0)
     jobs, _ = core.store.select_jobs(selection, tuple(sorted(ENDED)), "id", None)
     chosen = [job for job in jobs if job.owner == session.uid and (job.ended_at or 0.0) <= before]
@@ -105,6 +108,7 @@ async def _remove(daemon: Daemon, ids: list[int], *, logs_only: bool) -> None:
     """The folders first: rows without folders are removed the next time, folders without rows never."""
     core = daemon.core
     ended = [n for n in ids if core.store.state_of(n) in ENDED]  # one may have been retried meanwhile
+    await asyncio.to_thread(runrecord.remember, core.run_root, core.store.next_id() - 1)
     await asyncio.to_thread(_remove_folders, core.run_root, ended, logs_only)
     if not logs_only:
         with core.store.transaction():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import resource
@@ -21,14 +22,16 @@ from gpuq.daemon.asking import Daemon
 from gpuq.daemon.core import Core
 from gpuq.daemon.home import Home, hold_starters, keep_or_end
 from gpuq.daemon.notify import Notifier
+from gpuq.daemon.reserve import Reserve
 from gpuq.daemon.runner import Runner
 from gpuq.daemon.server import STOPPED, Server
 from gpuq.daemon.upkeep import Upkeep
-from gpuq.errors import GpuqError, StoreDamaged, StoreError
+from gpuq.errors import DiskFull, GpuqError, StoreDamaged, StoreError
 from gpuq.events import Event, Kind
 from gpuq.launch import cgroup
 from gpuq.model import Host, Settings
 from gpuq.store import recovery
+from gpuq.store.connection import disk_full
 from gpuq.store.recovery import open_store
 from gpuq.store.store import Store
 
@@ -72,6 +75,9 @@ def main(ready_fd: int, tries: int = 0, gate: int = -1) -> None:
         sys.exit(error.exit_code)
     except Exception as error:
         log.exception("the daemon fails")
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _say(life.ready_fd, disk_full(folder).message)
+            sys.exit(DiskFull.exit_code)
         _say(life.ready_fd, f"it failed ({type(error).__name__}: {error}); {folder / 'daemon.log'} tells more")
         sys.exit(1)
     # a new program in the same process: supervisors stay its children, and nothing of the old state is left
@@ -89,7 +95,7 @@ def _run(folder: Path, life: Life) -> bool:
         _raise_descriptor_limit()
         settings = config.load_settings()
         run_root = _run_root(folder)
-        store, recovered = open_store(folder, run_root, network=config.on_network(folder))
+        store, recovered = _opened(folder, run_root)
         if recovered is not None:
             _write(life.ready_fd, f"note: {recovered.summary}")
         began = time.monotonic()
@@ -102,6 +108,17 @@ def _run(folder: Path, life: Life) -> bool:
             return True
         finally:
             store.close()
+
+
+def _opened(folder: Path, run_root: Path) -> tuple[Store, recovery.Recovered | None]:
+    """The database. What a start has to write there has room at the cost of the reserve. Raises StoreError."""
+    network = config.on_network(folder)
+    try:
+        return open_store(folder, run_root, network=network)
+    except DiskFull:
+        if not Reserve(folder).give_up():
+            raise
+        return open_store(folder, run_root, network=network)
 
 
 async def _live(settings: Settings, store: Store, home: Home, run_root: Path, life: Life) -> bool:

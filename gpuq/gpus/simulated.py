@@ -70,7 +70,11 @@ class Cards:
         for uuid in cards.totals:
             (folder / uuid).mkdir(mode=0o700, exist_ok=True)
         with cards._locked():
-            _write(folder / "gpus.json", json.dumps(cards.totals))
+            told = json.dumps(cards.totals)
+            with contextlib.suppress(OSError, ValueError):
+                if (folder / "gpus.json").read_text() == told:
+                    return cards  # a full disk is no reason not to start
+            _write(folder / "gpus.json", told)
         return cards
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import stat
 import time
 from pathlib import Path
 
@@ -32,6 +33,16 @@ def stamp() -> str:
     """The time now, UTC, as part of a file's name; its order is the order of time."""
     now = time.time()
     return time.strftime("%Y%m%dT%H%M%S", time.gmtime(now)) + f"{int(now * 1e6) % 1_000_000:06d}Z"
+
+
+def refuse_target(target: Path, state: Path) -> None:
+    """Raises UsageError for what a copy must not replace: what is no file, and what a state folder is made of."""
+    with contextlib.suppress(OSError):
+        if not stat.S_ISREG(os.lstat(target).st_mode):
+            raise UsageError(f"{target} is there and is not a regular file: name another one")
+    parent, home = Path(os.path.realpath(target.parent)), Path(os.path.realpath(state))
+    if parent.is_relative_to(home) and parent != home / FOLDER:
+        raise UsageError(f"{target} is in the state folder: name a file elsewhere, or in {home / FOLDER}")
 
 
 def copy_file(path: Path, target: Path, *, replace: bool = False) -> None:

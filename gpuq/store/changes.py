@@ -127,6 +127,8 @@ class Told:
     rows: dict[int, tuple[int, Values]] = field(default_factory=dict)
     environments: dict[str, bytes] = field(default_factory=dict)
     last_id: int = 0
+    #: ids of jobs that were pruned
+    removed: set[int] = field(default_factory=set)
 
 
 def last_event(path: Path) -> int:
@@ -168,10 +170,11 @@ def read(path: Path) -> Told:
             for ids in fields.get("removed", ()):
                 for job_id in ids:
                     told.rows.pop(job_id, None)
+                    told.removed.add(int(job_id))
             told.last_id = max(told.last_id, int(fields.get("last", 0)))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
-    told.last_id = max(told.last_id, max(told.rows, default=0))
+    told.last_id = max([told.last_id, *told.rows, *told.removed])
     return told
 
 

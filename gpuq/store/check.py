@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def before_opening(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            return "it is not a file"
         size, first = os.fstat(file).st_size, os.pread(file, HEADER, 0)
     finally:
         os.close(file)

@@ -165,6 +165,12 @@ class Image:
         self._size = os.fstat(self._file).st_size
         self.pages = max(-(-self._size // self.page_size), self.log.pages)
 
+    @property
+    def present(self) -> int:
+        """How many pages are there as a whole, in the file or in the log."""
+        held = self._size // self.page_size
+        return held + sum(1 for number in self.log.frames if number > held)
+
     def close(self) -> None:
         os.close(self._file)
         if self._log_file >= 0:

@@ -40,8 +40,8 @@ def reconcile(store: Store, run_root: Path, owner: int, now: float, *, deep: boo
     those that live, and at ids beyond the last.
     """
     done = Reconciled()
-    ids = runrecord.numbers(run_root)
-    if not ids:
+    ids, highest = runrecord.numbers(run_root), runrecord.remembered(run_root)
+    if not ids and not highest:
         return done
     last = store.next_id() - 1
     known = {job.id: job for job in store.every_job()} if deep else _live(store)
@@ -56,7 +56,7 @@ def reconcile(store: Store, run_root: Path, owner: int, now: float, *, deep: boo
                     store.overwrite(replace(job, ending=Ending.CANCEL))
             elif deep or job_id > last:
                 _rebuild(store, job_id, folder, owner, defaults, now, done)
-        store.start_ids_after(ids[-1])
+        store.start_ids_after(max([highest, *ids]))
     return done
 
 

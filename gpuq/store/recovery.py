@@ -79,7 +79,8 @@ def open_store(folder: Path, run_root: Path, *, network: bool) -> tuple[Store, R
             return _opened(folder, run_root, network), recovered
     except OSError as error:
         raise StoreError(
-            f"the database {folder / DATABASE} cannot be used: {error.strerror or error} ({error.filename})"
+            f"the database {folder / DATABASE} cannot be used: {error.strerror or error}"
+            + (f" ({error.filename})" if error.filename else "")
         ) from None
 
 
@@ -100,6 +101,8 @@ def _opened(folder: Path, run_root: Path, network: bool) -> Store:
         _refuse_older(store, folder)
         reconcile(store, run_root, os.geteuid(), time.time(), deep=False)
         store.keep_changes(folder / changes.NAME)
+        if store.next_id() > 1:
+            runrecord.remember(run_root, store.next_id() - 1)
     except BaseException:
         store.close()
         raise
@@ -211,7 +214,7 @@ def _build(fresh: Path, aside: Path, run_root: Path, found: Mark) -> _Report:
         last = max(_last_id(store, read), kept.last_id)
         with store.transaction():
             store.start_ids_after(last)
-            report = _tell(store, read, mended, told, replayed, last, found, aside)
+            report = _tell(store, read, mended, told, replayed, last, found, aside, kept.removed)
             data = {"note": report.summary, "report": str(aside / REPORT)}
             store.add_events([Event(now, Kind.RECOVERED, data=data)])
     if mended.left_out:
@@ -222,7 +225,7 @@ def _build(fresh: Path, aside: Path, run_root: Path, found: Mark) -> _Report:
 def _read(path: Path, *, needed: bool) -> salvage.Found | None:
     """What is in a database; None where there is none, or where it need not be known and a newer gpuq wrote it."""
     try:
-        return salvage.read(path)
+        return salvage.read(path) if not path.is_dir() else None
     except FileNotFoundError:
         return None
     except StoreError:
@@ -250,10 +253,11 @@ def _tell(
     last: int,
     found: Mark,
     aside: Path,
+    pruned: set[int],
 ) -> _Report:
     states = Counter(row["state"] for row in store.conn.execute("SELECT state FROM jobs"))
     ids = [row["id"] for row in store.conn.execute("SELECT id FROM jobs ORDER BY id")]
-    removed = {n for first, end in store.pruned() for n in range(first, end + 1)}
+    removed = pruned | {n for first, end in store.pruned() for n in range(first, end + 1)}
     missing = _gaps(sorted({*ids, *removed}), last)
     total = sum(states.values())
     lost = sum(b - a + 1 for a, b in missing)
@@ -286,7 +290,8 @@ def _tell(
         f"ids without a job:      {', '.join(_span(a, b) for a, b in missing) or 'none'}",
         *(f"held: job {job_id}: {note}" for job_id, note in mended.held.items()),
         "",
-        "An id without a job: its row could not be read and it had no run folder: it had not run.",
+        "An id without a job: its row could not be read and it has no run folder. It had not run, or `gpuq prune` or",
+        "somebody else removed its folder.",
         "Its number is not given out again.",
     ]
     return _Report(summary, lines)

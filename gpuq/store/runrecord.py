@@ -6,7 +6,9 @@ there too: what is read back is checked like a row of a damaged database. No env
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,9 +18,14 @@ from typing import Any
 from gpuq.errors import StoreError
 from gpuq.launch import identity, outcome, runfolder
 from gpuq.model import Attempt, Claim, Job, State
+from gpuq.protocol import MAX_ID
 from gpuq.store.rows import job_from_row, job_values
 
+log = logging.getLogger("gpuq.runrecord")
+
 NAME = runfolder.RECORD
+#: In the folder of all runs: the largest id given out, for when the database is lost and folders were pruned.
+LAST = "last"
 #: Longest file that is read, in bytes: a command and as much again.
 _LONGEST = 4 * 1024 * 1024
 
@@ -103,6 +110,28 @@ def ended(attempt: Attempt) -> Attempt | None:
         user_seconds=result.user_seconds,
         system_seconds=result.system_seconds,
     )
+
+
+def remember(run_root: Path, job_id: int) -> None:
+    """Write down beside the run folders that this id was given out, where nothing says so of a larger one."""
+    if job_id <= remembered(run_root):
+        return
+    unfinished = run_root / f"{LAST}.new"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        run_root.mkdir(mode=0o700, exist_ok=True)
+        with open(os.open(unfinished, flags, 0o600), "w", encoding="ascii") as file:
+            file.write(f"{job_id}\n")
+        unfinished.replace(run_root / LAST)
+    except OSError as error:
+        log.warning("the last id could not be written down: %s", error)
+
+
+def remembered(run_root: Path) -> int:
+    """The largest id that was written down; 0 where there is none."""
+    with contextlib.suppress(OSError, StoreError, ValueError):
+        return min(MAX_ID, int(runfolder.read_file(run_root / LAST, 32) or b"0"))
+    return 0
 
 
 def numbers(folder: Path) -> list[int]:

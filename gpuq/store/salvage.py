@@ -91,7 +91,7 @@ def read(path: Path) -> Found:
     try:
         version = _version(image.header)
         known = shapes()
-        found = Found(version, {table: {} for table in known}, header=image.header is not None, pages=image.pages)
+        found = Found(version, {table: {} for table in known}, header=image.header is not None, pages=image.present)
         if image.header is not None:
             found.pages_told = image.log.pages or image.header.pages
         if image.log.damage is not None:

@@ -148,8 +148,18 @@ def test_a_backup_is_complete_and_overwrites_nothing(box: Box) -> None:
     precious.write_text("mine")
     link = box.folder / "link.db"
     link.symlink_to(precious)
-    box.ok("db", "backup", "--force", str(link))
-    assert precious.read_text() == "mine" and not link.is_symlink()
+    os.mkfifo(box.folder / "fifo")
+    (box.folder / "folder").mkdir()
+    for no_file in (link, box.folder / "fifo", box.folder / "folder"):
+        kind = no_file.lstat().st_mode
+        assert "not a regular file" in box.fails(2, "db", "backup", "--force", str(no_file))
+        assert no_file.lstat().st_mode == kind
+    assert precious.read_text() == "mine"
+    for ours in ("queue.db", "queue.db-wal", "daemon.lock", "new.db", "jobs/new.db"):
+        assert "in the state folder" in box.fails(2, "db", "backup", "--force", str(box.state / ours))
+    (box.folder / "way").symlink_to(box.state)
+    assert "in the state folder" in box.fails(2, "db", "backup", "--force", str(box.folder / "way" / "queue.db"))
+    box.ok("db", "backup", "--force", str(target))
     assert Path(box.ok("db", "backup").strip()).parent == box.state / "backups"
     assert json.loads(box.ok("db", "check", "--json"))["whole"] is True
 
@@ -247,6 +257,37 @@ def test_a_restore_helps_where_a_newer_database_is_in_the_way(box: Box) -> None:
     assert box.submit("true", hold=True) == late + 1
 
 
+def test_ids_of_pruned_jobs_are_never_given_out_again(box: Box) -> None:
+    """Not even where the database is lost, and with it or without it what is told beside it."""
+    held = box.submit("true", hold=True)
+    for kept in (True, False):
+        ended = box.submit_many([["true"]] * 3, cpus=0)
+        box.wait(*ended)
+        box.ok("prune", "--all", "--yes")
+        box.kill_daemon()
+        for path in box.state.glob("queue.db*"):
+            path.unlink()
+        if not kept:
+            (box.state / "changes").unlink()
+        assert everything(box).keys() == ({held} if kept else set())
+        assert box.submit("true", hold=True) == ended[-1] + 1
+        if kept:
+            report = next((box.state / "damaged").glob("*/report.txt")).read_text()
+            assert "ids without a job:      none" in report
+
+
+def test_something_else_in_the_place_of_the_database_is_set_aside(box: Box) -> None:
+    held = box.submit("true", hold=True)
+    box.ok("daemon", "stop")
+    for path in box.state.glob("queue.db*"):
+        path.unlink()
+    (box.state / "queue.db").mkdir()
+    (box.state / "queue.db" / "note").write_text("mine")
+    assert "it is not a file" in box.run("list").stderr
+    assert everything(box).keys() == {held}
+    assert [path.read_text() for path in box.state.glob("damaged/*/queue.db/note")] == ["mine"]
+
+
 def test_prune_removes_what_was_chosen_and_nothing_else(box: Box) -> None:
     ended = box.submit_many([["sh", "-c", f"exit {n % 2}"] for n in range(6)], cpus=0)
     box.wait(*ended)
@@ -259,6 +300,7 @@ def test_prune_removes_what_was_chosen_and_nothing_else(box: Box) -> None:
     (box.state / "jobs" / str(ended[1]) / "1" / "work" / "link").symlink_to(outside)
     live = box.submit("true", hold=True)
     assert "which jobs" in box.fails(2, "prune")
+    assert "no job 9999" in box.fails(3, "prune", "9999")
     dry = json.loads(box.ok("prune", "--state", "failed", "--dry-run", "--json"))
     assert dry["pruned"] == ended[1::2]
     assert everything(box).keys() == {*ended, own, live}
