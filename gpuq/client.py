@@ -164,7 +164,7 @@ def _persist(work: Callable[[], T], tries: int) -> T:
 def _connect(folder: Path) -> socket.socket | None:
     """A connection to the daemon of this folder, None when there is none."""
     try:
-        config.check_state_dir(folder, create=False)
+        config.check_state_dir(folder, create=False, write=False)
     except FileNotFoundError:
         return None
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

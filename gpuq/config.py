@@ -45,9 +45,9 @@ def _home(environ: Mapping[str, str]) -> Path:
     return Path(pwd.getpwuid(os.geteuid()).pw_dir)
 
 
-def check_state_dir(path: Path, *, create: bool) -> None:
-    """The folder is a real folder, ours, and 0700. Raises NotAllowed for somebody else's, StateFolderError;
-    FileNotFoundError without `create`."""
+def check_state_dir(path: Path, *, create: bool, write: bool = True) -> None:
+    """The folder is a real folder, ours, and 0700, and can be written if `write` says so. Raises NotAllowed for
+    somebody else's, StateFolderError; FileNotFoundError without `create`."""
     if create:
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -72,10 +72,23 @@ def check_state_dir(path: Path, *, create: bool) -> None:
             "set GPUQ_STATE_DIR to a folder of yours"
         )
     _refuse_other_use(path, found)
-    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+    if write and is_readonly(path):
+        raise StateFolderError(
+            f"the state folder {path} is on a file system that is mounted read-only; mount it for writing, or set "
+            "GPUQ_STATE_DIR to a folder elsewhere"
+        )
+    if write and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         raise StateFolderError(f"the state folder {path} is not writable; chmod 700 it, or set GPUQ_STATE_DIR")
-    if found.st_mode & 0o077:
+    if found.st_mode & 0o077 and not is_readonly(path):
         path.chmod(0o700)
+
+
+def is_readonly(path: Path) -> bool:
+    """Whether the file system of this path takes no writes (statvfs(3))."""
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 #: What is in a state folder from the first start on.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from gpuq.config import is_readonly
 from gpuq.errors import DiskFull, StoreDamaged, StoreError
 
 #: Primary result codes (https://sqlite.org/rescode.html).
@@ -60,6 +61,8 @@ class Connection(sqlite3.Connection):
             return StoreDamaged(f"SQLite cannot read the database: {error}")
         if code == _FULL or (code == _IOERR and (free := free_bytes(self.path.parent)) is not None and free < _NO_ROOM):
             return disk_full(self.path.parent)
+        if is_readonly(self.path.parent):
+            return StoreError(f"the database {self.path} is on a file system that is mounted read-only now")
         return StoreError(f"the database {self.path} cannot be used: {error}")
 
 

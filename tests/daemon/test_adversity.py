@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
 from gpuq.client import Client
-from gpuq.errors import BadRequest, NoSuchJob, UsageError
+from gpuq.errors import BadRequest, NoSuchJob, StoreError, UsageError
+from gpuq.store.connection import connect_readonly
 from tests.harness import Box, wait_until
 
 FOLDER = 'cd "$GPUQ_JOB_DIR/.."'
@@ -204,6 +206,33 @@ def test_a_full_disk_loses_nothing(box: Box) -> None:
         subprocess.run(["umount", str(box.state)], check=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+def test_a_daemon_starts_on_a_full_disk(box: Box) -> None:
+    box.setenv(GPUQ_GPUS="sim:2x24GiB")
+    box.state.mkdir(mode=0o700)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=0700", "gpuq-test", str(box.state)])
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        gate, begun = box.folder / "gate", box.folder / "begun"
+        script = f'touch "{begun}"; until [ -e "{gate}" ]; do sleep 0.02; done; exit 7'
+        job = box.submit("sh", "-c", script, cpus=0, gpus=0)
+        wait_until(begun.exists)
+        filler = box.state / "filler"
+        with pytest.raises(OSError), filler.open("ab", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+        box.kill_daemon()
+        gate.touch()
+        assert box.wait(job)["exit_code"] == 7
+        filler.unlink()
+        assert box.wait(box.submit("true", gpus=0))["state"] == "succeeded"
+        box.ok("daemon", "stop", "--jobs")
+    finally:
+        box.close()
+        subprocess.run(["umount", str(box.state)], check=True)
+
+
 def test_one_run_folder_that_cannot_be_made_hinders_no_other_job(box: Box) -> None:
     first = box.submit("true", hold=True)
     (box.state / "jobs").mkdir(exist_ok=True, mode=0o700)
@@ -212,3 +241,39 @@ def test_one_run_folder_that_cannot_be_made_hinders_no_other_job(box: Box) -> No
     box.request("release", sel={"ranges": [[first, first]]})
     assert box.wait(other)["state"] == "succeeded"
     assert box.wait(first)["failure"] == "launch"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+def test_a_file_system_that_becomes_read_only_is_called_that(box: Box) -> None:
+    box.state.mkdir(mode=0o700)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m,mode=0700", "gpuq-test", str(box.state)]).returncode:
+        pytest.skip("mounting is not allowed here")
+
+    def remount(how: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{how}", str(box.state)], check=True)
+
+    # a file system with a file that is open for writing is not remounted; one mounted over it is read-only for us
+    over = ["mount", "--bind", str(box.state), str(box.state)]
+    try:
+        job = box.submit("true", cpus=0)
+        box.wait(job)
+        pid = box.daemon_pid()
+        subprocess.run(over, check=True)
+        remount("bind,ro")
+        try:
+            assert box.ok("list", "--all", "-q") == f"{job}\n", "a daemon that lives can be asked"
+            assert box.json("daemon", "status")["pid"] == pid
+        finally:
+            subprocess.run(["umount", str(box.state)], check=True)
+        box.ok("daemon", "stop")
+        remount("ro")
+        assert "mounted read-only" in (said := box.fails(5, "list")) and "chmod" not in said
+        conn = connect_readonly(box.state / "queue.db")
+        with closing(conn), pytest.raises(StoreError, match="mounted read-only"):
+            conn.execute("DELETE FROM jobs")
+        remount("rw")
+        assert box.ok("list", "--all", "-q") == f"{job}\n"
+        box.ok("daemon", "stop")
+    finally:
+        box.close()
+        subprocess.run(["umount", str(box.state)], check=True)
