@@ -219,11 +219,12 @@ def test_a_daemon_starts_on_a_full_disk(box: Box) -> None:
         job = box.submit("sh", "-c", script, cpus=0, gpus=0)
         wait_until(begun.exists)
         filler = box.state / "filler"
+        box.kill_daemon()
+        gate.touch()
+        wait_until((box.state / "jobs" / str(job) / "1" / "result").exists)
         with pytest.raises(OSError), filler.open("ab", buffering=0) as file:
             while True:
                 file.write(b"x" * 4096)
-        box.kill_daemon()
-        gate.touch()
         assert box.wait(job)["exit_code"] == 7
         filler.unlink()
         assert box.wait(box.submit("true", gpus=0))["state"] == "succeeded"
