@@ -134,10 +134,10 @@ def rage(world: World, options: argparse.Namespace, seed: int) -> tuple[list[str
     broken: list[str] = []
     looks = 0
 
-    def judge(copy: Path) -> None:
+    def judge(copy: Path, living: list[tuple[int, checker.Attempt]]) -> None:
         nonlocal looks
         looks += 1
-        found = checker.check(checker.read(copy), checker.living(world.state), final=False)
+        found = checker.check(checker.read(copy), living, final=False)
         broken.extend(f"after kill {killer.kills}: {line}" for line in found)
         if found:
             copy.rename(world.folder / "first-evidence")

@@ -41,11 +41,9 @@ KINDS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("chatty", 1, ("",)),
 )
 
-#: Rules by which jobs are tried again; `--requeue` is the one for lost ones.
+#: Rules by which jobs are tried again. `--requeue` is one for `lost`, and so patient that no run could see its end.
 RETRIES: tuple[list[str], ...] = ([], [], [], ["1"], ["2"], ["lost:3"], ["vram-oom:2*1.5"], ["vram-oom:1*16", "lost:3"])
 
-#: How the command line writes a rule of its own.
-RULES = {"lost:3": ("--requeue",)}
 #: Options whose values are written as they are, or as times.
 WORDS = {"time_limit": "--time", "grace": "--grace", "early_signal": "--signal"}
 
@@ -238,7 +236,7 @@ class ClientThread:
         """The same through `gpuq submit`, and `--from`."""
         kind, argument, asked = self._kind()
         rules = self._random.choice(RETRIES)
-        options = self._options(asked) + [word for rule in rules for word in RULES.get(rule, ("--retry", rule))]
+        options = self._options(asked) + [word for rule in rules for word in ("--retry", rule)]
         key = os.urandom(16).hex()
         shape = self._random.choice(("one", "array", "from"))
         count = 1 if shape == "one" else self._random.randint(2, 4)

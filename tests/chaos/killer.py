@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gpuq import crash
+from tests.chaos import checker
 from tests.chaos.world import World, until
 
 #: A daemon that has not come to its crash point after so many seconds is killed.
@@ -22,7 +23,9 @@ TOO_LATE = 4.0
 class Killer:
     """One after the other, until enough daemons died. `judge` is given copies of the database to look at."""
 
-    def __init__(self, world: World, seed: int, mode: str, judge: Callable[[Path], None]) -> None:
+    def __init__(
+        self, world: World, seed: int, mode: str, judge: Callable[[Path, list[tuple[int, checker.Attempt]]], None]
+    ) -> None:
         self._world, self._mode, self._judge = world, mode, judge
         self._random = random.Random(f"{seed}-killer")
         self.kills = 0
@@ -123,7 +126,8 @@ class Killer:
             self._daemon("kill")
             self._world.note_points()
             copy_evidence(self._world.folder, copy)
-        self._judge(copy)
+            living = checker.living(self._world.state)  # what the next daemon starts is not in the copy
+        self._judge(copy, living)
         shutil.rmtree(copy)
         self._cost = time.monotonic() - began
         self._judged_until = time.monotonic() + 9 * self._cost
