@@ -134,7 +134,7 @@ def rage(world: World, options: argparse.Namespace, seed: int) -> tuple[list[str
     broken: list[str] = []
     looks = 0
 
-    def judge(copy: Path, living: list[tuple[int, checker.Attempt]]) -> None:
+    def judge(copy: Path, living: checker.Living) -> None:
         nonlocal looks
         looks += 1
         found = checker.check(checker.read(copy), living, final=False)

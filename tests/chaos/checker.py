@@ -20,6 +20,8 @@ from typing import Any
 
 Row = dict[str, Any]
 Attempt = tuple[int, int]
+#: Pid and attempt of processes.
+Living = list[tuple[int, Attempt]]
 
 #: How an attempt of each kind of job fails when nobody interferes.
 FAILURE = {
@@ -224,7 +226,7 @@ def _lines(path: Path, damage: list[str]) -> list[Row]:
     return found
 
 
-def living(state: Path) -> list[tuple[int, Attempt]]:
+def living(state: Path) -> Living:
     """Pid and attempt of every process that carries a job's environment of this state folder."""
     found = []
     for name in os.listdir("/proc"):
@@ -506,7 +508,7 @@ def only_the_expected_was_said(e: Evidence) -> Iterator[str]:
             yield str(line)
 
 
-def no_process_outlives_its_attempt(e: Evidence, alive: list[tuple[int, Attempt]], *, final: bool) -> Iterator[str]:
+def no_process_outlives_its_attempt(e: Evidence, alive: Living, *, final: bool) -> Iterator[str]:
     for pid, key in alive:
         row = e.attempts.get(key)
         if final or row is None or row["ended_at"] is not None:
@@ -593,7 +595,7 @@ PROMISES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
 AT_THE_END: tuple[Callable[[Evidence], Iterator[str]], ...] = (everything_ended, every_wait_was_answered)
 
 
-def check(e: Evidence, alive: list[tuple[int, Attempt]], *, final: bool) -> list[str]:
+def check(e: Evidence, alive: Living, *, final: bool) -> list[str]:
     """What is broken, each with the promise that it breaks; `final` when all should have come to its end."""
     broken = [f"{p.__name__}: {text}" for p in PROMISES + (AT_THE_END if final else ()) for text in p(e)]
     name = no_process_outlives_its_attempt.__name__

@@ -23,9 +23,7 @@ TOO_LATE = 4.0
 class Killer:
     """One after the other, until enough daemons died. `judge` is given copies of the database to look at."""
 
-    def __init__(
-        self, world: World, seed: int, mode: str, judge: Callable[[Path, list[tuple[int, checker.Attempt]]], None]
-    ) -> None:
+    def __init__(self, world: World, seed: int, mode: str, judge: Callable[[Path, checker.Living], None]) -> None:
         self._world, self._mode, self._judge = world, mode, judge
         self._random = random.Random(f"{seed}-killer")
         self.kills = 0
