@@ -55,7 +55,8 @@ class Connection(sqlite3.Connection):
 
     def translated(self, error: sqlite3.Error) -> StoreError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (_CORRUPT, _NOTADB):
+        # text that is none has no code: Python finds it, not SQLite
+        if code in (_CORRUPT, _NOTADB) or str(error).startswith("Could not decode to UTF-8"):
             if self.on_damage is not None:
                 self.on_damage(str(error))
             return StoreDamaged(f"SQLite cannot read the database: {error}")

@@ -404,6 +404,17 @@ def test_pages_that_no_check_before_the_start_reads_do_not_stop_it(queue: Queue,
         assert len(list((path.parent / "damaged").iterdir())) == 1, "it is recovered once"
 
 
+def test_text_that_is_none_is_damage(queue: Queue, tmp_path: Path) -> None:
+    path = queue.crash(tmp_path / "copy")
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE jobs SET command = CAST(x'5bff' AS TEXT) WHERE id = ?", (JOBS,))
+        db.commit()
+    jobs, store, report = reopened(path.parent)
+    store.close()
+    assert "Could not decode" in report
+    assert jobs[JOBS] == queue.job(JOBS), "the changes beside it tell what the row was"
+
+
 def test_damage_is_told_as_such_also_behind_the_first_row(queue: Queue, tmp_path: Path) -> None:
     path = queue.crash(tmp_path / "copy")
     checkpoint(path)
