@@ -92,7 +92,7 @@ def is_readonly(path: Path) -> bool:
 
 
 #: What is in a state folder from the first start on.
-_MARKS = ("sock", "daemon.lock", "daemon.pid", "start.lock", "queue.db", "damaged")
+_MARKS = ("sock", "daemon.lock", "daemon.pid", "daemon.log", "start.lock", "queue.db", "damaged")
 
 
 def _refuse_other_use(path: Path, found: os.stat_result) -> None:

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -53,12 +54,12 @@ def kept(log: bytes, printed: bytes, limit: int = LIMIT) -> None:
 )
 def test_beginning_and_end_are_kept_and_a_follower_sees_all_it_can(limit: int, sizes: list[int], before: bytes) -> None:
     noise = random.Random(1)
-    log = os.memfd_create("log")
+    log, path = tempfile.mkstemp()
     try:
         os.write(log, before)
-        own = os.open(f"/proc/self/fd/{log}", os.O_WRONLY | os.O_APPEND)
+        own = os.open(path, os.O_WRONLY | os.O_APPEND)
         keeper = Keeper(own, limit)
-        follower = KeptLog(f"/proc/self/fd/{log}", limit)
+        follower = KeptLog(path, limit)
         printed, seen, most = b"", b"", 0
         for size in sizes:
             data = noise.randbytes(size)
@@ -80,6 +81,7 @@ def test_beginning_and_end_are_kept_and_a_follower_sees_all_it_can(limit: int, s
             os.close(fd)
     finally:
         os.close(log)
+        os.unlink(path)
 
 
 def followed(seen: bytes, printed: bytes) -> None:
