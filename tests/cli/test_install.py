@@ -101,6 +101,7 @@ def test_the_service_manager_is_told(box: Box, abstract: bool) -> None:
 
 def test_a_service_manager_that_has_gone_is_no_reason_not_to_start(box: Box) -> None:
     box.ok("daemon", "start", env={"NOTIFY_SOCKET": str(box.folder / "nobody")})
+    assert box.run("daemon", "status").returncode == 0
 
 
 # --- install --------------------------------------------------------------------------------------

@@ -318,3 +318,19 @@ def test_prune_removes_what_was_chosen_and_nothing_else(box: Box) -> None:
     assert everything(box).keys() == {live}
     assert box.submit("true", hold=True) == live + 1
     assert not gone(box.daemon_pid())
+
+
+def test_what_was_cancelled_after_the_copy_stays_so(box: Box) -> None:
+    """The copy has it running; that its owner ended it is told by its result, and it is not tried again."""
+    box.setenv(GPUQ_GRACE="0.2s")
+    jobs = [box.submit("sleep", "1000", cpus=0, retry=rules) for rules in ([], ["2"])]
+    for job in jobs:
+        box.wait_state(job, "running")
+    copy = box.folder / "copy.db"
+    box.ok("db", "backup", str(copy))
+    box.ok("cancel", *map(str, jobs))
+    box.wait(*jobs)
+    box.ok("db", "restore", str(copy))
+    for job in jobs:
+        done = box.wait(job)
+        assert (done["state"], done["failure"], done["attempt"]) == ("cancelled", None, 1)
