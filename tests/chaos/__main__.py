@@ -19,7 +19,9 @@ from typing import Any
 
 from tests.chaos import checker
 from tests.chaos.clients import Waiters, drain, make_clients
+from tests.chaos.evidence import Living, living, read
 from tests.chaos.killer import Killer, copy_evidence
+from tests.chaos.promises.cards import over_claims
 from tests.chaos.tour import tour
 from tests.chaos.world import PATIENCE, World
 
@@ -118,8 +120,8 @@ def with_neighbour(
     told = json.loads(out)
     broken += [f"the second box: {line}" for line in told["broken_promises"]]
     copies = [folder / "copy", *(folder / "other").glob("gpuq-chaos-*/copy")]
-    boxes = [checker.read(copy) for copy in copies]
-    broken += [f"two boxes: no_card_is_over_claimed: {line}" for line in checker.over_claims(boxes)]
+    boxes = [read(copy) for copy in copies]
+    broken += [f"two boxes: no_card_is_over_claimed: {line}" for line in over_claims(boxes)]
     points = {line["name"] for e in boxes for line in e.noted("point")}
     both = {name: value + told[name] for name, value in figures.items() if isinstance(value, int) and name != "seed"}
     faults = dict(sorted((Counter(figures["faults"]) + Counter(told["faults"])).items()))
@@ -134,10 +136,10 @@ def rage(world: World, options: argparse.Namespace, seed: int) -> tuple[list[str
     broken: list[str] = []
     looks = 0
 
-    def judge(copy: Path, living: checker.Living) -> None:
+    def judge(copy: Path, alive: Living) -> None:
         nonlocal looks
         looks += 1
-        found = checker.check(checker.read(copy), living, final=False)
+        found = checker.check(read(copy), alive, final=False)
         broken.extend(f"after kill {killer.kills}: {line}" for line in found)
         if found:
             copy.rename(world.folder / "first-evidence")
@@ -193,8 +195,8 @@ def settle(
     world.kill(world.daemons())
     world.note_points()
     copy_evidence(world.folder, world.folder / "copy")
-    evidence = checker.read(world.folder / "copy")
-    broken += checker.check(evidence, checker.living(world.state), final=True)
+    evidence = read(world.folder / "copy")
+    broken += checker.check(evidence, living(world.state), final=True)
     broken += [f"traceback in the daemon's log: {line}" for line in tracebacks(world.state)]
     return broken, {**figures, "waiters": waiters.started, **checker.figures(evidence)}
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gpuq import crash
-from tests.chaos import checker
+from tests.chaos.evidence import Living, living
 from tests.chaos.world import World, until
 
 #: A daemon that has not come to its crash point after so many seconds is killed.
@@ -23,7 +23,7 @@ TOO_LATE = 4.0
 class Killer:
     """One after the other, until enough daemons died. `judge` is given copies of the database to look at."""
 
-    def __init__(self, world: World, seed: int, mode: str, judge: Callable[[Path, checker.Living], None]) -> None:
+    def __init__(self, world: World, seed: int, mode: str, judge: Callable[[Path, Living], None]) -> None:
         self._world, self._mode, self._judge = world, mode, judge
         self._random = random.Random(f"{seed}-killer")
         self.kills = 0
@@ -124,8 +124,8 @@ class Killer:
             self._daemon("kill")
             self._world.note_points()
             copy_evidence(self._world.folder, copy)
-            living = checker.living(self._world.state)  # what the next daemon starts is not in the copy
-        self._judge(copy, living)
+            alive = living(self._world.state)  # what the next daemon starts is not in the copy
+        self._judge(copy, alive)
         shutil.rmtree(copy)
         self._cost = time.monotonic() - began
         self._judged_until = time.monotonic() + 9 * self._cost

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.checker import PROMISES, Evidence, check, living, read
+from tests.chaos.checker import PROMISES, check
+from tests.chaos.evidence import Evidence, living, read
 
 GIB = 1024**3
 CARD = "GPU-0"

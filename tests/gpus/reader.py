@@ -11,12 +11,16 @@ import os
 import select
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gpuq.gpus.nvml import NvmlSource
 from gpuq.model import Driver, GpuProcess, GpuReading, Readings
 from tests.fakenvml import FakeNvml
+
+#: The call that a test may let hang, or look for among those that were made.
+MEMORY = "nvmlDeviceGetMemoryInfo_v2"
 
 
 def main() -> None:
@@ -79,6 +83,10 @@ class Reader:
         return readings_from(self.receive())
 
 
+#: Makes a fake driver with GPUs of these sizes, and a process that reads it.
+Start = Callable[..., tuple[FakeNvml, Reader]]
+
+
 def readings_from(data: dict[str, Any]) -> Readings:
     """The record that `dataclasses.asdict` took apart."""
     gpus = tuple(GpuReading(**{**gpu, **_processes(gpu)}) for gpu in data["gpus"])
@@ -91,6 +99,25 @@ def _processes(gpu: dict[str, Any]) -> dict[str, Any]:
 
 def _process(process: dict[str, Any]) -> GpuProcess:
     return GpuProcess(**{**process, "lineage": tuple(process["lineage"])})
+
+
+# --- what tests say of readings ---------------------------------------------------------------------
+
+
+def only(readings: Readings) -> GpuReading:
+    """The one GPU, which is well."""
+    (gpu,) = readings.gpus
+    assert readings.driver is Driver.OK
+    assert gpu.fault is None
+    return gpu
+
+
+def compute(pid: int, used: int | None) -> GpuProcess:
+    return GpuProcess(pid, used, compute=True, graphics=False)
+
+
+def faults(readings: Readings) -> list[str | None]:
+    return [gpu.fault for gpu in readings.gpus]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,27 @@
+"""A fake driver, and a process that reads it through the real pynvml."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakenvml import FakeNvml, fake_gpus
+from tests.gpus.reader import Reader, Start
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Make a fake driver with GPUs of these sizes, and a process that reads it."""
+    with ExitStack() as stack:
+
+        def make(
+            *totals: int, without: tuple[str, ...] = (), reopen_after: float = 0, **every: Any
+        ) -> tuple[FakeNvml, Reader]:
+            fake = FakeNvml(tmp_path / "nvml", fake_gpus(*totals, **every), without)
+            return fake, stack.enter_context(Reader(fake, reopen_after))
+
+        yield make
