@@ -223,8 +223,9 @@ def ended_words(state: State) -> str:
 
 def _ended(job: Job, fact: Ended, now: float) -> Step:
     state, failure, note = State.FAILED, fact.failure, fact.note
-    if fact.asked and job.ending is Ending.CANCEL:
-        state, failure, note = State.CANCELLED, None, None
+    if job.ending is Ending.CANCEL and (fact.asked or fact.failure is Failure.LOST):
+        # its owner had asked, and whatever took the supervisor, the job did not come to its end
+        state, failure, note = State.CANCELLED, None, None if fact.asked else fact.note
     elif fact.asked and job.ending is Ending.OVER_MEMORY:
         failure, note = Failure.OVER_MEMORY, job.note
     elif fact.asked and fact.failure is not Failure.TIMEOUT:

@@ -5,7 +5,8 @@ lost. It is not synced: after a power cut the database is the truth. When it has
 that live. Only the daemon's store appends to it.
 
 A line is a JSON object with `e`, the last event of the commit, and any of `jobs` (rows; columns that several share
-stand in `common`), `set` (columns that changed), `environments`, `removed` (ids).
+stand in `common`), `set` (columns that changed), `submissions` (key, first and last id), `environments`, `removed`
+(ids).
 """
 
 from __future__ import annotations
@@ -70,6 +71,9 @@ class Changes:
     def set(self, job_id: int, values: Values) -> None:
         self._add("set", {"id": job_id, **values})
 
+    def submission(self, key: str, first: int, last: int) -> None:
+        self._add("submissions", [key, first, last])
+
     def environment(self, digest: str, body: bytes) -> None:
         self._add("environments", [digest, base64.b64encode(body).decode("ascii")])
 
@@ -126,6 +130,8 @@ class Told:
     last_event: int = 0
     rows: dict[int, tuple[int, Values]] = field(default_factory=dict)
     environments: dict[str, bytes] = field(default_factory=dict)
+    #: first and last id by the client's key
+    submissions: dict[str, tuple[int, int]] = field(default_factory=dict)
     last_id: int = 0
     #: ids of jobs that were pruned
     removed: set[int] = field(default_factory=set)
@@ -165,6 +171,8 @@ def read(path: Path) -> Told:
             for values in fields.get("set", ()):
                 job_id = int(values["id"])
                 told.rows[job_id] = (event, {**told.rows.get(job_id, (0, {}))[1], **values})
+            for key, first, last in fields.get("submissions", ()):
+                told.submissions[str(key)] = (int(first), int(last))
             for digest, body in fields.get("environments", ()):
                 told.environments[str(digest)] = base64.b64decode(body)
             for ids in fields.get("removed", ()):

@@ -46,6 +46,7 @@ def mend(store: Store, run_root: Path, now: float, *, mixed: bool) -> Mended:
     with store.transaction():
         _leave_out(store, mended)
         _environments(store)
+        _submissions(store)
         for job in list(store.every_job()):
             _mend(store, _by_events(store, job) if mixed else job, job, run_root, now, mended)
         _close_attempts(store, now)
@@ -90,6 +91,13 @@ def _environments(store: Store) -> None:
     for row in store.conn.execute("SELECT hash, body FROM environments").fetchall():
         if hashlib.sha256(row["body"] or b"").hexdigest() != row["hash"]:
             store.conn.execute("DELETE FROM environments WHERE hash IS ?", (row["hash"],))
+
+
+def _submissions(store: Store) -> None:
+    """A submission all of whose jobs are lost must be made again when its client asks again."""
+    store.conn.execute(
+        "DELETE FROM submissions WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE id BETWEEN first_id AND last_id)"
+    )
 
 
 def _mend(store: Store, job: Job, as_read: Job, run_root: Path, now: float, mended: Mended) -> None:

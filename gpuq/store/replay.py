@@ -29,6 +29,9 @@ def replay(store: Store, told: Told, *, mixed: bool) -> int:
                 store.delete_job(job_id)
             store.put_job({"id": job_id, **job_values(job)})
             count += 1
+        for key, (first, last) in told.submissions.items():
+            if store.submission(key) is None:
+                store.put_submission(key, first, last)
         store.start_ids_after(told.last_id)
     return count
 

@@ -44,6 +44,8 @@ T = TypeVar("T")
 
 #: True of jobs that have not ended, and what the partial index on them asks for.
 _LIVE = "ended_at IS NULL"
+#: Newest submissions whose keys stay in the file of changes: a client that lost the answer asks again at once.
+_KEYS_KEPT = 1000
 
 
 class Store:
@@ -111,11 +113,13 @@ class Store:
         needed = self.conn.execute(
             f"SELECT hash, body FROM environments WHERE hash IN (SELECT env_hash FROM jobs WHERE {_LIVE})"
         )
+        keys = self.conn.execute("SELECT * FROM submissions ORDER BY rowid DESC LIMIT ?", (_KEYS_KEPT,))
         bodies = ([row["hash"], b64encode(row["body"]).decode("ascii")] for row in needed)
         self.changes.rewrite(
             chain(
                 [{"e": event, "last": self.next_id() - 1}],
                 ({"e": event, "environments": [body]} for body in bodies),
+                ({"e": event, "submissions": [[*key]]} for key in keys),
                 ({"e": event, "jobs": [{"common": {}, "rows": [dict(row)]}]} for row in rows),
             ),
             sum(self.counts().values()),
@@ -224,8 +228,13 @@ class Store:
         self.conn.executemany(sql, rows)
         if self.changes is not None:
             self.changes.jobs(rows)
-        self.conn.execute("INSERT INTO submissions VALUES (?, ?, ?)", (key, jobs[0].id, jobs[-1].id))
+        self.put_submission(key, jobs[0].id, jobs[-1].id)
         self.add_events(events)
+
+    def put_submission(self, key: str, first: int, last: int) -> None:
+        self.conn.execute("INSERT INTO submissions VALUES (?, ?, ?)", (key, first, last))
+        if self.changes is not None:
+            self.changes.submission(key, first, last)
 
     def insert_job(self, job: Job, event: Event) -> None:
         """Add a job that has an id already, outside any submission."""

@@ -187,4 +187,5 @@ def test_a_cancelled_job_whose_supervisor_dies_is_not_tried_again(quick: Box) ->
     quick.ok("cancel", str(job))
     kill_supervisor(quick, job)
     done = quick.wait(job)
-    assert (done["state"], done["failure"], done["attempt"], done["retries"]) == ("failed", "lost", 1, 0)
+    assert (done["state"], done["failure"], done["attempt"], done["retries"]) == ("cancelled", None, 1, 0)
+    assert "SIGKILL" in done["note"]

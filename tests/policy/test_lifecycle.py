@@ -97,6 +97,8 @@ def test_cancelled_only_if_the_supervisor_ended_it() -> None:
     assert (cancelled.state, cancelled.failure, cancelled.signal) == (State.CANCELLED, None, 15)
     finished_first = end(running(Ending.CANCEL), Ended(asked=False, exit_code=0))
     assert finished_first.state is State.SUCCEEDED
+    lost = end(running(Ending.CANCEL), Ended(failure=Failure.LOST, note="its supervisor vanished"))
+    assert (lost.state, lost.failure, lost.note) == (State.CANCELLED, None, "its supervisor vanished")
     trapped = end(running(Ending.CANCEL), Ended(asked=True, exit_code=0))
     assert trapped.state is State.CANCELLED
 

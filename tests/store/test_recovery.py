@@ -183,6 +183,7 @@ def test_every_job_is_there_after_the_database_was_damaged(
         assert {n: store.unmet_counts().get(n, 0) for n in (140, 150, 240)} == {140: 1, 150: 1, 240: 1}
         assert all(store.attempt(n, 1) is not None for n in range(1, RAN + 1))
         assert store.environment(queue.env) == b"{}"
+        assert [store.submission(f"key-{n:05}") for n in (1, JOBS)] == [(1, 1), (JOBS, JOBS)], "who asks again is told"
     [aside] = (path.parent / "damaged").iterdir()
     assert {name: (aside / name).read_bytes() for name in damaged} == damaged, "the damaged files are kept as they were"
     assert stat.S_IMODE(aside.stat().st_mode) == 0o700
@@ -243,6 +244,19 @@ def test_a_damaged_log_loses_nothing(queue: Queue, tmp_path: Path, damage: Damag
         assert report
     else:
         assert jobs.keys() >= set(range(1, RAN + 1)), "what ran has a run folder"
+
+
+def test_who_asks_again_for_jobs_that_are_lost_gets_them_anew(queue: Queue, tmp_path: Path) -> None:
+    path = queue.crash(tmp_path / "state")
+    (path.parent / "changes").unlink()
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("DELETE FROM jobs WHERE id = ?", (JOBS,))
+    recovery.mark(path.parent, "a page was lost")
+    _, store, _ = reopened(path.parent)
+    with closing(store):
+        assert store.submission(f"key-{JOBS:05}") is None
+        assert store.submission(f"key-{JOBS - 1:05}") == (JOBS - 1, JOBS - 1)
+        assert store.next_id() == JOBS + 1, "under another id"
 
 
 def test_a_log_that_a_crash_left_is_no_damage(queue: Queue, tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def every_status_is_true(e: Evidence) -> Iterator[str]:
         if row["failure"] == "lost":
             if not e.may_be_lost(key):
                 yield f"{name} is lost, though nobody killed its supervisor: {row['note']}"
+        elif status == (None, None) and row["failure"] is None and e.asked(key[0], "cancel") and e.may_be_lost(key):
+            continue  # it was being cancelled when its supervisor was killed
         elif said is not None and status != (said[0].get("exit"), said[0].get("signal")):
             yield f"{name} said {said[0]}, and exit code and signal are recorded as {status}"
         elif said is None and row["exit_code"] is not None:
