@@ -146,6 +146,7 @@ def test_after_a_reboot_jobs_are_lost_or_run_again_as_they_asked(quick: Box) -> 
     for job in (again, plain):
         quick.wait_state(job, "running")
     wait_until((quick.folder / "ran").exists)
+    wait_until((quick.state / "jobs" / str(plain) / "1" / "identity").exists)  # it runs, and is not only claimed
     quick.kill_daemon()
     wait_until(lambda: not kill_all(quick), "the end of everything")
     for identity in quick.state.glob("jobs/*/*/identity"):
