@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,22 @@ import pytest
 
 from tests.fakenvml import FakeNvml
 from tests.harness import Box
+
+#: Where the many interpreters that tests start keep compiled code, if they may not beside the source (python(1)).
+_COMPILED = pytest.StashKey["tempfile.TemporaryDirectory[str]"]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where Python is told to write no compiled code, each of thousands of processes would compile all of gpuq."""
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+        folder = config.stash[_COMPILED] = tempfile.TemporaryDirectory(prefix="gpuq-compiled-")
+        os.environ["PYTHONPYCACHEPREFIX"] = folder.name
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    folder = config.stash.get(_COMPILED, None)
+    if folder is not None:
+        folder.cleanup()
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from gpuq.errors import StoreDamaged, StoreError
 from gpuq.model import LIVE
 from gpuq.store.connection import Connection, connect_readonly
 from gpuq.store.format import HEADER, MAGIC, read_header, read_log
-from gpuq.store.migrations import refuse_newer, version_of
-from gpuq.store.salvage import shapes
+from gpuq.store.migrations import TABLES, refuse_newer, version_of
 
 #: SQLite asks this often, in instructions of its own, whether to go on with a thorough check.
 _ASK_EVERY = 20_000
@@ -58,7 +57,7 @@ def before_opening(path: Path) -> str | None:
 def after_opening(conn: Connection) -> None:
     """Whether tables and live rows are what they must be. Raises StoreDamaged."""
     present = {row["name"] for row in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-    missing = shapes().keys() - present
+    missing = TABLES - present
     if missing:
         raise StoreDamaged(f"the database has no table {', '.join(sorted(missing))}")
     states = ",".join(f"'{state}'" for state in sorted(LIVE))

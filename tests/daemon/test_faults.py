@@ -135,11 +135,16 @@ def test_a_gpu_is_gone_when_a_restarted_daemon_looks(box: Box, quick: FakeNvml) 
 
 def test_cancelled_and_timed_out_stay_what_they_are(box: Box, quick: FakeNvml) -> None:
     quick.set(gpus=fake_gpus(24 * GiB, 24 * GiB))
+    limit, gate = box.folder / "limit", box.folder / "gate"
     command, _ = held(box, "never")
-    cancelled, late = box.submit(*command, gpus=1), box.submit(*command, gpus=1, time_limit=0.5)
-    box.wait_state(cancelled, "running")
+    lingers = ["sh", "-c", f'trap "touch {limit}" TERM; until [ -e "{gate}" ]; do sleep 0.02; done']
+    cancelled, late = box.submit(*command, gpus=1), box.submit(*lingers, gpus=1, time_limit=0.5)
+    for job in (cancelled, late):
+        box.wait_state(job, "running")
+    wait_until(limit.exists, "the time limit")
     quick.change(0, memory=GPU_IS_LOST)
     quick.change(1, memory=GPU_IS_LOST)
+    gate.touch()
     ended = box.wait(late)
     assert ended["failure"] == "timeout"
     assert "the GPU is lost" in ended["note"]

@@ -18,13 +18,13 @@ from gpuq.model import Condition, Dependency, Ending, Failure, State
 from gpuq.protocol import MAX_ID, Selection
 from gpuq.store import migrations
 from gpuq.store.backup import KEPT
-from gpuq.store.migrations import MIGRATIONS, migrate
+from gpuq.store.migrations import MIGRATIONS, TABLES, migrate
+from gpuq.store.salvage import shapes
 from gpuq.store.store import Store
 
 RELEASED = sorted((Path(__file__).parent / "schemas").glob("v*.sql"))
 #: The states that version 5 knew.
 RELEASED_STATES = {State(s) for s in "held queued running succeeded failed cancelled skipped".split()}
-TABLES = ("jobs", "attempts", "claims", "dependencies", "environments", "events", "submissions")
 
 
 def build(dump: Path, path: Path) -> None:
@@ -136,3 +136,21 @@ def test_a_newer_database_is_left_as_it_is(tmp_path: Path) -> None:
         Store(path)
     assert path.read_bytes() == before
     assert not (tmp_path / "backups").exists()
+
+
+def test_the_tables_that_a_start_looks_for_are_those_that_migrations_make() -> None:
+    assert shapes().keys() == TABLES
+
+
+def test_a_start_that_has_nothing_to_migrate_needs_no_sqlite_utils(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import gpuq.daemon.main\n"
+        "from gpuq.store.recovery import open_store\n"
+        "open_store(Path(sys.argv[1]), Path(sys.argv[1]), network=False)[0].close()\n"
+        "print('sqlite_utils' in sys.modules)\n"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    found = [subprocess.run(words, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert found == ["True\n", "False\n"], "a new database needs it"
