@@ -348,8 +348,9 @@ class Store:
             "INSERT INTO attempts (job_id, number, started_at, run_dir, log_path) VALUES (?, ?, ?, ?, ?)",
             (attempt.job_id, attempt.number, attempt.started_at, dump(attempt.run_dir), dump(attempt.log_path)),
         )
+        # claims of an attempt whose own row is lost may have outlived it, with the peaks that were seen
         self.conn.executemany(
-            "INSERT INTO claims VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO claims VALUES (?, ?, ?, ?, ?) ON CONFLICT (job_id, attempt, uuid) DO NOTHING",
             ((c.job_id, c.attempt, c.uuid, c.bytes, c.peak) for c in attempt.claims),
         )
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from gpuq.errors import StoreDamaged, StoreError
 from gpuq.events import Event, Kind
-from gpuq.model import Attempt, Condition, Dependency, Job, State
+from gpuq.model import Attempt, Claim, Condition, Dependency, Job, State
 from gpuq.policy.lifecycle import Ended, Started, advance
 from gpuq.protocol import MAX_ID, Selection
 from gpuq.store import check, recovery, runrecord, salvage
@@ -73,7 +73,8 @@ class Queue:
         run_dir = self.runs / str(n) / str(job.attempt + 1)
         run_dir.mkdir(parents=True)
         step = advance(job, Started((), str(run_dir / "log")), 5.0)
-        attempt = Attempt(n, step.job.attempt, 5.0, str(run_dir), str(run_dir / "log"))
+        claims = (Claim(n, step.job.attempt, "GPU-a", n * 2**20), Claim(n, step.job.attempt, "GPU-b", None, peak=n))
+        attempt = Attempt(n, step.job.attempt, 5.0, str(run_dir), str(run_dir / "log"), claims if n % 2 else ())
         runrecord.write(run_dir, step.job, attempt)
         (run_dir / "lock").touch()
         with self.store.transaction():
