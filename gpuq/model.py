@@ -79,7 +79,7 @@ class Failure(StrEnum):
     OVER_MEMORY = "over-memory"
     #: could not be started: no such file, not executable, folder gone
     LAUNCH = "launch"
-    #: its supervisor vanished without a result
+    #: its supervisor vanished without a result, or was ended with it from outside
     LOST = "lost"
 
 

@@ -334,7 +334,7 @@ class Runner:
                     note = complaint or "its supervisor ended before the job began"
                     self._finish(job_id, Ended(failure=Failure.LAUNCH, note=note.splitlines()[-1]))
             case adoption.Lost(identity, complaint):
-                self._lost(job_id, identity, complaint or launcher.how_ended(status))
+                self._lost(job_id, identity, complaint or launcher.how_ended(status, identity))
             case adoption.Gone():
                 self._finish(
                     job_id,

@@ -23,11 +23,12 @@ from typing import cast
 from gpuq import crash
 from gpuq.errors import LaunchError
 from gpuq.launch import keptlog, shim
-from gpuq.launch.identity import MARKER, read_stat
+from gpuq.launch.identity import MARKER, boot_id, read_stat
 from gpuq.launch.leftovers import end_leftovers
 from gpuq.launch.parts import files, keeper, leaf, memory, processes, watch
 from gpuq.launch.parts import start as start_of_job
 from gpuq.launch.runfolder import LOCK, launch_failure, read_identity, valid_text
+from gpuq.model import Identity
 
 #: The supervisor's code travels with its orders, compiled: a script would be compiled at each start, which takes longer
 #: than what it does before the job runs, and an upgrade on disk must not change the code under a running daemon.
@@ -236,8 +237,10 @@ def reap(supervisor: Supervisor) -> int | None:
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
-def how_ended(status: int | None) -> str | None:
-    """What a supervisor's own end, as `reap` returned it, says of an attempt that has no result."""
+def how_ended(status: int | None, identity: Identity) -> str | None:
+    """What a supervisor's own end, as `reap` returned it, or its boot, says of an attempt that has no result."""
+    if identity.boot_id != boot_id():
+        return "the host went down while it ran"
     if status is None or status >= 0:
         return None
     try:

@@ -15,6 +15,7 @@ from gpuq.launch import symptoms
 from gpuq.launch.runfolder import RESULT, read_file, read_tail, valid_text
 from gpuq.launch.symptoms import Line, Symptom
 from gpuq.model import Failure
+from gpuq.units import format_size
 
 #: How much of the end of a log is searched, in bytes: several processes of one job may each print a long traceback
 #: after the line that matters, and what was printed megabytes earlier did not end the job.
@@ -71,11 +72,11 @@ class Result:
     max_rss_bytes: int
     #: how long the job was stopped by `suspend`; its time limit stood still meanwhile
     suspended_seconds: float = 0.0
-    #: processes that the kernel killed because the attempt's own cgroup ran out of memory; 0 where it had none
+    #: `oom_kill` of the attempt's own cgroup: not 0 if the kernel killed of its processes for want of memory
     oom_kills: int = 0
     #: such kills on the whole host while it ran, whoever they hit
     host_oom_kills: int = 0
-    #: most memory that the attempt's cgroup used at once; 0 where that is not known
+    #: most memory that the attempt's cgroup used at once, cached files included; 0 where that is not known
     memory_peak_bytes: int = 0
 
 
@@ -207,9 +208,11 @@ def _oom_kills(result: Result) -> str | None:
     a KILL that nobody else is known to have sent that is as good as proof, and is told as what it is.
     """
     if result.oom_kills:
-        return (
-            f"the kernel's out-of-memory killer ended {result.oom_kills} of its processes (memory.events of its cgroup)"
-        )
+        # how many processes that were is not told: where all of a group are killed, the first is counted twice
+        counted = f"memory.events of its cgroup: oom_kill {result.oom_kills}"
+        if result.memory_peak_bytes:
+            counted += f"; memory.peak {format_size(result.memory_peak_bytes)}"
+        return f"the kernel's out-of-memory killer struck it ({counted})"
     if result.host_oom_kills:
         times = "once" if result.host_oom_kills == 1 else f"{result.host_oom_kills} times"
         return f"the kernel ended a process for want of host memory {times} meanwhile (oom_kill in /proc/vmstat)"

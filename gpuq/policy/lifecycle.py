@@ -229,7 +229,9 @@ def _ended(job: Job, fact: Ended, now: float) -> Step:
     elif fact.asked and job.ending is Ending.OVER_MEMORY:
         failure, note = Failure.OVER_MEMORY, job.note
     elif fact.asked and fact.failure is not Failure.TIMEOUT:
-        failure, note = Failure.SIGNAL, "its supervisor was told to end it by a signal from outside gpuq"
+        # whatever the job made of it: it did not come to its end, as when its supervisor is killed
+        failure = Failure.LOST
+        note = "its supervisor was told to end it by a signal from outside gpuq, as at a logout or shutdown"
     elif failure is None:
         state = State.SUCCEEDED
     kind = Kind(state.value)

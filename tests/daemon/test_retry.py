@@ -152,9 +152,30 @@ def test_after_a_reboot_jobs_are_lost_or_run_again_as_they_asked(quick: Box) -> 
     for identity in quick.state.glob("jobs/*/*/identity"):
         fields = json.loads(identity.read_text())
         identity.write_text(json.dumps({**fields, "boot_id": "00000000-0000-0000-0000-000000000000"}))
-    assert quick.wait(plain)["failure"] == "lost"
+    lost = quick.wait(plain)
+    assert (lost["failure"], lost["note"]) == ("lost", "the host went down while it ran")
     assert (quick.wait(again)["state"], quick.job(again)["attempt"]) == ("succeeded", 2)
     assert quick.wait(waiting)["state"] == "succeeded"
+    assert (quick.folder / "ran").read_text() == "1\n2\n"
+
+
+def test_what_a_shutdown_ends_is_lost_and_runs_again_as_it_asked(quick: Box) -> None:
+    """An orderly shutdown, or a logout that ends a session: TERM to everything at once, supervisors included."""
+    script = 'echo "$GPUQ_ATTEMPT" >> ran; test "$GPUQ_ATTEMPT" = 2 && exit; trap "exit 0" TERM; touch up; sleep 1000'
+    again = quick.submit("sh", "-c", script, retry=["lost:1"], cpus=0)
+    plain = quick.submit("sleep", "1000", retry=["2"], cpus=0)
+    for job in (again, plain):
+        quick.wait_state(job, "running")
+    wait_until((quick.folder / "up").exists)
+    wait_until((quick.state / "jobs" / str(plain) / "1" / "identity").exists)
+    for pid in quick.processes():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not quick.processes(), "the end of everything")
+    lost = quick.wait(plain)
+    assert (lost["failure"], lost["signal"]) == ("lost", signal.SIGTERM)
+    assert "as at a logout or shutdown" in lost["note"]
+    assert (quick.wait(again)["state"], quick.job(again)["attempt"]) == ("succeeded", 2)
     assert (quick.folder / "ran").read_text() == "1\n2\n"
 
 

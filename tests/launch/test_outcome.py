@@ -168,12 +168,20 @@ def test_a_kill_after_the_grace_period_is_ours() -> None:
     assert judge(result(signal.SIGKILL, ended=True), b"").note == "SIGKILL"
 
 
-OWN = "the kernel's out-of-memory killer ended 2 of its processes (memory.events of its cgroup)"
+OWN = "the kernel's out-of-memory killer struck it (memory.events of its cgroup: oom_kill 2)"
+PEAK = "the kernel's out-of-memory killer struck it (memory.events of its cgroup: oom_kill 2; memory.peak 200MiB)"
 HOSTS = "the kernel ended a process for want of host memory once meanwhile (oom_kill in /proc/vmstat)"
 WORKER = b"RuntimeError: DataLoader worker (pid 1817) is killed by signal: Killed.\n"
 
 
-@pytest.mark.parametrize(("counts", "said"), [({"oom_kills": 2}, OWN), ({"host_oom_kills": 1}, HOSTS)])
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"oom_kills": 2}, OWN),
+        ({"oom_kills": 2, "memory_peak_bytes": 200 << 20}, PEAK),
+        ({"host_oom_kills": 1}, HOSTS),
+    ],
+)
 def test_host_memory_ran_out_where_a_counter_proves_it(counts: dict[str, int], said: str) -> None:
     for status in (signal.SIGKILL, exited(137)):
         outcome = judge(result(status, **counts), OOM)

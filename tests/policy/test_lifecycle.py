@@ -106,8 +106,10 @@ def test_cancelled_only_if_the_supervisor_ended_it() -> None:
 def test_over_memory_and_outside_signals_are_named() -> None:
     over = end(running(Ending.OVER_MEMORY, "used 12GiB"), Ended(asked=True, failure=Failure.SIGNAL, signal=15))
     assert (over.state, over.failure, over.note) == (State.FAILED, Failure.OVER_MEMORY, "used 12GiB")
-    outside = end(running(), Ended(asked=True, exit_code=0))
-    assert (outside.state, outside.failure) == (State.FAILED, Failure.SIGNAL)
+    for outside in (Ended(asked=True, exit_code=0), Ended(asked=True, failure=Failure.SIGNAL, signal=15)):
+        ended = end(running(), outside)
+        assert (ended.state, ended.failure, ended.signal) == (State.FAILED, Failure.LOST, outside.signal)
+        assert ended.note is not None and "outside gpuq" in ended.note
     late = end(running(), Ended(asked=True, failure=Failure.TIMEOUT, signal=15))
     assert late.failure is Failure.TIMEOUT
 
