@@ -54,7 +54,7 @@ class Leaf:
         return {int(word) for path in self._groups() for word in read(path + b"/cgroup.procs").split()}
 
     def oom_kills(self) -> int:
-        """How often the kernel killed a process of it for want of memory; with `memory.oom.group` it counts one twice."""
+        """How often the kernel killed one of it for want of memory; with `memory.oom.group` the first counts twice."""
         return counter(read(self.path + b"/memory.events"), b"oom_kill")
 
     def memory_peak(self) -> int:
