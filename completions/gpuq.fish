@@ -99,7 +99,7 @@ complete -c gpuq -n '__gpuq_options submit' -s D -l cwd -d 'Folder to run in; th
 complete -c gpuq -n '__gpuq_options submit' -l env -d 'Set a variable; repeat for several' -x
 complete -c gpuq -n '__gpuq_options submit' -l export -d 'Which of your variables the job gets; all if not given' -x
 complete -c gpuq -n '__gpuq_options submit' -s o -l output -d 'Log file; %j is the id, %A the array\'s, %a the index, %x the name' -r -F
-complete -c gpuq -n '__gpuq_options submit' -l signal -d 'Send that signal so long before the time limit: USR1@300, TERM@5m' -x
+complete -c gpuq -n '__gpuq_options submit' -l signal -d 'So long before the time limit, send that to those processes that handle it: USR1@300, TERM@5m' -x
 complete -c gpuq -n '__gpuq_options submit' -l grace -d 'Time between TERM and KILL; the setting\'s if not given' -x
 complete -c gpuq -n '__gpuq_options submit' -l log-limit -d 'Keep this much of the log (64KiB at least): its beginning and end' -x
 complete -c gpuq -n '__gpuq_options submit' -l retry -d 'Try again after a failure: 2, vram-oom:2*1.5 (a larger claim each time), lost,gpu-lost:3. Repeat' -x
@@ -123,7 +123,7 @@ complete -c gpuq -n '__gpuq_options run' -s D -l cwd -d 'Folder to run in; this 
 complete -c gpuq -n '__gpuq_options run' -l env -d 'Set a variable; repeat for several' -x
 complete -c gpuq -n '__gpuq_options run' -l export -d 'Which of your variables the job gets; all if not given' -x
 complete -c gpuq -n '__gpuq_options run' -s o -l output -d 'Log file; %j is the id, %A the array\'s, %a the index, %x the name' -r -F
-complete -c gpuq -n '__gpuq_options run' -l signal -d 'Send that signal so long before the time limit: USR1@300, TERM@5m' -x
+complete -c gpuq -n '__gpuq_options run' -l signal -d 'So long before the time limit, send that to those processes that handle it: USR1@300, TERM@5m' -x
 complete -c gpuq -n '__gpuq_options run' -l grace -d 'Time between TERM and KILL; the setting\'s if not given' -x
 complete -c gpuq -n '__gpuq_options run' -l log-limit -d 'Keep this much of the log (64KiB at least): its beginning and end' -x
 complete -c gpuq -n '__gpuq_options run' -l retry -d 'Try again after a failure: 2, vram-oom:2*1.5 (a larger claim each time), lost,gpu-lost:3. Repeat' -x

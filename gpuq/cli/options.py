@@ -84,7 +84,9 @@ Output = Annotated[
 Signal = Annotated[
     str | None,
     typer.Option(
-        "--signal", metavar="NAME@TIME", help="Send that signal so long before the time limit: USR1@300, TERM@5m."
+        "--signal",
+        metavar="NAME@TIME",
+        help="So long before the time limit, send that to those processes that handle it: USR1@300, TERM@5m.",
     ),
 ]
 Grace = Annotated[

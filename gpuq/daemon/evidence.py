@@ -81,4 +81,5 @@ def ended(result: outcome.Result, path: str) -> Ended:
         user_seconds=result.user_seconds,
         system_seconds=result.system_seconds,
         ended_at=result.ended_at,
+        warned=outcome.warning(result),
     )

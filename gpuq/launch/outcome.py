@@ -78,6 +78,9 @@ class Result:
     host_oom_kills: int = 0
     #: most memory that the attempt's cgroup used at once, cached files included; 0 where that is not known
     memory_peak_bytes: int = 0
+    #: the signal that was due before the time limit, 0 if none was, and how many processes handled it and got it
+    warned: int = 0
+    warned_processes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,8 @@ def _parse(fields: Any) -> Result:
         oom_kills=_count(fields.get("oom_kills", 0)),
         host_oom_kills=_count(fields.get("host_oom_kills", 0)),
         memory_peak_bytes=_count(fields.get("memory_peak_bytes", 0)),
+        warned=_signal_number(fields.get("warned", 0)),
+        warned_processes=_count(fields.get("warned_processes", 0)),
     )
 
 
@@ -138,6 +143,13 @@ def _count(value: Any) -> int:
     number = int(value)
     if not 0 <= number < 2**63:  # what a database can hold
         raise ValueError("a count is out of range")
+    return number
+
+
+def _signal_number(value: Any) -> int:
+    number = _count(value)
+    if number and number not in signal.valid_signals():
+        raise ValueError("there is no such signal")
     return number
 
 
@@ -169,7 +181,9 @@ def judge(result: Result, tail: bytes) -> Outcome:
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     if result.timed_out:
-        return Outcome(Failure.TIMEOUT, code, number, None)
+        unheard = result.warned and not result.warned_processes
+        note = f"no process handled the {_name(result.warned)} before it" if unheard else None
+        return Outcome(Failure.TIMEOUT, code, number, note)
     if code == 0:
         return Outcome(None, 0, None, None)
     failure, note = _named(result, code, number, symptoms.find(tail))
@@ -230,7 +244,18 @@ def _describe(result: Result, number: int, dumped: bool) -> str:
     text = _name(number) + (", core dumped" if dumped else "")
     if number == signal.SIGKILL and not result.ended:
         text += ", which gpuq did not send, and the kernel counted no kill for want of memory meanwhile"
+    elif number == result.warned and result.warned_processes:
+        text += ", which --signal sent"
     return text
+
+
+def warning(result: Result) -> str | None:
+    """What the attempt was told before its time limit: `SIGUSR1 to 2 processes`; None where nothing was due."""
+    if not result.warned:
+        return None
+    count = result.warned_processes
+    whom = "no process, as none handled it" if not count else "1 process" if count == 1 else f"{count} processes"
+    return f"{_name(result.warned)} to {whom}"
 
 
 def log_tail(path: str | os.PathLike[str], start: int, size: int = TAIL) -> bytes:

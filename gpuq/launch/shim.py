@@ -53,7 +53,7 @@ else:
         limits: list[tuple[int, int]]
         time_limit: float | None
         grace: float
-        #: a signal, and how long before the time limit it is sent to the job's group
+        #: a signal, and how long before the time limit it is sent to those of the job's group that handle it
         warn: tuple[int, float] | None
         #: bytes; None keeps all of the log
         log_limit: int | None
@@ -141,6 +141,8 @@ def watched(watch: Watch | None, *, failed: bool) -> "dict[str, object]":
         "wait_status": watch.status if watch is not None and not failed else None,
         "timed_out": watch is not None and watch.timed_out,
         "ended": watch is not None and watch.ended,
+        "warned": 0 if watch is None else watch.warned,
+        "warned_processes": 0 if watch is None else watch.warned_processes,
         "suspended_seconds": 0.0 if watch is None else watch.limit.stood(time.monotonic()),
         "leftovers": 0 if watch is None else watch.leftovers,
     }

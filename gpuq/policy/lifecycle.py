@@ -37,6 +37,8 @@ class Ended:
     system_seconds: float | None = None
     #: seconds since the epoch, as the supervisor saw it
     ended_at: float | None = None
+    #: which signal it was sent before its time limit, and to how many processes, in words
+    warned: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +244,7 @@ def _ended(job: Job, fact: Ended, now: float) -> Step:
             "exit_code": fact.exit_code,
             "signal": fact.signal,
             "note": note,
+            "warned": fact.warned,
         }.items()
         if value is not None
     }

@@ -253,6 +253,8 @@ RESULT = {
     "max_rss_bytes": 1,
     "oom_kills": 0,
     "host_oom_kills": 0,
+    "warned": 10,
+    "warned_processes": 1,
 }
 FAILED = {**RESULT, "wait_status": None, "start_failure": {"step": "exec", "errno": 2, "text": "no such file"}}
 

@@ -105,6 +105,15 @@ def test_timeout(box: Box, script: str, code: int | None, number: int | None) ->
     assert "timeout after 1s" in box.ok("show", str(job["id"]))
 
 
+def test_a_warning_before_the_limit_is_told_in_the_end(box: Box) -> None:
+    job = failed(box, "sh", "-c", "sleep 1000; true", time_limit=1, early_signal="USR1@0.5s", grace=60)
+    assert (job["failure"], job["note"]) == ("timeout", "no process handled the SIGUSR1 before it")
+    saves = "import os, signal, time; signal.signal(10, lambda *a: os._exit(3)); time.sleep(1000)"
+    job = failed(box, sys.executable, "-ISc", saves, time_limit=1000, early_signal="USR1@998s")
+    assert (job["failure"], job["exit_code"], job["note"]) == ("exit", 3, None)
+    assert "warned=SIGUSR1 to 1 process" in box.ok("show", str(job["id"]))
+
+
 # --- GPU memory -----------------------------------------------------------------------------------
 
 #: What PyTorch raises, as Python prints it: the name of module and class, and the message of version 2.5.

@@ -22,6 +22,7 @@ from gpuq.launch.outcome import (
     judge,
     log_tail,
     read_result,
+    warning,
 )
 from gpuq.model import Failure
 from tests.launch.conftest import Attempts, python, shell
@@ -208,6 +209,32 @@ def test_without_a_counter_host_memory_is_a_hint(line: bytes) -> None:
 def test_a_time_limit_keeps_what_truly_happened(status: int, code: int | None, number: int | None) -> None:
     outcome = judge(result(status, timed_out=True, oom_kills=1), OOM)
     assert (outcome.failure, outcome.exit_code, outcome.signal) == (Failure.TIMEOUT, code, number)
+
+
+def test_the_signal_before_the_limit_is_told() -> None:
+    unheard = judge(result(signal.SIGTERM, timed_out=True, warned=signal.SIGUSR1), b"")
+    assert (unheard.failure, unheard.note) == (Failure.TIMEOUT, "no process handled the SIGUSR1 before it")
+    assert judge(result(signal.SIGTERM, timed_out=True, warned=signal.SIGUSR1, warned_processes=1), b"").note is None
+    died = result(signal.SIGUSR1, warned=signal.SIGUSR1, warned_processes=2)
+    assert judge(died, b"").note == "SIGUSR1, which --signal sent"
+    assert warning(died) == "SIGUSR1 to 2 processes"
+    # it was somebody else's
+    assert judge(replace(died, warned_processes=0), b"").note == "SIGUSR1"
+    assert judge(replace(died, warned=signal.SIGUSR2), b"").note == "SIGUSR1"
+    assert warning(replace(died, warned=0)) is None
+
+
+def test_a_result_of_an_older_supervisor_tells_of_no_warning(attempts: Attempts) -> None:
+    launch = attempts.launch(shell("exit 0"))
+    attempts.run(launch)
+    path = launch.run_dir / "result"
+    fields = json.loads(path.read_bytes())
+    path.write_text(json.dumps({name: value for name, value in fields.items() if not name.startswith("warned")}))
+    older = read_result(launch.run_dir)
+    assert older is not None and (older.warned, older.warned_processes) == (0, 0)
+    path.write_text(json.dumps({**fields, "warned": 200}))
+    with pytest.raises(StoreError, match="no such signal"):
+        read_result(launch.run_dir)
 
 
 def test_a_job_that_did_not_start() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import pytest
 from gpuq.launch import launcher
 from gpuq.launch.identity import all_processes, job_of
 from gpuq.launch.launcher import Supervisor
-from tests.launch.conftest import Attempts, gone, python, shell, until, written
+from gpuq.launch.parts.processes import signal_handlers
+from tests.launch.conftest import Attempts, child, gone, python, shell, until, written
 
 
 def state(pid: int) -> str:
@@ -241,6 +244,58 @@ def test_a_warning_that_became_due_while_suspended_comes_after(attempts: Attempt
     launcher.resume(supervisor)
     assert attempts.finish(launch, supervisor).timed_out
     assert Path(launch.log_path).read_text() == "warned\n"
+
+
+#: A process says what is to happen when it is warned, then that it is ready, and waits.
+READY = "sys.stdout.write('ready\\n'); sys.stdout.flush(); time.sleep(1000)"
+
+
+@pytest.mark.parametrize(
+    ("says", "handled"),
+    [
+        ("pass", False),
+        ("signal.signal(10, lambda *a: os._exit(0))", True),
+        ("signal.pthread_sigmask(signal.SIG_BLOCK, [10])", True),
+        (
+            "signal.pthread_sigmask(signal.SIG_BLOCK, [10]); threading.Thread(target=time.sleep, args=(1e3,)).start()",
+            True,
+        ),
+        (
+            "threading.Thread(target=time.sleep, args=(1e3,)).start(); signal.pthread_sigmask(signal.SIG_BLOCK, [10])",
+            False,
+        ),
+        ("signal.signal(10, signal.SIG_IGN)", False),
+        ("signal.signal(12, print); signal.pthread_sigmask(signal.SIG_BLOCK, [9, 11, 12])", False),
+    ],
+    ids=["nothing", "catches", "blocks", "all threads block", "one thread does not", "ignores", "handles others"],
+)
+def test_who_handles_a_signal(says: str, handled: bool) -> None:
+    code = f"import os, signal, sys, threading, time\n{says}\n{READY}"
+    with child(sys.executable, "-ISc", code, stdout=subprocess.PIPE, process_group=0) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        assert signal_handlers(process.pid, signal.SIGUSR1) == handled
+        assert signal_handlers(os.getpgrp(), signal.SIGUSR1) == 0, "not of that group"
+        assert handled or process.poll() is None
+
+
+def test_a_wrapper_lives_to_see_what_it_runs_save(attempts: Attempts) -> None:
+    saves = (
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGUSR1, lambda *a: (time.sleep(0.2), os.write(1, b'saved '), os._exit(3)))\n"
+        "time.sleep(1000)\n"
+    )
+    script = f"{sys.executable} -ISc '{saves.replace(chr(39), chr(34))}'; echo python ended with $?"
+    launch = attempts.launch(shell(script), time_limit=1000.0, warn=(signal.SIGUSR1, 998.0))
+    result = attempts.run(launch)
+    assert Path(launch.log_path).read_text() == "saved python ended with 3\n"
+    assert (result.wait_status, result.warned, result.warned_processes) == (0, signal.SIGUSR1, 1)
+
+
+def test_a_job_that_handles_no_warning_runs_to_its_limit(attempts: Attempts) -> None:
+    result = attempts.run(attempts.launch(shell("sleep 1000; true"), time_limit=1.0, warn=(signal.SIGUSR1, 0.5)))
+    assert result.timed_out
+    assert result.wait_status == signal.SIGTERM
+    assert (result.warned, result.warned_processes) == (signal.SIGUSR1, 0)
 
 
 def test_without_a_limit_nobody_is_warned(attempts: Attempts) -> None:

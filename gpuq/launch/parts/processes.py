@@ -127,8 +127,47 @@ def signal_children(number: int) -> set[int]:
     return groups
 
 
-def signal_each(processes: "Iterable[Stat]", signals: tuple[int, ...]) -> None:
-    """Through a pidfd, looked at once more after it is open: the number may be somebody else's by now."""
+def signal_handlers(group: int, number: int) -> int:
+    """The signal to those of the group that catch it or wait for it; how many those are.
+
+    Who has not said what is to happen would die of it, a wrapper's shell for one, and is left alone.
+    """
+    return signal_each(
+        (s for s in descendants() if s.group == group and not s.gone and handles(s.pid, number)), (number,)
+    )
+
+
+def handles(pid: int, number: int) -> bool:
+    """Whether the process catches the signal, or keeps it blocked in all of its threads, as sigwait(3) asks for."""
+    masks = read_masks(f"/proc/{pid}")
+    if masks.get(b"SigCgt", 0) >> (number - 1) & 1:
+        return True
+    if not masks.get(b"SigBlk", 0) >> (number - 1) & 1:
+        return False
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return False  # gone
+    return all(read_masks(f"/proc/{pid}/task/{name}").get(b"SigBlk", 0) >> (number - 1) & 1 for name in threads)
+
+
+def read_masks(folder: str) -> dict[bytes, int]:
+    """SigBlk, of one thread, SigIgn and SigCgt of its process (proc(5)); nothing for one that is gone."""
+    try:
+        with open(f"{folder}/status", "rb") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return {}
+    words = [line.split() for line in lines if line.startswith(b"Sig")]
+    return {name.rstrip(b":"): int(value, 16) for name, value in words if name != b"SigQ:"}
+
+
+def signal_each(processes: "Iterable[Stat]", signals: tuple[int, ...]) -> int:
+    """Through a pidfd, looked at once more after it is open: the number may be somebody else's by now.
+
+    How many were signalled.
+    """
+    reached = 0
     for stat in processes:
         try:
             pidfd = os.pidfd_open(stat.pid)
@@ -139,10 +178,12 @@ def signal_each(processes: "Iterable[Stat]", signals: tuple[int, ...]) -> None:
             if again is not None and again.start_time == stat.start_time:
                 for number in signals:
                     _signal.pidfd_send_signal(pidfd, number)
+                reached += 1
         except OSError:
             pass  # gone, or no longer ours to signal (a set-user-id program); the next round tries again
         finally:
             os.close(pidfd)
+    return reached
 
 
 def signal_group(group: int, signals: tuple[int, ...]) -> None:

@@ -12,6 +12,7 @@ from gpuq.launch.parts.processes import (
     signal_children,
     signal_each,
     signal_group,
+    signal_handlers,
 )
 
 #: Known to type checkers without the import of `typing`.
@@ -93,6 +94,9 @@ class Watch:
         self.status: int | None = None
         self.timed_out = False
         self.ended = False
+        #: the signal before the time limit, 0 before it was due, and how many processes it went to
+        self.warned = 0
+        self.warned_processes = 0
         self.leftovers = 0
         #: when the next round of KILL is due; None while nothing is being ended
         self._kill_at: float | None = None
@@ -123,7 +127,7 @@ class Watch:
             self.timed_out = True
             self._end_group(now)
         elif (number := self.limit.warning(now)) is not None:
-            signal_group(self.main, (number,))
+            self.warned, self.warned_processes = number, signal_handlers(self.main, number)
 
     def _reap(self) -> bool:
         """Whether any process of the job is left; a sub-reaper's descendants become its children in the end."""
