@@ -231,7 +231,10 @@ def begin(folder: Path) -> None:
     spawn(folder)
     ends = systemd.ends_at_logout()
     if ends is not None:
-        print(f"gpuq: the daemon and its jobs end when you log out: {ends}; {systemd.ENABLE}", file=sys.stderr)
+        print(
+            f"gpuq: the daemon and its jobs end when you log out: {ends.why}; what prevents it: {ends.cure}",
+            file=sys.stderr,
+        )
 
 
 def spawn(folder: Path) -> None:

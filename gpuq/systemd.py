@@ -29,8 +29,8 @@ READ = (
 )
 #: Where logind.conf(5) and its drop-ins are, the first that has a file of a name wins.
 LOGIND = ("/etc/systemd", "/run/systemd", "/usr/local/lib/systemd", "/usr/lib/systemd")
-#: What to do about a logout that ends everything.
-ENABLE = "`loginctl enable-linger` prevents it"
+#: What prevents that a logout ends everything: the first is enough for what the user manager runs already.
+ENABLE, INSTALL = "`loginctl enable-linger`", "`gpuq daemon install`"
 #: A program that has said nothing for this long says nothing more, in seconds.
 PATIENCE = 10.0
 #: The unit may migrate and check a large database before it is ready, in seconds.
@@ -160,31 +160,47 @@ def user_name() -> str:
         return str(os.geteuid())
 
 
-def ends_at_logout(pid: int | None = None) -> str | None:
-    """Why systemd would end this process, or that of `pid`, when its user logs out; None if it would not."""
+class Logout(NamedTuple):
+    """Why systemd would end a process when its user logs out, and what prevents it."""
+
+    why: str
+    cure: str
+
+
+def ends_at_logout(pid: int | None = None, *, as_unit: bool = False) -> Logout | None:
+    """Whether systemd would end this process, or that of `pid`, when its user logs out; None if it would not.
+
+    `as_unit`: one that is to be started as our unit.
+    """
     if not Path("/run/systemd/system").is_dir():  # sd_booted(3)
         return None
     try:
         cgroup = Path(f"/proc/{pid or 'self'}/cgroup").read_text()
     except OSError:
         cgroup = ""
-    why = at_logout(cgroup, logind_settings(_logind_files()), user_name())
-    return why if why is not None and not lingers() else None
+    if as_unit:
+        cgroup = f"0::/user.slice/user-{os.geteuid()}.slice/user@{os.geteuid()}.service/{UNIT}"
+    return at_logout(cgroup, logind_settings(_logind_files()), user_name(), lingers())
 
 
-def at_logout(cgroup: str, logind: Mapping[str, str], user: str) -> str | None:
-    """Why a process in this control group ends with its user's last session, where the user does not linger.
+def at_logout(cgroup: str, logind: Mapping[str, str], user: str, lingering: bool) -> Logout | None:
+    """Why a process in this control group ends with its user's last session, or with its own.
 
-    `cgroup` is the text of its /proc/PID/cgroup. See logind.conf(5) and user@.service(5).
+    Lingering keeps the user manager and what it runs. It keeps no session: what logind is to end with that is ended
+    for whoever lingers too. `cgroup` is the text of its /proc/PID/cgroup. See logind.conf(5) and user@.service(5).
     """
     if re.search(r"/user@\d+\.service(/|$)", cgroup, re.M):
-        return "it belongs to your user manager (user@.service), which ends with your last session"
+        why = "it belongs to your user manager (user@.service), which ends with your last session"
+        return None if lingering else Logout(why, ENABLE)
+    if not re.search(r"/session-[^/]+\.scope(/|$)", cgroup, re.M):
+        return None
     if logind.get("KillUserProcesses", "no").lower() not in ("yes", "true", "on", "1"):
         return None
     only, excluded = logind.get("KillOnlyUsers", "").split(), logind.get("KillExcludeUsers", "root").split()
     if user in excluded or (only and user not in only):
         return None
-    return "logind ends all processes of a session with it (KillUserProcesses=yes)"
+    why = "logind ends all processes of a session with it (KillUserProcesses=yes)"
+    return Logout(why, INSTALL if lingering else f"{ENABLE}, then {INSTALL}")
 
 
 def logind_settings(texts: Iterable[str]) -> dict[str, str]:

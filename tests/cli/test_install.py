@@ -258,26 +258,42 @@ TERMINAL = "0::/user.slice/user-1000.slice/user@1000.service/app.slice/app-termi
 HYBRID = "12:memory:/user.slice\n1:name=systemd:/user.slice/user-1000.slice/user@1000.service/gpuq.service\n0::/\n"
 
 
+KILL = {"KillUserProcesses": "yes"}
+
+
 @pytest.mark.parametrize(
     ("cgroup", "logind", "user", "expected"),
     [
         (SESSION, {}, "ann", None),
-        (SESSION, {"KillUserProcesses": "yes"}, "ann", "KillUserProcesses"),
+        (SESSION, KILL, "ann", "KillUserProcesses"),
         (SESSION, {"KillUserProcesses": "no"}, "ann", None),
-        (SESSION, {"KillUserProcesses": "yes"}, "root", None),
-        (SESSION, {"KillUserProcesses": "yes", "KillExcludeUsers": "ann bob"}, "ann", None),
-        (SESSION, {"KillUserProcesses": "yes", "KillExcludeUsers": ""}, "root", "KillUserProcesses"),
-        (SESSION, {"KillUserProcesses": "yes", "KillOnlyUsers": "bob"}, "ann", None),
+        (SESSION, KILL, "root", None),
+        (SESSION, {**KILL, "KillExcludeUsers": "ann bob"}, "ann", None),
+        (SESSION, {**KILL, "KillExcludeUsers": ""}, "root", "KillUserProcesses"),
+        (SESSION, {**KILL, "KillOnlyUsers": "bob"}, "ann", None),
         (SESSION, {"KillUserProcesses": "1", "KillOnlyUsers": "bob ann"}, "ann", "KillUserProcesses"),
         (TERMINAL, {}, "ann", "user manager"),
         (HYBRID, {}, "ann", "user manager"),
-        ("0::/system.slice/cron.service\n", {}, "ann", None),
-        ("", {}, "ann", None),
+        ("0::/system.slice/slurmd.service\n", KILL, "ann", None),
+        ("", KILL, "ann", None),
     ],
 )
 def test_what_ends_at_logout(cgroup: str, logind: dict[str, str], user: str, expected: str | None) -> None:
-    found = systemd.at_logout(cgroup, logind, user)
-    assert (found is None) if expected is None else (found is not None and expected in found)
+    found = systemd.at_logout(cgroup, logind, user, False)
+    assert (found is None) if expected is None else (found is not None and expected in found.why)
+
+
+def test_lingering_keeps_the_user_manager_and_no_session() -> None:
+    """As systemd 257 did it: it ended a session's scope, under KillUserProcesses=yes, of a user who lingers."""
+    assert systemd.at_logout(TERMINAL, KILL, "ann", True) is None
+    kept = systemd.at_logout(TERMINAL, KILL, "ann", False)
+    assert kept is not None and kept.cure == "`loginctl enable-linger`"
+    for lingering, cure in (
+        (False, "`loginctl enable-linger`, then `gpuq daemon install`"),
+        (True, "`gpuq daemon install`"),
+    ):
+        ended = systemd.at_logout(SESSION, KILL, "ann", lingering)
+        assert ended is not None and ended.cure == cure
 
 
 def test_the_last_assignment_of_logind_counts() -> None:

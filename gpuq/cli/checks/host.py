@@ -94,11 +94,11 @@ def check_daemon() -> Iterable[Check]:
 
 def _logout(pid: int | None) -> Iterable[Check]:
     """Whether a logout would end the daemon and its jobs."""
-    why = systemd.ends_at_logout(pid)
-    if why is None:
+    ends = systemd.ends_at_logout(pid, as_unit=pid is None and systemd.installed_for(config.state_dir()))
+    if ends is None:
         yield Check("logout", OK, "jobs outlive the session")
     else:
-        yield Check("logout", FAIL, f"jobs end when you log out: {why}", "run `loginctl enable-linger` once")
+        yield Check("logout", FAIL, f"jobs end when you log out: {ends.why}", f"once: {ends.cure}")
 
 
 def check_unit() -> Iterable[Check]:
