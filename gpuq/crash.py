@@ -1,7 +1,8 @@
 """Crash points: moments at which a test lets the daemon, or a supervisor, die as by `kill -9`.
 
-`GPUQ_CRASH_AT=NAME` in the daemon's environment ends the process when it gets there, `NAME:3` the third time. Without
-the variable a point costs one comparison.
+`GPUQ_CRASH_AT=NAME` in the daemon's environment ends the process when it gets there, `NAME:3` the third time, and
+`stop@NAME` stops it there instead, as SIGSTOP does, until somebody sends SIGCONT. Without the variable a point costs
+one comparison.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from gpuq.errors import UsageError
 log = logging.getLogger("gpuq.crash")
 
 VARIABLE = "GPUQ_CRASH_AT"
+#: Before a name: stop there instead.
+_STOP = "stop@"
 
 #: Where the daemon can die: each before and after.
 _STEPS = {
     "commit": "of a transaction, with all its rows written",
+    "tell": "other daemons are told of the claims of planned attempts",
     "claim": "an attempt and its GPU memory are written down",
     "spawn": "a supervisor is started",
     "result": "what became of an attempt is read",
@@ -40,10 +44,10 @@ POINTS = DAEMON_POINTS | SUPERVISOR_POINTS
 
 
 class _Armed:
-    """Where to die, and how often that place is still to be passed."""
+    """Where to die, or to stop, and how often that place is still to be passed."""
 
-    def __init__(self, name: str, left: int) -> None:
-        self.name, self.left = name, left
+    def __init__(self, name: str, left: int, stops: bool) -> None:
+        self.name, self.left, self.stops = name, left, stops
 
     def here(self, name: str) -> bool:
         """Whether this is the place and the time."""
@@ -62,19 +66,20 @@ def arm(text: str | None) -> None:
     _armed = None
     if not text:
         return
-    name, colon, count = text.partition(":")
-    if name not in POINTS:
+    name, colon, count = text.removeprefix(_STOP).partition(":")
+    stops = text.startswith(_STOP)
+    if name not in (DAEMON_POINTS if stops else POINTS):
         raise UsageError(f"{VARIABLE} names {name!r}, and the crash points are {', '.join(POINTS)}")
     if colon and not (count.isascii() and count.isdigit() and 0 < len(count) < 10 and int(count) > 0):
         raise UsageError(f"{VARIABLE}={text}: after the colon comes which time it is, from 1 on")
-    _armed = _Armed(name, int(count) if colon else 1)
+    _armed = _Armed(name, int(count) if colon else 1, stops)
 
 
 def point(name: str) -> None:
     """The daemon is at a crash point."""
     if _armed is not None and _armed.here(name):
-        log.warning("crash point %s: the daemon kills itself", name)
-        os.kill(os.getpid(), signal.SIGKILL)
+        log.warning("crash point %s: the daemon %s itself", name, "stops" if _armed.stops else "kills")
+        os.kill(os.getpid(), signal.SIGSTOP if _armed.stops else signal.SIGKILL)
 
 
 def in_supervisor(job_id: int, attempt: int) -> tuple[str, int] | None:

@@ -60,6 +60,9 @@ class Others(NamedTuple):
     waits: tuple[NeighbourWait, ...]
 
 
+NOBODY = Others({}, ())
+
+
 class _File(NamedTuple):
     name: str
     uid: int

@@ -7,6 +7,7 @@ it holds a lock, so that of two daemons that see the same free memory one sees t
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -17,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpuq.daemon.claimsfile import Published, PublishedClaim, PublishedWait, encode, hashed
-from gpuq.daemon.neighbours import PREFIX, Neighbours, Others, opened, pid_namespace
+from gpuq.daemon.neighbours import NOBODY, PREFIX, Neighbours, Others, opened, pid_namespace
 from gpuq.launch.identity import boot_id, identity_of
 
 log = logging.getLogger("gpuq.sharing")
@@ -30,6 +31,8 @@ TRY_AGAIN = 0.002
 RENEW = 3600.0
 #: What is half written and older than this, in seconds, was left by a crash.
 HALF_WRITTEN = 60.0
+#: What cannot be had for the moment says nothing of the folder.
+_FOR_THE_MOMENT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
 
 
 class Sharing:
@@ -57,27 +60,45 @@ class Sharing:
 
     def read(self) -> Others:
         """What others claim and wait for; nothing where that cannot be read."""
+        return self.look() or NOBODY
+
+    def look(self) -> Others | None:
+        """The same, to start jobs by: None where it cannot be known for the moment, as without a free descriptor."""
         what = "others' claims cannot be read"
         try:
             found = self._neighbours.read()
         except OSError as error:
             self._note(what, error)
-            return Others({}, ())
+            return None if error.errno in _FOR_THE_MOMENT else NOBODY
         self._faults.pop(what, None)
         return found
 
-    def publish(self, claims: Sequence[PublishedClaim], waits: PublishedWait | None) -> None:
-        """Tell the others what we claim from now on, and what we wait for. Cheap where that has not changed."""
+    def publish(self, claims: Sequence[PublishedClaim], waits: PublishedWait | None) -> bool:
+        """Tell the others what we claim from now on, and what we wait for. Cheap where that has not changed.
+
+        False where that is not possible for the moment only.
+        """
+        what = "our claims cannot be told"
+        try:
+            self._publish(claims, waits)
+        except OSError as error:  # whatever is wrong with the folder, jobs go on
+            self._note(what, error)
+            return error.errno not in _FOR_THE_MOMENT
+        self._faults.pop(what, None)
+        return True
+
+    def _publish(self, claims: Sequence[PublishedClaim], waits: PublishedWait | None) -> None:
         silent = not claims and waits is None
         if silent and not self._body:
             return
-        with self._noting("our claims cannot be told"), opened(self._folder) as folder:
+        with opened(self._folder) as folder:
             if silent:
                 self._remove(folder)
                 return
             body = encode(replace(self._me, claims=tuple(claims), waits=waits))
-            if body != self._body or not self._in_place(folder):
-                self._write(folder, body)
+            in_place = self._in_place(folder)
+            if body != self._body or not in_place:
+                self._write(folder, body, self._name if in_place else "")
             elif time.monotonic() - self._renewed_at > RENEW:
                 os.utime(self._fd)
                 self._renewed_at = time.monotonic()
@@ -133,6 +154,8 @@ class Sharing:
 
     def _in_place(self, folder: int) -> bool:
         """Whether our file is still there: somebody may have cleaned up."""
+        if self._fd < 0:
+            return False
         try:
             found = os.stat(self._name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
@@ -140,7 +163,7 @@ class Sharing:
         ours = os.fstat(self._fd)
         return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
 
-    def _write(self, folder: int, body: bytes) -> None:
+    def _write(self, folder: int, body: bytes, former: str) -> None:
         fd, temporary = _create(folder)
         try:
             os.fchmod(fd, 0o644)  # whatever our umask
@@ -149,7 +172,7 @@ class Sharing:
                 left = left[os.write(fd, left) :]
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._put(folder, temporary)
+            self._put(folder, temporary, former)
         except BaseException:
             os.close(fd)
             with contextlib.suppress(FileNotFoundError):
@@ -158,11 +181,12 @@ class Sharing:
         self._forget()
         self._fd, self._body, self._renewed_at = fd, body, time.monotonic()
 
-    def _put(self, folder: int, temporary: str) -> None:
-        """Give it the name of the former one; another where that has been taken by somebody else meanwhile."""
-        if self._name:
+    def _put(self, folder: int, temporary: str, former: str) -> None:
+        """Give it the name of the former one while that is in place: a name that had been gone, or is somebody else's
+        by now, may have been noted by others as one that says nothing."""
+        if former:
             with contextlib.suppress(OSError):
-                os.rename(temporary, self._name, src_dir_fd=folder, dst_dir_fd=folder)
+                os.rename(temporary, former, src_dir_fd=folder, dst_dir_fd=folder)
                 return
         self._name = _random_name()
         os.rename(temporary, self._name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -185,16 +209,6 @@ class Sharing:
                     found = os.stat(name, dir_fd=folder, follow_symlinks=False)
                     if found.st_uid == os.geteuid() and time.time() - found.st_mtime > HALF_WRITTEN:
                         yield name
-
-    @contextlib.contextmanager
-    def _noting(self, what: str) -> Iterator[None]:
-        """Whatever is wrong with the folder, jobs go on."""
-        try:
-            yield
-        except OSError as error:
-            self._note(what, error)
-        else:
-            self._faults.pop(what, None)
 
     def _note(self, what: str, error: OSError) -> None:
         """Keep a fault, and say it once."""

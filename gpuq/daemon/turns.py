@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+from dataclasses import replace
 
+from gpuq import crash
 from gpuq.daemon.claimsfile import PublishedClaim, PublishedWait, hashed
 from gpuq.daemon.core import Core
+from gpuq.daemon.neighbours import Others
 from gpuq.daemon.sharing import Sharing
 from gpuq.policy import courtesy, scheduler
+
+log = logging.getLogger("gpuq.turns")
+
+#: Looks at the others' claims in one turn: one to plan by, one after telling, and what others' haste may ask for.
+MOST_LOOKS = 4
+#: A turn that took longer than this, in seconds, without the looks themselves, began with a reading that is old by now:
+#: the daemon was stopped, or the host is short of everything.
+OLD = 2.0
 
 
 class Turns:
@@ -24,32 +36,75 @@ class Turns:
         self._courtesy = courtesy.NONE
 
     def agreed(self, plan: scheduler.Plan) -> scheduler.Plan:
-        """The plan, made anew while no other daemon of this host plans, and told to them before anything starts."""
-        core, sharing = self._core, self.sharing
-        if sharing is None:
-            return plan
-        with sharing.turn():
-            others, now = sharing.read(), time.monotonic()
-            core.neighbours = others.claims
-            ours = now if self._waits_since is None else self._waits_since
-            states, self._courtesy = courtesy.give_way(core.gpu_states(), others.waits, ours, self._courtesy, now)
-            plan = scheduler.plan(core.snapshot(), states)
-            if any(start.gpus for start in plan.starts):
-                self._waits_since = None
-            for start in plan.starts:
-                job = core.store.job(start.job_id) if start.gpus else None
-                if job is not None:
-                    run = hashed(os.fsencode(core.next_run_dir(job)))
-                    self.planned[job.id] = [PublishedClaim(uuid, start.request.vram, run) for uuid in start.gpus]
-            self.publish(waiting=True)
-        return plan
+        """The plan, made anew among the claims of others, and told to them before anything starts.
 
-    def publish(self, *, waiting: bool) -> None:
-        """Tell them what we claim, where that has changed, and, with `waiting`, what we wait for."""
-        if self.sharing is not None:
-            planned = [claim for claims in self.planned.values() for claim in claims]
-            self.sharing.publish([*self._core.published(), *planned], self._next_wait(waiting))
-            self._core.sharing_fault = self.sharing.fault
+        A start counts once a look at the others' claims that began after ours was told leaves room for it. So whoever
+        tells later sees what was told earlier, whoever holds the lock and however long anything took meanwhile. Two
+        that see each other both take theirs back, and plan again with their next readings.
+        """
+        if self.sharing is None:
+            return plan
+        ours = time.monotonic() if self._waits_since is None else self._waits_since
+        with self.sharing.turn():
+            began, looking = time.monotonic(), 0.0
+            for _ in range(MOST_LOOKS):
+                others, took = self._look(self.sharing)
+                looking += took
+                if others is None:
+                    break
+                plan = self._plan_among(others, ours)
+                wanted = self._wanted(plan)
+                if wanted.items() <= self.planned.items():
+                    if time.monotonic() - began - looking > OLD:
+                        break
+                    self.planned = wanted
+                    if wanted:
+                        self._waits_since = None
+                    return plan
+                self.planned = wanted
+                crash.point("tell-before")
+                told = self.publish(waiting=True)
+                crash.point("tell-after")
+                if not told:
+                    break
+        self.planned = {}
+        log.warning("nothing is started on a GPU yet: other daemons claim at the same time, or that took too long")
+        return replace(plan, starts=tuple(start for start in plan.starts if not start.gpus))
+
+    @staticmethod
+    def _look(sharing: Sharing) -> tuple[Others | None, float]:
+        """What the others claim, None where that cannot be known now, and the seconds that it took."""
+        began = time.monotonic()
+        return sharing.look(), time.monotonic() - began
+
+    def _plan_among(self, others: Others, ours: float) -> scheduler.Plan:
+        core = self._core
+        core.neighbours = others.claims
+        now = time.monotonic()
+        states, self._courtesy = courtesy.give_way(core.gpu_states(), others.waits, ours, self._courtesy, now)
+        return scheduler.plan(core.snapshot(), states)
+
+    def _wanted(self, plan: scheduler.Plan) -> dict[int, list[PublishedClaim]]:
+        """The claims of what the plan starts on GPUs, by job."""
+        wanted = {}
+        for start in plan.starts:
+            job = self._core.store.job(start.job_id) if start.gpus else None
+            if job is not None:
+                run = hashed(os.fsencode(self._core.next_run_dir(job)))
+                wanted[job.id] = [PublishedClaim(uuid, start.request.vram, run) for uuid in start.gpus]
+        return wanted
+
+    def publish(self, *, waiting: bool) -> bool:
+        """Tell them what we claim, where that has changed, and, with `waiting`, what we wait for.
+
+        False where that is not possible for the moment.
+        """
+        if self.sharing is None:
+            return True
+        planned = [claim for claims in self.planned.values() for claim in claims]
+        told = self.sharing.publish([*self._core.published(), *planned], self._next_wait(waiting))
+        self._core.sharing_fault = self.sharing.fault
+        return told
 
     def _next_wait(self, waiting: bool) -> PublishedWait | None:
         """The most urgent request that could not be placed, and since when we have got nothing."""

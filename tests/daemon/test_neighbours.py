@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import pytest
 
 from gpuq.daemon.claimsfile import encode, parse
 from gpuq.daemon.neighbours import LAUNCH_PATIENCE
+from gpuq.launch.identity import read_stat
 from tests.fakenvml import FakeNvml, fake_gpus
 from tests.harness import Box, wait_until
 
@@ -110,6 +112,36 @@ def test_a_late_allocation_of_a_neighbour_cannot_collide(pair: Pair, card: FakeN
     with pair.other() as other:
         assert other.wait(second)["started_at"] >= ended["ended_at"]
     wait_until(lambda: not pair.files(), "the end of what was told")
+
+
+@pytest.mark.parametrize("point", ["tell-before", "tell-after"])
+def test_a_daemon_that_was_stopped_while_it_planned_starts_nothing_by_an_old_plan(pair: Pair, point: str) -> None:
+    """It holds the lock for longer than others wait for it."""
+    box, gates = pair.box, [pair.box.folder / name for name in ("one", "two")]
+    box.setenv(GPUQ_CRASH_AT=f"stop@{point}")
+    pid = box.daemon_pid()
+    box.setenv(GPUQ_CRASH_AT=None)
+    try:
+        first = share(box, 16, *sleeps(gates[0]))
+        wait_until(lambda: (found := read_stat(pid)) and found.state == "T", "the stop")
+        with pair.other() as other:
+            second = share(other, 16, *sleeps(gates[1]))
+            if point == "tell-before":
+                other.wait_state(second, "running")
+            else:
+                waits_for(other, second, "claims 16GiB")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    if point == "tell-before":
+        waits_for(box, first, "claims 16GiB on GPU 0")
+        assert box.job(first)["attempt"] == 0
+    for gate in gates:
+        gate.touch()
+    ended = box.wait(first)
+    with pair.other() as other:
+        second_ended = other.wait(second)
+    both = sorted((ended, second_ended), key=lambda job: str(job["started_at"]))
+    assert instant(both[0]["ended_at"]) <= instant(both[1]["started_at"])
 
 
 def test_a_whole_gpu_is_not_shared_with_a_neighbour_nor_taken_from_one(pair: Pair) -> None:
@@ -217,7 +249,9 @@ def test_a_file_that_was_cleaned_away_is_written_again(pair: Pair) -> None:
     (file,) = pair.files()
     said = file.read_bytes()
     file.unlink()
-    wait_until(lambda: file.exists() and file.read_bytes() == said, "the file")
+    (again,) = wait_until(pair.files, "the file")
+    assert again.read_bytes() == said
+    assert again != file, "others may have noted meanwhile that somebody else's file had that name"
 
 
 def test_simulated_gpus_are_each_daemons_own(sim: Box) -> None:
