@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from gpuq.daemon.core import Core, Running, over_text
 from gpuq.launch import outcome
-from gpuq.model import Driver, Failure
+from gpuq.model import Attempt, Driver, Failure
 from gpuq.policy.lifecycle import Ended
 from gpuq.units import format_duration, format_size
 
@@ -67,10 +67,11 @@ def blame(core: Core, running: Running) -> str | None:
     return "; ".join(guilty) or None
 
 
-def ended(result: outcome.Result, path: str) -> Ended:
-    """The fact that a result states."""
+def ended(result: outcome.Result, attempt: Attempt) -> Ended:
+    """The fact that an attempt's result states."""
     failed = result.wait_status != 0 or result.start_failure is not None
-    judged = outcome.judge(result, outcome.log_tail(path, result.log_start) if failed else b"")
+    tail = outcome.log_tail(attempt.log_path, result.log_start) if failed else b""
+    judged = outcome.judge(result, tail, gpus=bool(attempt.claims))
     return Ended(
         asked=result.ended,
         failure=judged.failure,

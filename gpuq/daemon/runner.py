@@ -317,7 +317,7 @@ class Runner:
                     self._pause(failure.text)
                     self._finish(job_id, NeverStarted())
                     return
-                fact = evidence.ended(result, running.attempt.log_path)
+                fact = evidence.ended(result, running.attempt)
                 if evidence.wants_a_look(running, fact):
                     task = self._loop.create_task(self._finish_after_a_look(running, fact))
                     self._tasks.add(task)

@@ -36,6 +36,11 @@ _HINTS = {
     Symptom.HOST_MEMORY: "an allocation of host memory was refused, its log says",
     Symptom.KILLED: "a process of its own was killed, its log says",
 }
+#: Of an attempt without GPUs: it tells of another program's, or saw GPUs in spite of gpuq.
+_HINTS_WITHOUT_GPUS = {
+    Symptom.VRAM_OOM: "it was given no GPU, and its log says",
+    Symptom.GPU_LOST: "it was given no GPU, and its log says",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +172,10 @@ def _wait_status(value: Any) -> int:
     return status
 
 
-def judge(result: Result, tail: bytes) -> Outcome:
+def judge(result: Result, tail: bytes, *, gpus: bool = True) -> Outcome:
     """What the result means, given the end of what the attempt logged. Pure.
 
+    No line proves that a GPU failed an attempt which had none of the `gpus`; there it is told as a hint.
     Exit code 0 is success whatever was printed: a program that caught an out-of-memory error and went on did its work.
     One that caught it and failed later for another reason, with the line still in the tail, counts as out of memory:
     the later error is more often a consequence than a cause of its own.
@@ -186,7 +192,7 @@ def judge(result: Result, tail: bytes) -> Outcome:
         return Outcome(Failure.TIMEOUT, code, number, note)
     if code == 0:
         return Outcome(None, 0, None, None)
-    failure, note = _named(result, code, number, symptoms.find(tail))
+    failure, note = _named(result, code, number, symptoms.find(tail), gpus)
     if failure is not None:
         return Outcome(failure, code, number, note)
     if number is None:
@@ -195,7 +201,7 @@ def judge(result: Result, tail: bytes) -> Outcome:
 
 
 def _named(
-    result: Result, code: int | None, number: int | None, said: Mapping[Symptom, Line]
+    result: Result, code: int | None, number: int | None, said: Mapping[Symptom, Line], gpus: bool
 ) -> tuple[Failure | None, str | None]:
     """A failure that has a proof beyond code and signal, with it; else None, and a line that may help."""
     counted = _oom_kills(result)
@@ -204,12 +210,12 @@ def _named(
     if killed and counted:
         return Failure.HOST_OOM, f"{_name(signal.SIGKILL)}, and {counted}"
     lines = [(said[symptom], failure) for symptom, failure in _PROVES.items() if symptom in said]
-    if lines and number in WITH_A_LINE:
+    if gpus and lines and number in WITH_A_LINE:
         line, failure = max(lines, key=lambda found: found[0].place)
         return failure, one_line(line.text)
     if Symptom.KILLED in said and counted and number in WITH_A_LINE:
         return Failure.HOST_OOM, f"{one_line(said[Symptom.KILLED].text)} ({counted})"
-    for symptom, what in _HINTS.items():
+    for symptom, what in (_HINTS if gpus else {**_HINTS, **_HINTS_WITHOUT_GPUS}).items():
         if symptom in said and number in WITH_A_LINE:
             return None, f"{what}: {one_line(said[symptom].text)}"
     return None, None

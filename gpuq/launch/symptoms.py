@@ -32,14 +32,15 @@ class Line:
     place: int
 
 
-#: A text that is looked for, which is fast, and what the line around it must match besides, if anything.
+#: A text that is looked for, which is fast, and what the line around it must match besides, if anything. Where that
+#: has a group named `raised`, this must stand where a program prints an exception, not within a sentence about one.
 _Sign = tuple[str, str | None]
 
 _SIGNS: Mapping[Symptom, tuple[_Sign, ...]] = {
     Symptom.VRAM_OOM: (
         # PyTorch: a RuntimeError before 1.13, then torch.cuda.OutOfMemoryError, then torch.OutOfMemoryError
-        ("out of memory. Tried to allocate", r"\b(?:CUDA|HIP) out of memory\. Tried"),
-        ("OutOfMemoryError: ", r"\btorch(?:\.cuda)?\.OutOfMemoryError: \S"),
+        ("out of memory. Tried to allocate", r"\b(?:CUDA|HIP) out of memory\. Tried to allocate \d"),
+        ("OutOfMemoryError: ", r"\b(?P<raised>torch(?:\.cuda)?\.OutOfMemoryError): \S"),
         # JAX, old spelling and new. What follows is `allocating` where a CPU's memory ran out.
         ("Out of memory while trying to allocate", r"(?:RESOURCE_EXHAUSTED|Resource exhausted): Out of memory while"),
         ("Failed to allocate request for", r"(?:RESOURCE_EXHAUSTED|Resource exhausted): Failed .* on device ordinal"),
@@ -108,6 +109,10 @@ _RULES = [
 ]
 #: Colours and cursor movement (ECMA-48, "control sequences"), which stand between a word and its boundary.
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+#: Ranks, workers, levels and the like: `[rank0]:`, `(EngineCore_DP0 pid=6880)`, `[core.py:396]`.
+_BRACKETS = re.compile(r"\[[^\]]*\]|\([^)]*\)|<[^>]*>")
+#: Most words of prose before an exception's class where it is printed, as in `Training failed: torch.…`.
+_MOST_WORDS = 2
 #: Most places of one text that are looked at, and most of a line on either side of it, in characters: the daemon's
 #: loop waits for this.
 _MOST_PLACES = 64
@@ -140,7 +145,24 @@ def _last(text: str, literal: str, pattern: re.Pattern[str] | None) -> Line | No
         begin = max(text.rfind("\n", 0, place) + 1, place - _MOST_OF_A_LINE)
         end = text.find("\n", place)
         line = text[begin : min(end if end >= 0 else len(text), place + _MOST_OF_A_LINE)]
-        if pattern is None or pattern.search(line):
+        if pattern is None or _matches(pattern, line):
             return Line(line, place)
         place = begin
     return None
+
+
+def _matches(pattern: re.Pattern[str], line: str) -> bool:
+    if "raised" not in pattern.groupindex:
+        return pattern.search(line) is not None
+    return any(_is_prefix(line[: match.start("raised")]) for match in pattern.finditer(line))
+
+
+def _is_prefix(text: str) -> bool:
+    """Whether this is what stands before an exception: nothing, or ranks, times, levels, names and a word or two.
+
+    Words in capitals are levels, and those with a digit or a stop in or behind them names, times and labels. A word
+    of prose right before the class makes it part of a sentence.
+    """
+    words = _BRACKETS.sub(" ", text).split()
+    prose = [word for word in words if word.isalpha() and not word.isupper()]
+    return not words or (len(prose) <= _MOST_WORDS and words[-1] not in prose)

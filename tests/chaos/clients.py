@@ -178,7 +178,7 @@ class ClientThread:
         kind, _, arguments = self._random.choices(KINDS, [weight for _, weight, _ in KINDS])[0]
         argument = self._random.choice(arguments)
         asked: dict[str, Any] = {"gpus": 0, "cpus": self._random.choice((0, 0, 0, 1))}
-        if kind == "gpu" or self._random.random() < 0.1:
+        if kind == "gpu" or self._random.random() < (0.6 if kind == "oom" else 0.1):
             size = self._random.choice((1, 2, 3, 5)) * GiB
             asked |= {"gpus": self._random.choice((1, 1, 1, 2)), "cpus": 0}
             if self._random.random() < 0.85:

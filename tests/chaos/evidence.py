@@ -94,6 +94,9 @@ class Evidence:
         found = self._claimed.get((job_id, number), ())
         return found[0] if found else None
 
+    def has_gpus(self, key: Attempt) -> bool:
+        return bool(self._claimed.get(key))
+
     def largest_claim(self, job_id: int, number: int) -> int:
         """The most that as many GPUs as the attempt has can give at the same time."""
         cards = self.noted("cards")[0]

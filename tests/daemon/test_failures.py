@@ -148,19 +148,27 @@ def test_gpu_memory_ran_out(box: Box, nvml: FakeNvml, torch: str) -> None:
     assert (job["failure"], job["signal"], job["note"]) == ("vram-oom", signal.SIGABRT, SAID)
 
 
-def test_gpu_memory_ran_out_and_it_went_on(box: Box, torch: str) -> None:
+def test_no_line_of_a_cpu_jobs_log_tells_of_gpu_memory(box: Box, torch: str) -> None:
+    job = failed(box, *python(torch + "torch.train()"), retry=["vram-oom:5"])
+    hint = f"it was given no GPU, and its log says: {SAID}"
+    assert (job["failure"], job["exit_code"], job["note"], job["attempt"]) == ("exit", 1, hint, 1)
+
+
+def test_gpu_memory_ran_out_and_it_went_on(box: Box, nvml: FakeNvml, torch: str) -> None:
+    nvml.set(gpus=fake_gpus(24 * GiB))
     caught = torch + "import traceback\ntry: torch.train()\nexcept RuntimeError: traceback.print_exc()\n"
-    went_well = box.wait(box.submit(*python(caught), gpus=0))
+    went_well = box.wait(box.submit(*python(caught), gpus=1))
     assert (went_well["state"], went_well["failure"], went_well["note"]) == ("succeeded", None, None)
     long_after = caught + "sys.stdout.write('epoch 7: going on with a smaller batch\\n' * 60_000)\nraise SystemExit(1)"
-    assert failed(box, *python(long_after))["failure"] == "exit"
+    assert failed(box, *python(long_after), gpus=1)["failure"] == "exit"
     # no time to do anything else: what came last was most likely brought about by it
-    assert failed(box, *python(caught + "raise ValueError('no batch left')"))["failure"] == "vram-oom"
+    assert failed(box, *python(caught + "raise ValueError('no batch left')"), gpus=1)["failure"] == "vram-oom"
 
 
-def test_an_earlier_attempts_line_is_not_evidence(box: Box) -> None:
+def test_an_earlier_attempts_line_is_not_evidence(box: Box, nvml: FakeNvml) -> None:
+    nvml.set(gpus=fake_gpus(24 * GiB))
     script = f'[ "$GPUQ_ATTEMPT" = 2 ] || echo {shlex.quote(SAID)}; exit 1'
-    job = failed(box, "sh", "-c", script, output=str(box.folder / "log"))
+    job = failed(box, "sh", "-c", script, output=str(box.folder / "log"), gpus=1)
     assert job["failure"] == "vram-oom"
     box.request("retry", sel={"ranges": [[job["id"], job["id"]]]})
     wait_until(lambda: box.job(job["id"])["attempt"] == 2 and box.job(job["id"])["state"] == "failed")

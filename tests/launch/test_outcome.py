@@ -71,6 +71,62 @@ def shown(line: str) -> str:
     return text if len(text) <= MAX_NOTE else text[: MAX_NOTE - 1] + "…"
 
 
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda m: m["program"])
+def test_no_line_proves_that_a_gpu_failed_a_job_without_gpus(message: dict[str, Any]) -> None:
+    outcome = judge(result(exited(1)), f"{message['line']}\n".encode(), gpus=False)
+    assert outcome.failure is Failure.EXIT
+    if message["failure"] != "exit":
+        assert outcome.note == f"it was given no GPU, and its log says: {shown(message['line'])}"
+    crash = judge(result(signal.SIGABRT), OOM, gpus=False)
+    assert (crash.failure, crash.note) == (
+        Failure.SIGNAL,
+        f"it was given no GPU, and its log says: {OOM.decode().strip()}",
+    )
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "",
+        "  ",
+        "[rank0]: ",
+        "[rank0]:[rank0]: ",
+        "0: ",
+        "[1,0]<stderr>:",
+        "(RayTrainWorker pid=1234, ip=10.0.0.1) ",
+        "(EngineCore_DP0 pid=17374) ERROR 09-28 15:47:24 [core.py:718] ",
+        "2025-05-18 21:59:55,086 - trainer.main - ERROR - ",
+        "2025-05-18 21:59:55 | ERROR    | __main__:train:12 - ",
+        "ERROR:root:",
+        "E       ",
+        "Training failed: ",
+        "Error executing job: ",
+        "Rank 3 failed: ",
+    ],
+)
+def test_an_exception_counts_where_it_is_printed(prefix: str) -> None:
+    for name in ("torch.OutOfMemoryError", "torch.cuda.OutOfMemoryError"):
+        line = f"{prefix}{name}: Allocation on device 0 would exceed allowed memory."
+        assert judge(result(exited(1)), f"begin\n{line}\nend\n".encode()).failure is Failure.VRAM_OOM
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "help: reduce batch size if you see torch.OutOfMemoryError: CUDA out of memory.",
+        "[rank0]: help: reduce batch size if you see torch.OutOfMemoryError: CUDA out of memory.",
+        "INFO  on torch.OutOfMemoryError: smaller batches",
+        "  --batch N   less memory; the larger, the sooner you meet torch.cuda.OutOfMemoryError: CUDA out of memory.",
+        "# when this happens to you: torch.OutOfMemoryError: CUDA out of memory.",
+        "hint: 'CUDA out of memory. Tried to allocate' means that the batch is too large",
+    ],
+)
+def test_a_sentence_about_an_exception_proves_nothing(line: str) -> None:
+    assert judge(result(exited(1)), f"{line}\nValueError: no such file\n".encode()).failure is Failure.EXIT
+    # nor does it hide what was printed before
+    assert judge(result(exited(1)), OOM + f"{line}\n".encode()).note == OOM.decode().strip()
+
+
 def test_every_kind_of_message_is_there_and_names_where_it_was_seen() -> None:
     assert {message["failure"] for message in MESSAGES} == {"vram-oom", "gpu-lost", "exit"}
     named = " ".join(message["program"] for message in MESSAGES if message["failure"] == "vram-oom")
