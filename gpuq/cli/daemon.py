@@ -123,7 +123,7 @@ def _check_settings() -> None:
     from gpuq.gpus.source import open_source
 
     config.load_settings()
-    open_source(os.environ.get("GPUQ_GPUS")).close()
+    open_source(os.environ.get("GPUQ_GPUS"), look_only=True).close()
 
 
 @app.command("status", epilog=examples("gpuq daemon status", "gpuq daemon status --json | jq .pid"))

@@ -63,9 +63,14 @@ class Cards:
     totals: dict[str, int]
 
     @classmethod
+    def of(cls, folder: Path, totals: tuple[int, ...]) -> Cards:
+        """The GPUs of these sizes, whether they were created or not."""
+        return cls(folder, {uuid_of(index): total for index, total in enumerate(totals)})
+
+    @classmethod
     def create(cls, folder: Path, totals: tuple[int, ...]) -> Cards:
         """Say which GPUs there are. What living processes hold on them stays. Raises OSError."""
-        cards = cls(folder, {uuid_of(index): total for index, total in enumerate(totals)})
+        cards = cls.of(folder, totals)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for uuid in cards.totals:
             (folder / uuid).mkdir(mode=0o700, exist_ok=True)
@@ -139,13 +144,14 @@ def _write(path: Path, text: str) -> None:
 
 
 class SimulatedGpus:
-    """The source of `GPUQ_GPUS=sim:…`: GPUs of this daemon's own."""
+    """The source of `GPUQ_GPUS=sim:…`: GPUs of this daemon's own, or, with `look_only`, those that it would have."""
 
     shared = False
 
-    def __init__(self, spec: str, folder: Path) -> None:
+    def __init__(self, spec: str, folder: Path, *, look_only: bool = False) -> None:
         """Raises UsageError for the spec, OSError where the folder cannot be written."""
-        self._cards = Cards.create(folder, parse_spec(spec))
+        self._look_only = look_only
+        self._cards = (Cards.of if look_only else Cards.create)(folder, parse_spec(spec))
 
     def read(self) -> Readings:
         """One reading of all GPUs."""
@@ -160,6 +166,8 @@ class SimulatedGpus:
         try:
             return self._cards.held(uuid)
         except FileNotFoundError:  # somebody removed the folder, and with it what was held
+            if self._look_only:
+                return {}
             self._cards = Cards.create(self._cards.folder, tuple(self._cards.totals.values()))
             return self._cards.held(uuid)
 

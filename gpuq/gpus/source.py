@@ -40,9 +40,10 @@ class NoGpus:
         return None
 
 
-def open_source(spec: str | None) -> Source:
+def open_source(spec: str | None, *, look_only: bool = False) -> Source:
     """The source that the value of GPUQ_GPUS names: NVML for none or an empty one, `sim:2x24GiB`, `none`.
 
+    `look_only`: for whoever is not the daemon, and must not write into the state folder, which may not be one yet.
     Only the module in question is imported. Raises UsageError for any other value.
     """
     if not spec:
@@ -54,7 +55,7 @@ def open_source(spec: str | None) -> Source:
     if spec.startswith("sim:"):
         from gpuq.gpus.simulated import SimulatedGpus
 
-        return SimulatedGpus(spec, config.state_dir() / "sim")
+        return SimulatedGpus(spec, config.state_dir() / "sim", look_only=look_only)
     raise UsageError(
         f"GPUQ_GPUS={spec!r} names no source of GPUs: leave it unset for NVML, "
         "or write none, or sim:2x24GiB for simulated ones"

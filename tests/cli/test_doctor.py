@@ -35,6 +35,13 @@ def checks(box: Box, **more: Any) -> dict[str, dict[str, Any]]:
     return {check["name"]: check for check in found["checks"]}
 
 
+def test_it_makes_nothing_so_that_the_first_job_finds_an_empty_folder(sim: Box) -> None:
+    found = checks(sim)
+    assert (found["GPU 1"]["result"], found["state folder"]["result"]) == ("ok", "ok")
+    assert not sim.state.exists()
+    assert sim.wait(sim.submit("true"))["state"] == "succeeded"
+
+
 def test_a_healthy_box(box: Box) -> None:
     box.wait(box.submit("true"))
     found = checks(box)

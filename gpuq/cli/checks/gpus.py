@@ -18,7 +18,7 @@ def check_gpus() -> Iterable[Check]:
     from gpuq.gpus.source import open_source
 
     try:
-        source = open_source(os.environ.get("GPUQ_GPUS"))
+        source = open_source(os.environ.get("GPUQ_GPUS"), look_only=True)
     except GpuqError as error:
         yield Check("GPUs", FAIL, error.message)
         return
