@@ -116,6 +116,10 @@ def log_files(folder: Path) -> list[Path]:
     return [folder / f"daemon.log.{number}" for number in range(LOGS_KEPT, 0, -1)] + [folder / "daemon.log"]
 
 
+#: The names of the files there begin with this.
+CLAIMS_PREFIX = "gpuq-claims."
+
+
 def claims_dir(environ: Mapping[str, str] = os.environ) -> Path:
     """`$GPUQ_CLAIMS_DIR`, or /tmp: where the daemons of this host tell each other what they claim.
 

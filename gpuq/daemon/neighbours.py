@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import stat
 import threading
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpuq import config
+from gpuq.daemon.claimnames import Names
 from gpuq.daemon.claimsfile import MAX_BYTES, Published, PublishedClaim, hashed, parse
 from gpuq.daemon.owners import owner_name
 from gpuq.launch.identity import boot_id, read_stat, still_runs, supervisors_of
@@ -28,10 +28,7 @@ from gpuq.policy.neighbours import NeighbourClaim
 
 log = logging.getLogger("gpuq.neighbours")
 
-PREFIX = "gpuq-claims."
-NAME = re.compile(re.escape(PREFIX) + r"([0-9]{1,10})\.[0-9a-f]{32}", re.ASCII)
-#: Files that are looked at: of one user, and in all.
-MAX_OF_USER = 16
+#: Files that are looked at in all.
 MAX_FILES = 1024
 #: A change within this many seconds before a look may share its time stamp with one after it: look again then.
 STAMP_PATIENCE = 1.0
@@ -95,10 +92,7 @@ class Neighbours:
         self._folder = folder
         self._state = state
         self._mutex = threading.Lock()
-        self._listed: Stamp = ()
-        #: names that may count by their owner, and those that never will: nobody can replace another's file there
-        self._names: dict[str, int] = {}
-        self._rejected: set[str] = set()
+        self._names = Names()
         self._read: dict[str, _Read] = {}
         #: claims without a supervisor whose daemon is dead: since when, then what was found
         self._orphans: dict[tuple[int, str], float | tuple[int, int] | None] = {}
@@ -143,47 +137,20 @@ class Neighbours:
             yield file, lives
 
     def _files(self, folder: int) -> Iterator[_File]:
-        """Every valid file, the newest of each user."""
-        self._list(folder)
-        by_user: dict[int, list[tuple[float, str, os.stat_result]]] = {}
-        for name, uid in self._names.items():
-            with contextlib.suppress(OSError):  # it has gone since
-                seen = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                by_user.setdefault(uid, []).append((seen.st_mtime, name, seen))
-        newest = [row for _, rows in sorted(by_user.items()) for row in sorted(rows, reverse=True)[:MAX_OF_USER]]
+        """Every valid file, the newest of each user first."""
         kept: dict[str, _Read] = {}
-        for changed_at, name, seen in newest[:MAX_FILES]:
+        rows = sorted(self._names.current(folder), key=lambda row: (row[0], -row[2].st_mtime_ns, row[1]))
+        for uid, name, seen in rows[:MAX_FILES]:
             now = self._read.get(name)
             if now is None or not now.settled or now.stamp != _stamp(seen):
-                now = self._open(folder, name)
+                now = self._open(folder, name, uid)
             kept[name] = now
             if now.said is not None:
-                yield _File(name, self._names[name], changed_at, now.said)
+                yield _File(name, uid, seen.st_mtime, now.said)
         self._read = kept
 
-    def _list(self, folder: int) -> None:
-        """Learn the names anew if the folder has changed. Owners are looked up once for each name."""
-        seen, settled = _looked_at(folder)
-        if self._listed == _stamp(seen):
-            return
-        names = {name for name in os.listdir(folder) if name.startswith(PREFIX)}
-        self._rejected &= names
-        self._names = {name: uid for name, uid in self._names.items() if name in names}
-        for name in names - self._rejected - self._names.keys():
-            match = NAME.fullmatch(name)
-            try:
-                found = os.stat(name, dir_fd=folder, follow_symlinks=False) if match else None
-            except OSError:
-                continue
-            if match and found and stat.S_ISREG(found.st_mode) and found.st_uid == int(match[1]):
-                self._names[name] = found.st_uid
-            else:
-                self._rejected.add(name)
-        self._listed = _stamp(seen) if settled else ()
-
-    def _open(self, folder: int, name: str) -> _Read:
+    def _open(self, folder: int, name: str, uid: int) -> _Read:
         """Read a file. A link is not followed, and a FIFO or a device not waited for."""
-        uid = self._names[name]
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=folder)
         except OSError:

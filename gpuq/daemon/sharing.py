@@ -17,8 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gpuq.config import CLAIMS_PREFIX
 from gpuq.daemon.claimsfile import Published, PublishedClaim, PublishedWait, encode, hashed
-from gpuq.daemon.neighbours import NOBODY, PREFIX, Neighbours, Others, opened, pid_namespace
+from gpuq.daemon.neighbours import NOBODY, Neighbours, Others, opened, pid_namespace
 from gpuq.launch.identity import boot_id, identity_of
 
 log = logging.getLogger("gpuq.sharing")
@@ -202,7 +203,7 @@ class Sharing:
         self._fd, self._body = -1, b""
 
     def _half_written(self, folder: int) -> Iterator[str]:
-        start = f"{PREFIX}{os.geteuid()}."
+        start = f"{CLAIMS_PREFIX}{os.geteuid()}."
         for name in os.listdir(folder):
             if name.startswith(start) and name.endswith(".new"):
                 with contextlib.suppress(OSError):
@@ -220,7 +221,7 @@ class Sharing:
 
 def _random_name() -> str:
     """One that nobody can take beforehand."""
-    return f"{PREFIX}{os.geteuid()}.{secrets.token_hex(16)}"
+    return f"{CLAIMS_PREFIX}{os.geteuid()}.{secrets.token_hex(16)}"
 
 
 def _create(folder: int) -> tuple[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import resource
 import signal
 import socket
@@ -128,6 +129,12 @@ def test_a_claims_folder_that_is_not_shared(box: Box) -> None:
     folder.chmod(0o777)  # not sticky: anybody may remove anybody's files
     assert checks(box, env={"GPUQ_CLAIMS_DIR": str(folder)})["neighbours"]["result"] == "warn"
     assert checks(box, env={"GPUQ_CLAIMS_DIR": str(folder / "none")})["neighbours"]["result"] == "warn"
+    folder.chmod(0o1777)
+    for number in range(folders.MANY_CLAIM_FILES + 1):
+        (folder / f"gpuq-claims.5003.{number}").touch()
+    told = checks(box, env={"GPUQ_CLAIMS_DIR": str(folder)})["neighbours"]
+    assert told["result"] == "warn"
+    assert "1,001 files" in told["text"] and f"have {pwd.getpwuid(os.geteuid()).pw_name} remove them" in told["fix"]
 
 
 # --- program and host -----------------------------------------------------------------------------

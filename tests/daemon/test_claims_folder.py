@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -11,12 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpuq.daemon.claimnames import MAX_OF_USER
 from gpuq.daemon.claimsfile import (
     MAX_BYTES,
     MAX_CLAIMS,
@@ -26,7 +29,7 @@ from gpuq.daemon.claimsfile import (
     encode,
     parse,
 )
-from gpuq.daemon.neighbours import MAX_OF_USER, Neighbours, pid_namespace
+from gpuq.daemon.neighbours import Neighbours, pid_namespace
 from gpuq.daemon.sharing import TURN_PATIENCE, Sharing
 from gpuq.launch.identity import boot_id, identity_of
 from gpuq.policy.neighbours import NeighbourClaim
@@ -279,8 +282,35 @@ def test_a_hundred_thousand_files_hide_nobody_and_are_looked_at_once(folder: Pat
         assert [c.bytes for c in neighbours.read().claims[GPU]] == [3 * GiB]
         assert len(looks.calls) > 100_000
         looks.calls.clear()
-        assert [c.bytes for c in neighbours.read().claims[GPU]] == [3 * GiB]
+        patch.setattr(os, "scandir", None)  # nor are they listed again because something changed
+        fresh = said(os.getpid(), claim(5), state="3" * 32)
+        for digit in ("e", "d"):
+            place(folder, digit).write_bytes(encode(fresh))
+            assert sorted(c.bytes or 0 for c in neighbours.read().claims[GPU]) == [3 * GiB, 5 * GiB]
         assert len(looks.calls) < 200
+    assert sum(map(len, neighbours._names._known.values())) <= 2 * MAX_OF_USER
+
+
+def test_more_changes_than_the_kernel_tells_of_hide_nothing(folder: Path) -> None:
+    neighbours = Neighbours(folder, OURS)
+    assert neighbours.read().claims == {}
+    place(folder, "f").write_bytes(encode(said(os.getpid(), claim(3))))
+    most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    for n in range(most // 2 + 1):
+        for name in ("x", "y"):  # two that are alike would count as one
+            os.close(os.open(folder / f"{name}{n}", os.O_CREAT | os.O_WRONLY))
+            os.unlink(folder / f"{name}{n}")
+    place(folder, "e").write_bytes(encode(said(os.getpid(), claim(5), state="3" * 32)))
+    assert sorted(c.bytes or 0 for c in neighbours.read().claims[GPU]) == [3 * GiB, 5 * GiB]
+
+
+def test_without_word_of_changes_they_are_found_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user may have as many inotify instances as he may have, and no more."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace(inotify_init1=lambda _: -1))
+    neighbours = Neighbours(folder, OURS)
+    for size in (1, 2, 3):
+        place(folder, str(size)).write_bytes(encode(said(os.getpid(), claim(size), state=str(size) * 32)))
+        assert len(neighbours.read().claims[GPU]) == size
 
 
 def test_two_thousand_files_of_one_user_are_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,11 @@
 """Checks of the state folder: whose it is, what it is on, its files, the database, the room left, the neighbours'."""
 
 import os
+import pwd
 import sqlite3
 import stat
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -21,6 +23,8 @@ LITTLE_SPACE, NO_SPACE = 1 * GiB, 16 * MiB
 FEW_FILES = 10_000
 #: A database is looked through for so long at most, in seconds.
 PATIENCE = 3.0
+#: More files than this that look like one user's claims are none that gpuq made.
+MANY_CLAIM_FILES = 1000
 #: Files of the state folder that hold what is nobody else's business.
 PRIVATE = ("sock", "queue.db", "queue.db-wal", "queue.db-shm", "daemon.log", "daemon.lock", "jobs")
 
@@ -169,12 +173,42 @@ def check_neighbours() -> Iterable[Check]:
     """Whether daemons of other users can be told what we claim."""
     folder = config.claims_dir()
     fault = config.claims_dir_fault(folder)
-    if fault is None:
-        yield Check("neighbours", OK, f"the daemons of this host tell each other their claims in {folder}")
-    else:
+    if fault is not None:
         yield Check(
             "neighbours",
             WARN,
             f"{fault}: other users' gpuq does not know of your claims, nor yours of theirs",
             "`sudo chmod 1777 /tmp`, or set GPUQ_CLAIMS_DIR, for all users alike, to a folder of root's with that mode",
         )
+        return
+    found = claim_files(folder)
+    most, count = found.most_common(1)[0] if found else (0, 0)
+    if count > MANY_CLAIM_FILES:
+        who = _user(most)
+        yield Check(
+            "neighbours",
+            WARN,
+            f"{sum(found.values()):,} files in {folder} look like claims, {count:,} of them {who}'s: "
+            "each daemon must look at all of them before it starts a job",
+            f"have {who} remove them: no gpuq leaves so many behind",
+        )
+    else:
+        yield Check("neighbours", OK, f"the daemons of this host tell each other their claims in {folder}")
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def claim_files(folder: Path) -> Counter[int]:
+    """How many files with names of claims each user has there."""
+    found: Counter[int] = Counter()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(config.CLAIMS_PREFIX):
+                with suppress(OSError):
+                    found[entry.stat(follow_symlinks=False).st_uid] += 1
+    return found
