@@ -39,7 +39,7 @@ IN_ONLYDIR = 0x1000000
 #: struct inotify_event: watch, mask, cookie, length of the name that follows
 _EVENT = struct.Struct("iIII")
 #: Names that must stay where they are.
-OURS = frozenset({b"sock", b"daemon.lock", b"queue.db"})
+OURS = frozenset({b"sock", b"daemon.lock", b"queue.db", b"queue.db-wal"})
 #: What is taken away again while it is put back is put back so many times.
 PATIENCE = 20
 

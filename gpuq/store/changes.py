@@ -26,6 +26,8 @@ NAME = "changes"
 #: A file of more bytes than this, and PER_JOB for each job that lives, is written anew.
 LARGE = 8 * 1024 * 1024
 PER_JOB = 3 * 1024
+#: Jobs of one submission on one line.
+PER_LINE = 100
 
 Values = dict[str, Any]
 
@@ -62,7 +64,11 @@ class Changes:
     # --- while a transaction goes on --------------------------------------------------------------
 
     def jobs(self, rows: Sequence[Values]) -> None:
-        """Jobs that are new, or are written as a whole."""
+        """Jobs that are new, or are written as a whole. So many to a line that damage to one does not cost them all."""
+        for start in range(0, len(rows), PER_LINE):
+            self._jobs(rows[start : start + PER_LINE])
+
+    def _jobs(self, rows: Sequence[Values]) -> None:
         first = rows[0]
         common = {k: v for k, v in first.items() if all(row[k] == v for row in rows)} if len(rows) > 1 else {}
         own = [{k: v for k, v in row.items() if k not in common} for row in rows]
@@ -91,7 +97,9 @@ class Changes:
         pending, self._pending = self._pending, {}
         if not pending or self.behind:
             return
-        data = memoryview(_line({"e": last_event, **pending}))
+        groups = pending.pop("jobs", [])
+        lines = [{"jobs": [group]} for group in groups[:-1]] + [{**({"jobs": groups[-1:]} if groups else {}), **pending}]
+        data = memoryview(b"".join(_line({"e": last_event, **fields}) for fields in lines))
         try:
             while data:
                 done = os.write(self._fd, data)
@@ -159,7 +167,7 @@ def last_event(path: Path) -> int:
 
 
 def read(path: Path) -> Told:
-    """Everything in the file; lines that make no sense are left out. Raises OSError."""
+    """Everything in the file; lines that make no sense are left out, and so is a file that cannot be read."""
     told = Told()
     for fields in _all(path):
         event = fields["e"]
@@ -190,6 +198,9 @@ def _all(path: Path) -> Iterator[Values]:
     try:
         file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
     except FileNotFoundError:
+        return
+    except OSError as error:  # a symlink, say: nothing is followed
+        log.error("%s cannot be read: %s", path, error.strerror, extra={"event": "changes-unreadable"})
         return
     with file:
         for line in file:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from gpuq.errors import StoreDamaged, StoreError
 from gpuq.model import LIVE
-from gpuq.store.connection import Connection, connect_readonly
+from gpuq.store.connection import Connection, connect_readonly, refuse_symlink
 from gpuq.store.format import HEADER, MAGIC, read_header, read_log
-from gpuq.store.migrations import TABLES, refuse_newer, version_of
+from gpuq.store.migrations import refuse_newer, version_of
 
 #: SQLite asks this often, in instructions of its own, whether to go on with a thorough check.
 _ASK_EVERY = 20_000
@@ -24,8 +24,10 @@ def before_opening(path: Path) -> str | None:
     """What is wrong with the file, as far as its size and its first bytes tell; None if nothing is.
 
     An empty file and none at all are new databases. Takes no longer for a large database than for a small one: only
-    the log, which is short, is read as a whole. Raises OSError.
+    the log, which is short, is read as a whole. Not for one that is open here: see `connection.is_file`. Raises OSError,
+    StoreError for a symbolic link.
     """
+    refuse_symlink(path)
     try:
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -55,11 +57,11 @@ def before_opening(path: Path) -> str | None:
 
 
 def after_opening(conn: Connection) -> None:
-    """Whether tables and live rows are what they must be. Raises StoreDamaged."""
-    present = {row["name"] for row in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-    missing = TABLES - present
-    if missing:
-        raise StoreDamaged(f"the database has no table {', '.join(sorted(missing))}")
+    """Whether live rows and the last id are what they must be. Raises StoreDamaged."""
+    given = conn.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'jobs'").fetchone()[0]
+    newest = conn.execute("SELECT coalesce(max(id), 0) FROM jobs").fetchone()[0]
+    if not isinstance(given, int) or given < newest:
+        raise StoreDamaged(f"it says that {given!r:.40} was the last id, and there is job {newest}")
     states = ",".join(f"'{state}'" for state in sorted(LIVE))
     row = conn.execute(
         f"SELECT id, state FROM jobs WHERE ended_at IS NULL AND state NOT IN ({states}) LIMIT 1"

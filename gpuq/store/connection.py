@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,16 +95,41 @@ class _Cursor(sqlite3.Cursor):
 def connect(path: Path) -> Connection:
     """Open for reading and writing; the file is made if there is none. Raises OSError, StoreError."""
     # made by us first: SQLite would follow a symlink, and give it the umask's mode
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    if not is_file(path):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     return _open(path, f"file:{quote(os.fsencode(path))}?mode=rw")
 
 
 def connect_readonly(path: Path) -> Connection:
     """Open for reading, in whichever thread. Raises OSError, StoreError."""
-    os.close(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
+    if not is_file(path):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     connection = _open(path, f"file:{quote(os.fsencode(path))}?mode=ro")
     connection.execute("PRAGMA query_only = ON")
     return connection
+
+
+def refuse_symlink(path: Path) -> None:
+    """Raises StoreError."""
+    if path.is_symlink():
+        raise StoreError(f"{path} is a symbolic link, and none is followed: put the file itself there")
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file. Raises StoreError for what is none, OSError.
+
+    It is not opened for that: SQLite's locks are the process's (fcntl(2)), and closing any other descriptor of the file
+    would drop them. Then whoever else looks into the database takes its log away from under us
+    (https://sqlite.org/howtocorrupt.html, section 2.2).
+    """
+    refuse_symlink(path)
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(mode):
+        raise StoreError(f"{path} is not a file: move it away")
+    return True
 
 
 def _open(path: Path, uri: str) -> Connection:

@@ -51,6 +51,11 @@ def read_header(data: bytes) -> Header | None:
     size = 65536 if size == 1 else size
     if size < 512 or size & (size - 1):
         return None
+    # versions for writing and reading, then what never changes; the format of the schema, and UTF-8
+    if not {data[18], data[19]} <= {1, 2} or data[20:24] != b"\0\x40\x20\x20":
+        return None
+    if int.from_bytes(data[44:48]) not in range(5) or int.from_bytes(data[56:60]) not in (0, 1):
+        return None
     pages, freelist = struct.unpack_from(">II", data, 28)
     return Header(size, pages, freelist, struct.unpack_from(">I", data, 60)[0])
 

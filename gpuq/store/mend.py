@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from gpuq.events import Event, Kind
 from gpuq.model import ACTIVE, WAITING, Attempt, Dependency, Failure, Job, State
 from gpuq.policy.lifecycle import DependencyBroken, advance, dependency
 from gpuq.store import runrecord
+from gpuq.store.replay import drop_false_environments
 from gpuq.store.rows import attempt_from_row, claim_from_row, event_from_row, job_from_row
 from gpuq.store.store import Store, with_outcome
 
@@ -45,7 +45,7 @@ def mend(store: Store, run_root: Path, now: float, *, mixed: bool) -> Mended:
     mended = Mended()
     with store.transaction():
         _leave_out(store, mended)
-        _environments(store)
+        drop_false_environments(store)
         _submissions(store)
         for job in list(store.every_job()):
             _mend(store, _by_events(store, job) if mixed else job, job, run_root, now, mended)
@@ -84,13 +84,6 @@ def _leave_out(store: Store, mended: Mended) -> None:
         except (ValueError, TypeError, KeyError):
             mended.left_out.append(dict(row))
             store.conn.execute("DELETE FROM events WHERE id = ?", (row["id"],))
-
-
-def _environments(store: Store) -> None:
-    """One that is not what it was must not be given to a program."""
-    for row in store.conn.execute("SELECT hash, body FROM environments").fetchall():
-        if hashlib.sha256(row["body"] or b"").hexdigest() != row["hash"]:
-            store.conn.execute("DELETE FROM environments WHERE hash IS ?", (row["hash"],))
 
 
 def _submissions(store: Store) -> None:

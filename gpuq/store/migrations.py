@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sqlite3
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -145,6 +146,37 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
 TABLES = frozenset({"jobs", "attempts", "claims", "submissions", "environments", "dependencies", "events"})
 
 
+#: What `fingerprint` says of each version from 0 on: a start compares them, and to learn them takes a fifth of its time.
+FINGERPRINTS = (0xd4cbb29, 0xc2e0d9a8, 0xfbc840a6, 0x474c4c9c, 0x58048281, 0x7a56baa2, 0xb54f593f)
+#: A version beyond this is none that a newer gpuq may have reached, but damage.
+SANE_VERSION = 100_000
+
+
+def fingerprint(conn: sqlite3.Connection) -> int:
+    """A number that stands for the tables and indexes of ours that are there, and the names of their columns."""
+    columns = conn.execute(
+        """SELECT t.name, c.cid, c.name FROM sqlite_schema AS t JOIN pragma_table_info(t.name) AS c
+           WHERE t.type = 'table' ORDER BY t.name, c.cid"""
+    ).fetchall()
+    indexes = conn.execute("SELECT tbl_name, name FROM sqlite_schema WHERE sql IS NOT NULL AND type = 'index'")
+    ours = [tuple(row) for row in columns if row[0] in TABLES]
+    return zlib.crc32(repr([*ours, *sorted(tuple(row) for row in indexes if row[0] in TABLES)]).encode())
+
+
+def schema_fault(conn: sqlite3.Connection) -> str | None:
+    """What is wrong with version and schema of a database; None where they are as gpuq made them.
+
+    Raises StoreError for a newer one, of which that is not known.
+    """
+    version = version_of(conn)
+    if not 0 <= version <= SANE_VERSION:
+        return f"it says that it is of version {version}"
+    refuse_newer(version)
+    if fingerprint(conn) != FINGERPRINTS[version]:
+        return f"its tables are not those of version {version}, which it says it is of"
+    return None
+
+
 def version_of(conn: sqlite3.Connection) -> int:
     """The schema's version; 0 for a database that holds nothing yet."""
     return int(conn.execute("PRAGMA user_version").fetchone()[0])
@@ -155,7 +187,7 @@ def refuse_newer(version: int) -> None:
     if version > len(MIGRATIONS):
         raise StoreError(
             f"the database is of version {version}, and this gpuq knows {len(MIGRATIONS)}: it was written by a newer "
-            "gpuq; install that one again"
+            "gpuq; install that one again, or go on with a copy that this one made: `gpuq db restore FILE`"
         )
 
 

@@ -225,7 +225,7 @@ def _build(fresh: Path, aside: Path, run_root: Path, found: Mark) -> _Report:
 def _read(path: Path, *, needed: bool) -> salvage.Found | None:
     """What is in a database; None where there is none, or where it need not be known and a newer gpuq wrote it."""
     try:
-        return salvage.read(path) if not path.is_dir() else None
+        return salvage.read(path) if path.is_file() and not path.is_symlink() else None
     except FileNotFoundError:
         return None
     except StoreError:

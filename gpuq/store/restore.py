@@ -49,7 +49,7 @@ def take(folder: Path, path: Path, owner: int) -> Weighed:
 @contextmanager
 def _checked(folder: Path, path: Path, owner: int) -> Iterator[Path]:
     """A copy of the copy, in `folder`, of today's schema, whose rows all make sense."""
-    _refuse_file(path)
+    _refuse_file(folder, path)
     copied = folder / f".restore.{stamp()}"
     try:
         check.refuse_backup(path, owner)
@@ -68,8 +68,8 @@ def _checked(folder: Path, path: Path, owner: int) -> Iterator[Path]:
             Path(f"{copied}{part}").unlink(missing_ok=True)
 
 
-def _refuse_file(path: Path) -> None:
-    """Raises StoreError for what is no file of its own."""
+def _refuse_file(folder: Path, path: Path) -> None:
+    """Raises StoreError for what is no file of its own, or is in use."""
     try:
         mode = os.lstat(path).st_mode
     except OSError as error:
@@ -77,6 +77,8 @@ def _refuse_file(path: Path) -> None:
     if not stat.S_ISREG(mode):
         kind = "a symbolic link: name the file itself" if stat.S_ISLNK(mode) else "not a file"
         raise StoreError(f"{path} is {kind}")
+    if any(path.samefile(own) for own in folder.glob(f"{recovery.DATABASE}*")):
+        raise StoreError(f"{path} is of the present database: name a copy")
 
 
 def _weighed(folder: Path, copied: Path) -> Weighed:

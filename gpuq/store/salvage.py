@@ -9,10 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpuq.store.format import Header, Image, Row, Value
-from gpuq.store.migrations import MIGRATIONS, migrate, refuse_newer
-
-#: A version beyond this is no version that a newer gpuq may have reached, but damage.
-_SANE_VERSION = 100_000
+from gpuq.store.migrations import MIGRATIONS, SANE_VERSION, migrate, refuse_newer
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +26,8 @@ class Shape:
     """What a row of a table may look like: a row keeps the number of columns that the table had when it was written."""
 
     columns: tuple[Column, ...]
-    lengths: frozenset[int]
+    #: the first version that had so many columns
+    lengths: Mapping[int, int]
 
     def fits(self, values: tuple[Value, ...]) -> bool:
         return len(values) in self.lengths and all(map(_allowed, self.columns, values))
@@ -65,15 +63,15 @@ class Found:
 def shapes() -> dict[str, Shape]:
     """Every table of ours, as it was in each version."""
     columns: dict[str, tuple[Column, ...]] = {}
-    lengths: dict[str, set[int]] = {}
+    lengths: dict[str, dict[int, int]] = {}
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
         for version in range(1, len(MIGRATIONS) + 1):
             migrate(db, to=version)
             for (table,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
                 columns[table] = _columns(db, table)
-                lengths.setdefault(table, set()).add(len(columns[table]))
+                lengths.setdefault(table, {}).setdefault(len(columns[table]), version)
     del columns["sqlite_sequence"]
-    return {table: Shape(found, frozenset(lengths[table])) for table, found in columns.items()}
+    return {table: Shape(found, lengths[table]) for table, found in columns.items()}
 
 
 def _columns(db: sqlite3.Connection, table: str) -> tuple[Column, ...]:
@@ -98,9 +96,16 @@ def read(path: Path) -> Found:
             found.notes.append(image.log.damage)
         reached = _reachable(image, known, found)
         _orphaned(image, known, found, reached | image.unused())
+        found.version = max(version, _seen_version(known, found))
         return found
     finally:
         image.close()
+
+
+def _seen_version(known: Mapping[str, Shape], found: Found) -> int:
+    """The version that the widest rows are of: what the header says may be damage, too."""
+    seen = (known[table].lengths[len(row)] for table, rows in found.rows.items() for row in rows.values())
+    return max(seen, default=0)
 
 
 def refuse_newer_file(path: Path) -> None:
@@ -113,7 +118,7 @@ def refuse_newer_file(path: Path) -> None:
 
 
 def _version(header: Header | None) -> int:
-    if header is None or header.user_version > _SANE_VERSION or header.user_version == 0:
+    if header is None or header.user_version > SANE_VERSION or header.user_version == 0:
         return len(MIGRATIONS)
     refuse_newer(header.user_version)
     return header.user_version

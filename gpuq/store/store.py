@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpuq import crash
-from gpuq.errors import IllegalTransition, StoreError
+from gpuq.errors import IllegalTransition, StoreDamaged, StoreError
 from gpuq.events import Event, Kind
 from gpuq.model import LIVE, Attempt, Claim, Condition, Dependency, Job, State
 from gpuq.protocol import Selection, spans
 from gpuq.store.backup import FOLDER, before_migration, copy, stamp
 from gpuq.store.changes import Changes
 from gpuq.store.connection import connect
-from gpuq.store.migrations import migrate, outdated, refuse_newer, version_of
+from gpuq.store.migrations import migrate, outdated, schema_fault, version_of
 from gpuq.store.rows import (
     attempt_from_row,
     claim_from_row,
@@ -61,8 +61,10 @@ class Store:
         self._on_damage: Callable[[str], None] | None = None
         self._open()
         try:
+            fault = schema_fault(self.conn)
+            if fault is not None:
+                raise StoreDamaged(fault)
             version = version_of(self.conn)
-            refuse_newer(version)
             self._configure()
             if backups and outdated(version) and self.conn.execute("SELECT 1 FROM jobs LIMIT 1").fetchone():
                 before_migration(self.conn, path.parent / FOLDER, version)
@@ -147,15 +149,18 @@ class Store:
             if self.changes.behind:
                 self._rewrite_changes()
 
-    def _stay(self) -> None:
-        """The file must still be ours: what is written into one that was removed would be lost.
+    def _stay(self, *, log_too: bool = False) -> None:
+        """The file must still be ours, and `log_too` its log: what is written into one that was removed would be lost.
 
         In a folder that is another one nothing is written; see `at_home`.
         """
         try:
             if _identity(self.path) == self._file:
-                return
-            what = "replaced"
+                if not log_too or self._network or os.path.lexists(f"{self.path}-wal"):
+                    return
+                what = "left without its log, which was removed"
+            else:
+                what = "replaced"
         except FileNotFoundError:
             what = "removed"
         except OSError as error:
@@ -184,7 +189,7 @@ class Store:
             self._folder = _identity(self.path.parent)
         except OSError as error:
             raise StoreError(f"the folder of {self.path} cannot be looked at: {error.strerror}") from None
-        self._stay()
+        self._stay(log_too=True)
 
     def _write_anew(self) -> None:
         """From the open connection, which still has everything. What is in the way is kept in `damaged/`."""

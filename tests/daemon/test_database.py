@@ -5,9 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import stat
+import subprocess
+import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -113,7 +116,23 @@ def test_who_comes_while_the_daemon_begins_anew_waits_for_it(box: Box) -> None:
         assert box.daemon_pid() == pid
 
 
-@pytest.mark.parametrize("what", ["queue.db", "queue.db-wal", "replaced"])
+def test_who_looks_into_the_database_takes_nothing_from_the_daemon(box: Box) -> None:
+    """Whoever closes a database last puts its log into it and removes it: the daemon's locks tell that it is not last."""
+    box.submit("true", hold=True)
+    box.ok("db", "check")
+    box.ok("db", "backup")
+    look = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); print(d.execute('SELECT count(*) FROM jobs').fetchone())"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", look, box.state / "queue.db"], check=True, stdout=subprocess.DEVNULL)
+        assert (box.state / "queue.db-wal").exists()
+        box.submit("true", hold=True)
+    box.kill_daemon()
+    with closing(sqlite3.connect(box.state / "queue.db")) as db:
+        assert db.execute("SELECT count(*) FROM jobs").fetchone() == (3,)
+    assert "is of the present database" in box.fails(1, "db", "restore", str(box.state / "queue.db"))
+
+
+@pytest.mark.parametrize("what", ["queue.db", "queue.db-wal", "its log alone", "replaced"])
 def test_a_database_that_is_removed_under_the_daemon_is_written_anew(box: Box, what: str) -> None:
     running, runs, gate = gated(box, "a", 3)
     held = box.submit("true", hold=True)
@@ -121,6 +140,9 @@ def test_a_database_that_is_removed_under_the_daemon_is_written_anew(box: Box, w
     if what == "replaced":
         (box.folder / "other").write_bytes(b"something else")
         (box.folder / "other").rename(box.state / "queue.db")
+    elif what == "its log alone":
+        (box.state / "queue.db-wal").unlink()
+        wait_until((box.state / "queue.db-wal").exists)
     else:
         (box.state / what).unlink()
         if what != "queue.db":
@@ -251,7 +273,8 @@ def test_a_restore_helps_where_a_newer_database_is_in_the_way(box: Box) -> None:
         db.execute("PRAGMA user_version = 99")
         db.commit()
     assert "newer gpuq" in box.fails(5, "list")
-    assert "newer" in box.fails(1, "db", "restore", str(box.state / "queue.db"))
+    shutil.copy(box.state / "queue.db", box.folder / "newer.db")
+    assert "newer" in box.fails(1, "db", "restore", str(box.folder / "newer.db"))
     assert "cannot be read" in box.run("db", "restore", str(copied)).stderr
     assert everything(box).keys() == {held}
     assert box.submit("true", hold=True) == late + 1

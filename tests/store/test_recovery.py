@@ -147,6 +147,17 @@ def random_pages(path: Path) -> None:
     recovery.mark(path.parent, "noise was met")
 
 
+def sql(*statements: str) -> Damage:
+    """What a bit that fell over in the schema or the header comes to."""
+
+    def damage(path: Path) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            for statement in statements:
+                db.execute(statement)
+
+    return damage
+
+
 DAMAGES: dict[str, Damage] = {
     "cut at a quarter": lambda path: cut(path, 0.25),
     "cut in the middle": lambda path: cut(path, 0.5),
@@ -159,6 +170,17 @@ DAMAGES: dict[str, Damage] = {
     "zeros for a first page": lambda path: overwrite(path, 0, bytes(4096)),
     "not a database": lambda path: overwrite(path, 0, b"not a database" * (path.stat().st_size // 14)),
     "random pages": random_pages,
+    "a column's name": sql("ALTER TABLE jobs RENAME COLUMN log_path TO gog_path"),
+    "another column's name": sql("ALTER TABLE attempts RENAME COLUMN exit_code TO exit_codd"),
+    "an older version": sql("PRAGMA user_version = 4"),
+    "the first version": sql("PRAGMA user_version = 1"),
+    "no version": sql("PRAGMA user_version = 0"),
+    "less than no version": sql("PRAGMA user_version = -5"),
+    "a senseless version": sql("PRAGMA user_version = 2147483647"),
+    "an index": sql("DROP INDEX jobs_live"),
+    "no last id": sql("DELETE FROM sqlite_sequence"),
+    "the version for writing": lambda path: overwrite(path, 18, b"\x03"),
+    "the format of the schema": lambda path: overwrite(path, 47, b"\x05"),
 }
 
 

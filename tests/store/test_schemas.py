@@ -116,6 +116,8 @@ def test_a_copy_is_made_before_a_migration_and_the_newest_few_are_kept(
             db.conn.execute(f"CREATE TABLE later{number} (x)")
 
         monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, later))
+        # another table than those that a start looks at changes nothing of theirs
+        monkeypatch.setattr(migrations, "FINGERPRINTS", (*migrations.FINGERPRINTS, migrations.FINGERPRINTS[-1]))
         Store(path).close()
     copies = sorted((tmp_path / "backups").iterdir(), key=lambda copy: copy.name.split(".")[2])
     assert len(copies) == KEPT
@@ -140,6 +142,11 @@ def test_a_newer_database_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_the_tables_that_a_start_looks_for_are_those_that_migrations_make() -> None:
     assert shapes().keys() == TABLES
+    for version, known in enumerate(migrations.FINGERPRINTS):
+        with closing(sqlite3.connect(":memory:")) as db:
+            migrate(db, to=version)
+            assert hex(migrations.fingerprint(db)) == hex(known), f"version {version}"
+    assert len(migrations.FINGERPRINTS) == len(MIGRATIONS) + 1
 
 
 def test_a_start_that_has_nothing_to_migrate_needs_no_sqlite_utils(tmp_path: Path) -> None:
