@@ -198,7 +198,7 @@ def gpus_note(core: Core) -> str | None:
     if not core.gpu_states():
         return "the driver lists no GPU: jobs run on CPUs (--gpus 0 is the default)"
     if not all(gpu.told for gpu in core.gpu_states()):
-        return "the driver does not tell which process uses how much: claims stand in for it"
+        return "use per process is not told: claims stand in for it"
     if core.sharing_fault is not None:
         return f"other daemons of this host are not heard, or do not hear us: {core.sharing_fault}"
     return None

@@ -98,7 +98,9 @@ class Changes:
         if not pending or self.behind:
             return
         groups = pending.pop("jobs", [])
-        lines = [{"jobs": [group]} for group in groups[:-1]] + [{**({"jobs": groups[-1:]} if groups else {}), **pending}]
+        lines = [{"jobs": [group]} for group in groups[:-1]] + [
+            {**({"jobs": groups[-1:]} if groups else {}), **pending}
+        ]
         data = memoryview(b"".join(_line({"e": last_event, **fields}) for fields in lines))
         try:
             while data:

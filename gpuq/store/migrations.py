@@ -147,7 +147,7 @@ TABLES = frozenset({"jobs", "attempts", "claims", "submissions", "environments",
 
 
 #: What `fingerprint` says of each version from 0 on: a start compares them, and to learn them takes a fifth of its time.
-FINGERPRINTS = (0xd4cbb29, 0xc2e0d9a8, 0xfbc840a6, 0x474c4c9c, 0x58048281, 0x7a56baa2, 0xb54f593f)
+FINGERPRINTS = (0xD4CBB29, 0xC2E0D9A8, 0xFBC840A6, 0x474C4C9C, 0x58048281, 0x7A56BAA2, 0xB54F593F)
 #: A version beyond this is none that a newer gpuq may have reached, but damage.
 SANE_VERSION = 100_000
 
