@@ -8,7 +8,7 @@ import typer
 
 from gpuq.cli.common import Json, count_jobs, examples, new_app, print_json, tell
 from gpuq.client import request, request_then_anew, restore_alone
-from gpuq.errors import DaemonUnreachable
+from gpuq.errors import DaemonUnreachable, GpuqError
 from gpuq.protocol import Message, ranges
 from gpuq.units import format_size
 
@@ -66,8 +66,8 @@ def restore(
     """Go on with a copy of the database, which is checked first.
 
     The present database is set aside in `damaged/`, not deleted. Jobs that run go on; nothing that has run since the
-    copy was made runs again, and no id is used twice. Jobs that are not in the copy and have not run are lost: on a
-    terminal it asks first.
+    copy was made runs again, and no id is used twice. Jobs that are not in the copy and have not run are lost: it asks
+    first, or, where nobody can answer, wants --yes. What was cancelled before it ran waits again if the copy has it so.
     """
     path = os.path.abspath(file)
     try:
@@ -83,6 +83,8 @@ def restore(
             tell("go on? [y/N]")
             if sys.stdin.readline().strip().lower() not in ("y", "yes"):
                 return 1
+        elif not yes and told["waiting"]:
+            raise GpuqError("nothing was changed: write --yes to lose them")
     if alone:
         reply = restore_alone(path, dry_run=False)
         request("status")
@@ -90,24 +92,28 @@ def restore(
         reply = request_then_anew("db-restore", anew=lambda _: True, path=path)
     if as_json:
         fields = {name: reply[name] for name in ("path", "jobs", "missing")}
-        print_json("gpuq.db/1", **fields, waiting=_ids(reply))
+        print_json("gpuq.db/1", **fields, waiting=_ids(reply["waiting"]), revived=_ids(reply["revived"]))
     else:
         tell(f"the queue goes on with {reply['path']}: {count_jobs(int(reply['jobs']))} in it")
     return 0
 
 
-def _ids(reply: Message) -> list[int]:
-    return [job_id for low, high in reply["waiting"] for job_id in range(low, high + 1)]
+def _ids(spans: list[list[int]]) -> list[int]:
+    return [job_id for low, high in spans for job_id in range(low, high + 1)]
 
 
 def _warning(told: Message) -> str:
     """What a restore costs; empty if nothing."""
     if told["missing"] is None:
         return "the present database cannot be read: how many of its jobs are not in the copy is not known"
-    if not told["missing"]:
-        return ""
-    text = f"not in the copy: {count_jobs(told['missing'])} of the present database"
-    waiting = _ids(told)
-    if not waiting:
-        return f"{text}; those that ran are known by their run folders"
-    return f"{text}, of which {len(waiting):,} wait and will be lost: {ranges(waiting)}"
+    said = []
+    waiting, revived = _ids(told["waiting"]), _ids(told["revived"])
+    if told["missing"]:
+        text = f"not in the copy: {count_jobs(told['missing'])} of the present database"
+        if waiting:
+            said.append(f"{text}, of which {len(waiting):,} wait and will be lost: {ranges(waiting)}")
+        else:
+            said.append(f"{text}; those that ran are known by their run folders")
+    if revived:
+        said.append(f"cancelled or skipped since, and waiting again: {ranges(revived)}")
+    return "; ".join(said)

@@ -83,6 +83,8 @@ class Core:
         self.run_root = run_root
         self.hub = Hub()
         self.reserve = Reserve(state_dir)
+        #: no larger id is given out before that is written down beside the run folders
+        self.ids_upto = 0
         self.waiting = Waiting(max(retry.LONGEST_PAUSE, settings.retry_backoff))
         self.running: dict[int, Running] = {}
         #: running jobs by their supervisor's pid; the thread that reads the GPUs looks into it

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 from gpuq.daemon import views
@@ -27,7 +28,7 @@ async def db_check(daemon: Daemon, _session: Session, _message: Message) -> Mess
     path = daemon.core.state_dir / recovery.DATABASE
     return {
         "path": str(path),
-        "bytes": path.stat().st_size,
+        "bytes": sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}-wal")) if part.exists()),
         "whole": not checked.problems,
         "problems": list(checked.problems),
         "checked_at": views.moment(checked.at),
@@ -63,7 +64,7 @@ def restore_reply(folder: Path, path: Path, owner: int, *, dry_run: bool) -> Mes
         weighed = (restore.weigh if dry_run else restore.take)(folder, path, owner)
     except OSError as error:
         raise StoreError(f"the restore could not be written down: {error.strerror or error}") from None
-    return {"path": str(path), "jobs": weighed.jobs, "missing": weighed.missing, "waiting": weighed.waiting}
+    return {"path": str(path), **asdict(weighed)}
 
 
 def _path(value: object) -> Path | None:

@@ -35,6 +35,7 @@ from gpuq.policy.lifecycle import (
     ended_words,
 )
 from gpuq.protocol import Message
+from gpuq.store import runrecord
 
 #: A submit waits at most this long for the first word on the GPUs, in seconds.
 FIRST_READING = 3.0
@@ -104,6 +105,8 @@ def _queue(daemon: Daemon, key: str, checked: submission.Submission) -> tuple[in
     with core.store.transaction():
         unmet, broken = _dependencies(core, checked.template.after)
         jobs = submission.make_jobs(checked, core.store.next_id())
+        if jobs[-1].id > core.ids_upto:
+            core.ids_upto = runrecord.reserve(core.run_root, jobs[-1].id)
         events = [Event(now, Kind.SUBMITTED, job.id, None, _brief(job)) for job in jobs]
         if broken is not None:
             # what can no longer hold is skipped at once: whether it ended before or after this is a matter of luck

@@ -143,6 +143,8 @@ class Told:
     #: first and last id by the client's key
     submissions: dict[str, tuple[int, int]] = field(default_factory=dict)
     last_id: int = 0
+    #: whether every line of it could be read, and there is one
+    whole: bool = True
     #: ids of jobs that were pruned
     removed: set[int] = field(default_factory=set)
 
@@ -172,6 +174,9 @@ def read(path: Path) -> Told:
     """Everything in the file; lines that make no sense are left out, and so is a file that cannot be read."""
     told = Told()
     for fields in _all(path):
+        if fields is None:
+            told.whole = False
+            continue
         event = fields["e"]
         told.last_event = max(told.last_event, event)
         try:
@@ -191,12 +196,14 @@ def read(path: Path) -> Told:
                     told.removed.add(int(job_id))
             told.last_id = max(told.last_id, int(fields.get("last", 0)))
         except (ValueError, KeyError, TypeError, AttributeError):
-            continue
+            told.whole = False
+    told.whole = told.whole and told.last_event > 0
     told.last_id = max([told.last_id, *told.rows, *told.removed])
     return told
 
 
-def _all(path: Path) -> Iterator[Values]:
+def _all(path: Path) -> Iterator[Values | None]:
+    """Its lines; None for one that makes no sense."""
     try:
         file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
     except FileNotFoundError:
@@ -206,9 +213,7 @@ def _all(path: Path) -> Iterator[Values]:
         return
     with file:
         for line in file:
-            fields = _fields(line)
-            if fields is not None:
-                yield fields
+            yield _fields(line)
 
 
 def _fields(line: bytes) -> Values | None:

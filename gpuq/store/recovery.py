@@ -20,6 +20,7 @@ from pathlib import Path
 
 from gpuq.errors import StoreDamaged, StoreError
 from gpuq.events import Event, Kind
+from gpuq.model import ACTIVE
 from gpuq.store import changes, check, runrecord, salvage
 from gpuq.store.backup import stamp, sync
 from gpuq.store.connection import connect
@@ -209,17 +210,46 @@ def _build(fresh: Path, aside: Path, run_root: Path, found: Mark) -> _Report:
     store = Store(fresh, network=True)
     with contextlib.closing(store):
         replayed = 0 if found.restore else replay(store, kept, mixed=read is None or bool(read.notes))
+        if found.restore:
+            _drop_pruned(store, kept.removed | _pruned(read), now)
         mended = mend(store, run_root, now, mixed=not found.restore and read is not None and bool(read.notes))
         told = reconcile(store, run_root, os.geteuid(), now, deep=True)
         last = max(_last_id(store, read), kept.last_id)
         with store.transaction():
             store.start_ids_after(last)
+            skipped: list[list[int]] = []
+            if not kept.whole and (upto := runrecord.reserved(run_root)) > last:
+                # nothing vouches for the last id: those that may have been given out are not given out again
+                store.start_ids_after(upto)
+                skipped = [[last + 1, upto]]
             report = _tell(store, read, mended, told, replayed, last, found, aside, kept.removed)
-            data = {"note": report.summary, "report": str(aside / REPORT)}
+            for first, end in skipped:
+                report.lines.append(
+                    f"Nothing tells whether these ids were given out, and they are not now: {first}-{end}"
+                )
+            data = {"note": report.summary, "report": str(aside / REPORT), **({"ids": skipped} if skipped else {})}
             store.add_events([Event(now, Kind.RECOVERED, data=data)])
     if mended.left_out:
         _write(aside / "rows.jsonl", "".join(json.dumps(row, default=repr) + "\n" for row in mended.left_out))
     return report
+
+
+def _pruned(read: salvage.Found | None) -> set[int]:
+    """Ids that were removed on purpose from the database that is set aside, as its events tell."""
+    ids: set[int] = set()
+    for row in () if read is None else read.rows["events"].values():
+        if Kind.PRUNED.value in row:
+            with contextlib.suppress(ValueError, TypeError, AttributeError):
+                spans = json.loads(str(row[-1])).get("ids", ())
+                ids.update(job_id for first, last in spans for job_id in range(first, last + 1))
+    return ids
+
+
+def _drop_pruned(store: Store, pruned: set[int], now: float) -> None:
+    """What had not ended in the copy, and ended and was removed since: no run folder tells that it has run."""
+    gone = [job.id for job in store.every_job() if job.id in pruned and not job.ended]
+    with store.transaction():
+        store.prune(gone, now)
 
 
 def _read(path: Path, *, needed: bool) -> salvage.Found | None:
@@ -260,6 +290,7 @@ def _tell(
     removed = pruned | {n for first, end in store.pruned() for n in range(first, end + 1)}
     missing = _gaps(sorted({*ids, *removed}), last)
     total = sum(states.values())
+    running = any(states[state] for state in ACTIVE)
     lost = sum(b - a + 1 for a, b in missing)
     verb = "restored" if found.restore else "recovered"
     summary = f"the database was {verb} ({found.why}): {total:,} {'job' if total == 1 else 'jobs'}"
@@ -271,8 +302,9 @@ def _tell(
         f"gpuq set this database aside and {verb} what could be read.",
         "",
         f"why:                    {found.why}",
-        f"the files as they were: {aside}",
+        f"the files as found:     {aside}",
         f"jobs now:               {total:,} ({', '.join(f'{n:,} {s}' for s, n in sorted(states.items())) or 'none'})",
+        *(["                        (whether those that run still do is looked at next)"] if running else []),
     ]
     if read is not None:
         lines += [

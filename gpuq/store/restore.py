@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpuq.errors import StoreDamaged, StoreError
-from gpuq.model import WAITING
+from gpuq.model import ENDED, WAITING
 from gpuq.protocol import spans
 from gpuq.store import check, recovery
 from gpuq.store.backup import copy_file, stamp
@@ -29,6 +29,8 @@ class Weighed:
     missing: int | None
     #: ranges of ids of those that wait: nothing else knows them
     waiting: list[list[int]]
+    #: ranges of ids of those that wait in it, and have been cancelled or skipped since
+    revived: list[list[int]]
 
 
 def weigh(folder: Path, path: Path, owner: int) -> Weighed:
@@ -83,16 +85,21 @@ def _refuse_file(folder: Path, path: Path) -> None:
 
 def _weighed(folder: Path, copied: Path) -> Weighed:
     with contextlib.closing(connect_readonly(copied)) as conn:
-        held = {row["id"] for row in conn.execute("SELECT id FROM jobs")}
-    missing, waiting = 0, list[int]()
+        held = {
+            row["id"]: (row["state"], row["attempt"]) for row in conn.execute("SELECT id, state, attempt FROM jobs")
+        }
+    missing, waiting, revived = 0, list[int](), list[int]()
     try:
         with contextlib.closing(connect_readonly(folder / recovery.DATABASE)) as conn:
             refuse_newer(version_of(conn))
-            for row in conn.execute("SELECT id, state FROM jobs ORDER BY id"):
-                if row["id"] not in held:
+            for row in conn.execute("SELECT id, state, attempt FROM jobs ORDER BY id"):
+                state, attempt = held.get(row["id"], (None, 0))
+                if state is None:
                     missing += 1
                     if row["state"] in WAITING:
                         waiting.append(row["id"])
+                elif state in WAITING and row["state"] in ENDED and row["attempt"] == attempt:
+                    revived.append(row["id"])
     except (OSError, StoreError):
-        return Weighed(len(held), None, [])
-    return Weighed(len(held), missing, spans(waiting))
+        return Weighed(len(held), None, [], [])
+    return Weighed(len(held), missing, spans(waiting), spans(revived))

@@ -26,6 +26,9 @@ log = logging.getLogger("gpuq.runrecord")
 NAME = runfolder.RECORD
 #: In the folder of all runs: the largest id given out, for when the database is lost and folders were pruned.
 LAST = "last"
+#: Beside it: no larger id than this was given out, written before one is that would be; RESERVED at a time.
+UPTO = "upto"
+RESERVED = 100
 #: Longest file that is read, in bytes: a command and as much again.
 _LONGEST = 4 * 1024 * 1024
 
@@ -114,23 +117,42 @@ def ended(attempt: Attempt) -> Attempt | None:
 
 def remember(run_root: Path, job_id: int) -> None:
     """Write down beside the run folders that this id was given out, where nothing says so of a larger one."""
-    if job_id <= remembered(run_root):
-        return
-    unfinished = run_root / f"{LAST}.new"
+    if job_id > remembered(run_root):
+        _write_number(run_root, LAST, job_id)
+
+
+def reserve(run_root: Path, job_id: int) -> int:
+    """Write down that ids up to this one, and some beyond it, may have been given out; up to which."""
+    upto = job_id + RESERVED
+    _write_number(run_root, UPTO, upto)
+    return upto
+
+
+def _write_number(run_root: Path, name: str, number: int) -> None:
+    unfinished = run_root / f"{name}.new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         run_root.mkdir(mode=0o700, exist_ok=True)
         with open(os.open(unfinished, flags, 0o600), "w", encoding="ascii") as file:
-            file.write(f"{job_id}\n")
-        unfinished.replace(run_root / LAST)
+            file.write(f"{number}\n")
+        unfinished.replace(run_root / name)
     except OSError as error:
         log.warning("the last id could not be written down: %s", error)
 
 
 def remembered(run_root: Path) -> int:
-    """The largest id that was written down; 0 where there is none."""
+    """The largest id that was written down as given out; 0 where there is none."""
+    return _read_number(run_root / LAST)
+
+
+def reserved(run_root: Path) -> int:
+    """The id beyond which none was given out; 0 where that is not known."""
+    return _read_number(run_root / UPTO)
+
+
+def _read_number(path: Path) -> int:
     with contextlib.suppress(OSError, StoreError, ValueError):
-        return min(MAX_ID, int(runfolder.read_file(run_root / LAST, 32) or b"0"))
+        return min(MAX_ID, int(runfolder.read_file(path, 32) or b"0"))
     return 0
 
 

@@ -294,8 +294,9 @@ class Store:
             self.changes.removed(ids)
 
     def pruned(self) -> Iterator[tuple[int, int]]:
-        """Ranges of ids that were removed."""
-        for row in self.conn.execute("SELECT data FROM events WHERE kind = ?", (Kind.PRUNED.value,)):
+        """Ranges of ids that were removed, or left out after damage."""
+        kinds = (Kind.PRUNED.value, Kind.RECOVERED.value)
+        for row in self.conn.execute("SELECT data FROM events WHERE kind IN (?, ?)", kinds):
             yield from ((first, last) for first, last in json.loads(row["data"]).get("ids", ()))
 
     def add_dependencies(self, rows: Iterable[tuple[int, Dependency, bool]]) -> None:

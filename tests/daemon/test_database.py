@@ -121,9 +121,9 @@ def test_who_looks_into_the_database_takes_nothing_from_the_daemon(box: Box) -> 
     box.submit("true", hold=True)
     box.ok("db", "check")
     box.ok("db", "backup")
-    look = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); print(d.execute('SELECT count(*) FROM jobs').fetchone())"
+    look = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM jobs').fetchone()"
     for _ in range(2):
-        subprocess.run([sys.executable, "-c", look, box.state / "queue.db"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-c", look, box.state / "queue.db"], check=True)
         assert (box.state / "queue.db-wal").exists()
         box.submit("true", hold=True)
     box.kill_daemon()
@@ -255,12 +255,33 @@ def test_a_restore_tells_before_it_begins_which_jobs_are_not_in_the_copy(box: Bo
     lost = box.submit_many([["true"]] * 3, hold=True)
     dry = box.request("db-restore", path=str(copied), dry_run=True)
     assert (dry["missing"], dry["waiting"]) == (4, [[lost[0], lost[-1]]])
-    done = box.run("db", "restore", "--json", str(copied))
+    assert "nothing was changed: write --yes" in box.fails(1, "db", "restore", str(copied))
+    assert everything(box).keys() == {first, ran, *lost}
+    done = box.run("db", "restore", "--yes", "--json", str(copied))
     told = f"4 jobs of the present database, of which 3 wait and will be lost: {lost[0]}-{lost[-1]}"
     assert told in done.stderr
     assert json.loads(done.stdout)["waiting"] == lost
     assert everything(box).keys() == {first, ran}
     assert box.submit("true", hold=True) == lost[-1] + 1
+
+
+def test_what_ran_and_was_pruned_since_the_copy_is_not_run_again(box: Box) -> None:
+    """No run folder tells of it any more; the database that is set aside does."""
+    blocker, _, gate = gated(box, "b", 0)
+    trace = box.folder / "trace"
+    waits = [box.submit("sh", "-c", f'echo ran >> "{trace}"', after=[f"any:{blocker}"], cpus=0) for _ in range(2)]
+    asleep = box.submit("true", hold=True)
+    copied = box.folder / "copy.db"
+    box.ok("db", "backup", str(copied))
+    box.ok("cancel", str(waits[1]), str(asleep))
+    gate.touch()
+    box.wait(waits[0])
+    box.ok("prune", str(blocker), *map(str, waits), "--yes")
+    done = box.run("db", "restore", str(copied))
+    assert f"cancelled or skipped since, and waiting again: {asleep}" in done.stderr
+    assert {n: job["state"] for n, job in everything(box).items()} == {asleep: "held"}
+    box.ok("run", "--gpus", "0", "--", "true")
+    assert trace.read_text() == "ran\n"
 
 
 def test_a_restore_helps_where_a_newer_database_is_in_the_way(box: Box) -> None:
@@ -293,10 +314,24 @@ def test_ids_of_pruned_jobs_are_never_given_out_again(box: Box) -> None:
         if not kept:
             (box.state / "changes").unlink()
         assert everything(box).keys() == ({held} if kept else set())
-        assert box.submit("true", hold=True) == ended[-1] + 1
+        fresh = box.submit("true", hold=True)
+        assert fresh == ended[-1] + 1 if kept else fresh > ended[-1]
         if kept:
             report = next((box.state / "damaged").glob("*/report.txt")).read_text()
             assert "ids without a job:      none" in report
+
+
+def test_ids_are_not_given_out_again_where_nothing_is_left_that_tells_them(box: Box) -> None:
+    held = box.submit_many([["true"]] * 5, hold=True)
+    box.kill_daemon()
+    for path in (*box.state.glob("queue.db*"), box.state / "changes"):
+        path.unlink()
+    (box.state / "queue.db").write_bytes(b"")
+    (box.state / "recover").write_text("{}")
+    assert everything(box) == {}
+    assert held[-1] < box.submit("true", hold=True) <= held[-1] + 200
+    report = next((box.state / "damaged").glob("*/report.txt")).read_text()
+    assert "Nothing tells whether these ids were given out, and they are not now: 1-1" in report
 
 
 def test_something_else_in_the_place_of_the_database_is_set_aside(box: Box) -> None:
