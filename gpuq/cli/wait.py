@@ -1,9 +1,10 @@
 """`wait`: blocks until jobs have ended. The daemon answers when they have; nothing is polled."""
 
-import select as selectors
 import sys
-import time
-from typing import Annotated, Any
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -24,7 +25,7 @@ from gpuq.cli.common import (
 from gpuq.cli.link import Retries
 from gpuq.cli.outcome import exit_code, sentence
 from gpuq.client import request
-from gpuq.errors import ConnectionLost, NoSuchJob
+from gpuq.errors import ConnectionLost, GpuqError, NoSuchJob
 from gpuq.protocol import Selection, spans
 
 app = new_app()
@@ -33,6 +34,7 @@ app = new_app()
 TIMED_OUT = 124
 
 Job = dict[str, Any]
+T = TypeVar("T")
 
 
 @app.command(
@@ -60,7 +62,7 @@ def wait(
     """
     selection = select_some(ids, state, tag)
     seconds = units.parse_duration(timeout, "--timeout") if timeout is not None else None
-    jobs = _ended({"sel": _settled(selection).to_json(), "any": any_}, seconds)
+    jobs = _ended(selection, any_) if seconds is None else _within(seconds, lambda: _ended(selection, any_))
     if jobs is None:
         tell(f"not ended within {timeout}")
         return TIMED_OUT
@@ -80,20 +82,36 @@ def _settled(selection: Selection) -> Selection:
     return Selection(tuple((a, b) for a, b in spans(job["id"] for job in jobs)))
 
 
-def _ended(fields: dict[str, Any], seconds: float | None) -> list[Job] | None:
-    """The jobs once they ended, None when the time is up first."""
-    deadline = None if seconds is None else time.monotonic() + seconds
+def _ended(selection: Selection, any_: bool) -> list[Job]:
+    """The jobs once they ended."""
+    fields = {"sel": _settled(selection).to_json(), "any": any_}
     retries = Retries()
     while True:
         try:
             with retries.connect() as client:
                 client.send("wait", **fields)
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                if not selectors.select([client.socket], [], [], left)[0]:
-                    return None
                 return list(client.receive()["jobs"])
         except ConnectionLost as error:
             retries.lost(error)
+
+
+def _within(seconds: float, work: Callable[[], T]) -> T | None:
+    """What `work` returns or raises; None when the time is up first, also where no daemon can be started meanwhile."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except (GpuqError, OSError) as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()  # which does not keep this process from ending
+    try:
+        return done.result(seconds)
+    except TimeoutError:
+        if done.done():
+            raise
+        return None
 
 
 def _report(jobs: list[Job], *, as_json: bool, quiet: bool) -> None:

@@ -86,6 +86,10 @@ class Runner:
         self.read_gpus()  # only now: their processes would be taken for strangers
         self.wake()
 
+    def end(self) -> None:
+        """The daemon ends."""
+        self._watcher.close()
+
     # --- waking and planning ----------------------------------------------------------------------
 
     def wake(self) -> None:

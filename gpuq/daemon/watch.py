@@ -54,6 +54,10 @@ class Watcher:
             self.asked_at = self._newest
         self._wanted.set()
 
+    def close(self) -> None:
+        """The daemon ends. A reading that is under way is not waited for."""
+        self._source.close()
+
     def _run(self) -> None:
         while True:
             self._wanted.wait()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -124,6 +124,8 @@ class Gate:
     def __init__(self) -> None:
         self.calls = 0
         self.session_over = False
+        #: monotonic time of the last answer, whatever it was
+        self.answered_at = float("-inf")
 
     def call(self, name: str, *arguments: Any) -> Answer:
         """Call the pynvml function of this name. A function that this pynvml lacks is not supported."""
@@ -131,6 +133,12 @@ class Gate:
         if function is None:
             return Answer(trouble=Trouble.NOT_SUPPORTED, code=pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, text=name)
         self.calls += 1
+        try:
+            return self._answer(name, function, arguments)
+        finally:
+            self.answered_at = time.monotonic()
+
+    def _answer(self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Answer:
         try:
             value = function(*arguments)
         except UnicodeDecodeError as error:  # pynvml expects UTF-8, and drivers do not promise it
@@ -203,6 +211,11 @@ class NvmlSource:
         gpus, nameless = self._enumerate(count.value)
         self._consider_reopening(at, gpus, nameless)
         return Readings(Driver.OK, at, tuple(gpus), "; ".join(nameless) or None, self._version)
+
+    @property
+    def answered_at(self) -> float:
+        """Monotonic time of the last answer of the driver."""
+        return self.gate.answered_at
 
     def close(self) -> None:
         """Close the session. Blocks while the driver does."""

@@ -147,6 +147,7 @@ class SimulatedGpus:
     """The source of `GPUQ_GPUS=sim:…`: GPUs of this daemon's own, or, with `look_only`, those that it would have."""
 
     shared = False
+    answered_at = float("-inf")
 
     def __init__(self, spec: str, folder: Path, *, look_only: bool = False) -> None:
         """Raises UsageError for the spec, OSError where the folder cannot be written."""

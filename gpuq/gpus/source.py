@@ -16,6 +16,11 @@ class Source(Protocol):
     #: whether other daemons of this host see the same GPUs
     shared: bool
 
+    @property
+    def answered_at(self) -> float:
+        """Monotonic time of the last answer of the driver, whatever it was; a reading takes many."""
+        ...
+
     def read(self) -> Readings:
         """One reading; `at` is when it began. May block for as long as a sick driver blocks.
 
@@ -24,7 +29,7 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Release the driver. May block as `read` may; a later `read` opens it again."""
+        """Nothing more will be read. Does not wait for the driver."""
         ...
 
 
@@ -32,6 +37,7 @@ class NoGpus:
     """`GPUQ_GPUS=none`: this host is used for CPU jobs only."""
 
     shared = False
+    answered_at = float("-inf")
 
     def read(self) -> Readings:
         return Readings(Driver.NONE, time.monotonic())
@@ -47,9 +53,9 @@ def open_source(spec: str | None, *, look_only: bool = False) -> Source:
     Only the module in question is imported. Raises UsageError for any other value.
     """
     if not spec:
-        from gpuq.gpus.nvml import NvmlSource
+        from gpuq.gpus.wary import WaryNvml
 
-        return NvmlSource()
+        return WaryNvml(config.state_dir())
     if spec == "none":
         return NoGpus()
     if spec.startswith("sim:"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import pytest
 
 from tests.daemon.test_gpus import gpu_events, gpus, held, quick, wait_reason
 from tests.fakenvml import GPU_IS_LOST, FakeNvml, fake_gpus
-from tests.harness import PATIENCE, Box, wait_until
+from tests.harness import PATIENCE, Box, gone, wait_until
 
 __all__ = ["quick"]  # the fixture
 
@@ -253,6 +254,53 @@ def test_doctor_does_not_wait_for_a_driver_that_hangs(box: Box, nvml: FakeNvml) 
     told = box.run("doctor")
     assert told.returncode == 1
     assert "NVML has not answered for" in " ".join(told.stdout.split())
+
+
+def test_a_library_that_crashes_takes_no_cpu_job_with_it(box: Box, quick: FakeNvml) -> None:
+    quick.set(gpus=fake_gpus(24 * GiB, 24 * GiB))
+    gate = box.folder / "gate"
+    runs = box.submit(*ends_with(gate, 3), gpus=1, vram=GiB)
+    box.wait_state(runs, "running")
+    first = box.daemon_pid()
+    quick.change(0, crash=signal.SIGSEGV)
+    wait_until(lambda: gone(first), "the crash")
+    waits = box.submit("true", gpus=1, vram=GiB)
+    assert "the driver's library crashed (SIGSEGV)" in wait_reason(box, waits, "GpuUnavailable")
+    daemon = box.daemon_pid()
+    assert box.wait(box.submit("true", gpus=0))["state"] == "succeeded"
+    assert "crashed (SIGSEGV)" in box.ok("gpus", "--json")
+    done = box.run("doctor")
+    assert done.returncode == 1 and "the driver's library crashed (SIGSEGV)" in done.stdout
+    gate.touch()
+    assert (box.wait(runs)["failure"], box.job(runs)["exit_code"]) == ("exit", 3)
+    assert box.daemon_pid() == daemon, "it does not call the library itself"
+    quick.change(0, crash=0)
+    assert box.wait(waits)["state"] == "succeeded"
+    assert box.daemon_pid() == daemon
+    assert [gpu["available"] for gpu in gpus(box)] == [True, True]
+    # what crashes here again and works elsewhere is read elsewhere for a while, and a restart has it tried at once
+    quick.change(0, crash=signal.SIGBUS)
+    wait_until(lambda: box.run("gpus").returncode == 0 and gone(daemon), "the second crash")
+    quick.change(0, crash=0)
+    wait_until(lambda: all(gpu["available"] for gpu in gpus(box)), "readings of another process")
+    assert maps_nvml(box.daemon_pid()) is False
+    box.ok("daemon", "restart")
+    assert all(gpu["available"] for gpu in gpus(box))
+    assert maps_nvml(box.daemon_pid()) is True
+
+
+def maps_nvml(pid: int) -> bool:
+    return "libnvidia-ml" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_wait_keeps_its_time_where_no_daemon_can_be_started(box: Box) -> None:
+    """What the daemon needs to start is held by somebody: every command that wants one waits."""
+    job = box.submit("sleep", "60")
+    box.wait_state(job, "running")
+    box.kill_daemon()
+    with (box.state / "start.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert box.run("wait", str(job), "--timeout", "1s").returncode == 124
 
 
 # --- the host has no room -------------------------------------------------------------------------

@@ -83,6 +83,8 @@ class FakeGpu:
     graphics: int = 0
     #: what the driver wants done about the GPU: nvmlDeviceGpuRecoveryAction_t
     recovery: int = 0
+    #: the memory call ends the process by this signal
+    crash: int = 0
     #: the memory call blocks for so many seconds, or until this is taken back
     hang: float = 0
     running: tuple[FakeProcess, ...] = ()

@@ -45,7 +45,7 @@ struct gpu {
     char uuid[MAX_TEXT], name[MAX_TEXT];
     bytes total, reserved, used, used_extra;
     bool used_given, tell;
-    int handle, uuid_error, name_error, memory, memory_v2, processes, graphics, recovery;
+    int handle, uuid_error, name_error, memory, memory_v2, processes, graphics, recovery, crash;
     double hang;
 };
 
@@ -138,6 +138,7 @@ static void parse_gpu(struct box *box, const char *line) {
     gpu->processes = (int)number(line, "processes", SUCCESS);
     gpu->graphics = (int)number(line, "graphics", SUCCESS);
     gpu->recovery = (int)number(line, "recovery", 0);
+    gpu->crash = (int)number(line, "crash", 0);
     gpu->hang = find(line, "hang", value) ? strtod(value, NULL) : 0;
 }
 
@@ -369,6 +370,7 @@ static int measure(const char *function, const char *handle, bool v2, memory_v2 
     struct box *box;
     const struct gpu *gpu;
     int code = begin_gpu(function, handle, &box, &gpu);
+    if (!code && gpu->crash) raise(gpu->crash);
     if (!code && gpu->hang > 0) {
         free(wait_while_hung(box, handle));
         code = begin_gpu(function, handle, &box, &gpu);

@@ -92,7 +92,7 @@ def test_open_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [gpu.total for gpu in open_source("sim:1x24GiB,1x8GiB").read().gpus] == [24 * GiB, 8 * GiB]
     assert (tmp_path / "sim" / "gpus.json").exists()
     for spec in (None, ""):
-        assert type(open_source(spec)).__name__ == "NvmlSource"
+        assert type(open_source(spec)).__name__ == "WaryNvml"
     with pytest.raises(UsageError, match="GPUQ_GPUS='0,1'"):
         open_source("0,1")
 

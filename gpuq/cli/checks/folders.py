@@ -26,7 +26,7 @@ PATIENCE = 3.0
 #: More files than this that look like one user's claims are none that gpuq made.
 MANY_CLAIM_FILES = 1000
 #: Files of the state folder that hold what is nobody else's business.
-PRIVATE = ("sock", "queue.db", "queue.db-wal", "queue.db-shm", "daemon.log", "daemon.lock", "jobs")
+PRIVATE = ("sock", "queue.db", "queue.db-wal", "queue.db-shm", "daemon.log", "daemon.lock", "jobs", "nvml")
 
 
 def check_state() -> Iterable[Check]:

@@ -2,7 +2,6 @@
 
 import grp
 import os
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,29 +13,28 @@ from gpuq.units import format_duration, format_size
 
 
 def check_gpus() -> Iterable[Check]:
-    """Read the GPUs once, in this process, as the daemon does. A driver that does not answer is not waited for."""
-    from gpuq.gpus.source import open_source
+    """Read the GPUs once. NVML is left to another process: a driver may crash it, or never answer."""
+    spec = os.environ.get("GPUQ_GPUS")
+    if spec:
+        from gpuq.gpus.source import open_source
 
-    try:
-        source = open_source(os.environ.get("GPUQ_GPUS"), look_only=True)
-    except GpuqError as error:
-        yield Check("GPUs", FAIL, error.message)
+        try:
+            yield from _gpu_checks(open_source(spec, look_only=True).read())
+        except GpuqError as error:
+            yield Check("GPUs", FAIL, error.message)
         return
-    found: list[Readings] = []
+    from gpuq.gpus.apart import crash_text, read_apart
 
-    def read() -> None:
-        found.append(source.read())
-        source.close()
-
-    reader = threading.Thread(target=read, daemon=True)  # which does not keep this process from ending
-    reader.start()
     patience = _nvml_patience()
-    reader.join(patience)
-    if found:
-        yield from _gpu_checks(found[0])
-    else:
+    found = read_apart(patience)
+    if found is None:
         text = f"NVML has not answered for {format_duration(patience)}: GPU jobs wait until it does"
         yield Check("GPUs", FAIL, text, "`dmesg | grep -i -e nvrm -e xid` may tell why; often only a reboot helps")
+    elif isinstance(found, int):
+        text = f"{crash_text(found)}; the daemon tries it again by itself, and CPU jobs go on"
+        yield Check("GPUs", FAIL, text, "`gpuq daemon restart` has it tried at once")
+    else:
+        yield from _gpu_checks(found)
 
 
 def _nvml_patience() -> float:
