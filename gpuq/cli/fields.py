@@ -75,12 +75,27 @@ def ran_for(job: Object, until: float) -> float:
 
 
 def reason_cell(job: Object) -> str:
-    """Why it waits, or how it failed."""
+    """Why it waits, that it is being ended, or how it failed."""
+    if job.get("ending"):
+        return ending_cell(job)
     if job["state"] in ("running", "suspended"):
         return "over claim" if job.get("over_claim") else ""
     if job["state"] == "failed":
         return failure_cell(job)
     return str(job.get("reason") or "")
+
+
+def ending_cell(job: Object) -> str:
+    """`cancelling`, `ending: over-memory`: what is being done to a job that still runs."""
+    return "cancelling" if job["ending"] == "cancel" else f"ending: {job['ending']}"
+
+
+def state_text(job: Object) -> str:
+    """Its state; of one that is being ended also since when, and when it is killed."""
+    if not job.get("ending"):
+        return str(job["state"])
+    since, kill_at = local_time(job.get("ending_at")), local_time(job.get("kill_at"))
+    return f"{job['state']}, {ending_cell(job)}" + (f" since {since}; KILL follows at {kill_at}" if since else "")
 
 
 def because(reason: str | None, text: str | None) -> str:

@@ -252,6 +252,8 @@ def _add_narrow(table: Table, name: str, screen: int) -> None:
 
 def _progress(job: Object, now: float, cells: int) -> Text:
     """How much of the time limit has passed."""
+    if job.get("ending"):
+        return Text(fields.ending_cell(job), "yellow")
     if job["state"] == "suspended":
         return Text("suspended", STATE_STYLE["suspended"])
     limit = job.get("time_limit_seconds")

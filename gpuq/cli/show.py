@@ -49,7 +49,7 @@ def describe(job: Mapping[str, Any], screen: int | None = None) -> str:
 def _about(job: Mapping[str, Any], now: float) -> Iterator[tuple[str, str]]:
     failure, note = fields.failure_and_note(job)
     yield "name", fields.name_cell(job)
-    yield "state", job["state"] + (f", to be ended ({job['ending']})" if job.get("ending") else "")
+    yield "state", fields.state_text(job)
     yield "reason", fields.because(job.get("reason"), job.get("reason_text"))
     yield "failure", failure
     yield "note", note

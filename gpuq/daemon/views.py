@@ -12,10 +12,11 @@ import psutil
 from gpuq.daemon.core import Core, Running, over_text
 from gpuq.daemon.evidence import broken_gpus
 from gpuq.daemon.owners import owner_name
-from gpuq.events import Event
-from gpuq.model import WAITING, Attempt, Claim, Driver, Job, Reason, State
+from gpuq.events import Event, Kind
+from gpuq.model import WAITING, Attempt, Claim, Driver, Ending, Job, Reason, State
 from gpuq.policy.explain import asked, gpu_verdict, neighbour_lines
 from gpuq.policy.ledger import GpuState
+from gpuq.protocol import Selection
 from gpuq.units import format_size
 
 View = dict[str, Any]
@@ -37,6 +38,7 @@ def job_view(core: Core, job: Job) -> View:
     verdict = core.reason(job)
     running = core.running.get(job.id)
     over = running is not None and running.over_told
+    ending_at, kill_at = ending_times(core, job)
     used = max(running.use.values(), default=None) if running is not None and running.use else None
     return {
         "id": job.id,
@@ -79,6 +81,8 @@ def job_view(core: Core, job: Job) -> View:
         "begin_at": moment(job.begin_at),
         "attempt": job.attempt,
         "ending": str(job.ending) if job.ending else None,
+        "ending_at": moment(ending_at),
+        "kill_at": moment(kill_at),
         "submitted_at": moment(job.submitted_at),
         "started_at": moment(job.started_at),
         "ended_at": moment(job.ended_at),
@@ -86,6 +90,20 @@ def job_view(core: Core, job: Job) -> View:
         "suspended_seconds": job.suspended_seconds,
         "log_path": job.log_path,
     }
+
+
+def ending_times(core: Core, job: Job) -> tuple[float | None, float | None]:
+    """Since when a running attempt is being ended, and when what is left of it is killed; None for one that is not.
+
+    Asked again, it gets no second grace period: the first event counts.
+    """
+    if job.ending is None:
+        return None, None
+    events = core.store.events(0, Selection(ranges=((job.id, job.id),)), None)
+    asked_at = next((e.at for e in events if e.kind is Kind.ENDING and e.attempt == job.attempt), None)
+    if asked_at is None:
+        return None, None
+    return asked_at, asked_at + (core.settings.grace if job.grace is None else job.grace)
 
 
 def _running_note(core: Core, running: Running) -> str | None:
@@ -272,12 +290,21 @@ def _told(core: Core, job: Job) -> str:
     """What there is to say of a job that does not wait."""
     where = ", ".join(f"GPU {core.gpu_index(uuid)}" for uuid in job.gpus) or "no GPU"
     if job.id in core.running:
+        if job.ending is not None:
+            return _ending_text(core, job, where)
         if job.state is State.SUSPENDED:
             since = moment(job.suspended_at)
             return f"suspended since {since}, and keeps {where}; `gpuq resume {job.id}` lets it go on"
         return f"runs on {where} since {moment(job.started_at)}"
     said = f"ended {moment(job.ended_at)}: {job.failure or job.state}"
     return f"{said} ({job.note})" if job.note else said
+
+
+def _ending_text(core: Core, job: Job, where: str) -> str:
+    what = "cancelling" if job.ending is Ending.CANCEL else f"ending: {job.ending}"
+    since, kill_at = ending_times(core, job)
+    then = f" since {moment(since)}; KILL follows at {moment(kill_at)}" if since is not None else ""
+    return f"{what}{then}" + (f"; until it has ended it keeps {where}" if job.gpus else "")
 
 
 def frame(core: Core, waiting: Sequence[Job], waiting_total: int) -> View:

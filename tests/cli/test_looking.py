@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from gpuq.cli import render
+from gpuq.cli import fields, render
 from tests.cli.terminal import Terminal, shown
 from tests.cli.test_verbs import spaces
 from tests.fakenvml import GiB
@@ -53,6 +53,15 @@ def test_gpus_of_waiting_jobs_are_a_number_of_them(sim: Box) -> None:
     first, second, third = (line.split() for line in sim.ok("list").splitlines()[1:])
     assert (first[3], second[3], third[3]) == ("gpu0,1", "2x", "-")
     sim.ok("cancel", "1-3")
+
+
+@pytest.mark.parametrize("state", ["running", "suspended"])
+@pytest.mark.parametrize(("ending", "said"), [("cancel", "cancelling"), ("over-memory", "ending: over-memory")])
+def test_what_is_being_ended_says_so_before_all_else(state: str, ending: str, said: str) -> None:
+    job = {"state": state, "ending": ending, "over_claim": True}
+    assert fields.reason_cell(job) == said
+    assert fields.reason_cell({**job, "ending": None}) == "over claim"
+    assert fields.state_text(job) == f"{state}, {said}"
 
 
 # --- show and why ---------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,32 @@ def test_cancel_of_a_running_job_leaves_no_process(box: Box) -> None:
     ended = box.wait(job)
     assert (ended["state"], ended["failure"]) == ("cancelled", None)
     assert all(gone(int(pid)) for pid in found)
+
+
+@pytest.mark.parametrize("state", ["running", "suspended"])
+def test_a_job_that_takes_its_time_to_end_says_so(box: Box, state: str) -> None:
+    begun, gate = box.folder / "begun", box.folder / "gate"
+    script = f'trap "" TERM; touch {begun}; until [ -e {gate} ]; do sleep 0.05; done'
+    job = box.submit("sh", "-c", script, gpus=0, grace=1000)
+    wait_until(begun.exists, "the job")
+    if state == "suspended":
+        box.ok("suspend", str(job))
+    assert "ancelling" not in box.ok("list") + box.ok("why", str(job)) + box.ok("show", str(job))
+    box.ok("cancel", str(job))
+    found = box.job(job)
+    assert (found["state"], found["ending"]) == (state, "cancel")
+    asked, killed = (datetime.fromisoformat(found[name]).timestamp() for name in ("ending_at", "kill_at"))
+    assert killed == pytest.approx(asked + 1000, abs=0.01)
+    box.ok("cancel", str(job))
+    assert box.job(job)["kill_at"] == found["kill_at"], "asked again, it has no more time"
+    row = box.ok("list").splitlines()[1].split()
+    assert state in row and "cancelling" in row
+    assert f"cancelling since {found['ending_at']}; KILL follows at {found['kill_at']}" in box.ok("why", str(job))
+    shown = next(line for line in box.ok("show", str(job)).splitlines() if line.startswith("state"))
+    assert f"{state}, cancelling since" in shown and "; KILL follows at" in shown
+    gate.touch()
+    ended = box.wait(job)
+    assert (ended["state"], ended["ending"], ended["ending_at"], ended["kill_at"]) == ("cancelled", None, None, None)
 
 
 def test_hold_release_and_cancel_of_a_waiting_job(single: Box) -> None:
