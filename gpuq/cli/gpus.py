@@ -29,9 +29,9 @@ def gpus(as_json: Json = False) -> None:
         return
     found: list[dict[str, Any]] = reply["gpus"]
     fault, note = reply.get("fault"), reply.get("note")
-    if fault and found:
+    if fault and not (note or "").startswith(fault):
         tell(fault)
-    if note and note != fault:
+    if note:
         tell(note)
     if not found:
         return

@@ -50,6 +50,9 @@ from gpuq.units import format_duration, format_size
 log = logging.getLogger("gpuq.core")
 
 
+#: Whom the thread that reads the GPUs may wait for.
+NVML, CLAIMS_FOLDER = "NVML", "the folder of other daemons' claims"
+
 #: Reasons that may pass as soon as a job ends.
 _PLACEABLE = frozenset({Reason.RESOURCES, Reason.FOREIGN_USE})
 
@@ -95,8 +98,9 @@ class Core:
         #: other daemons' claims by GPU, and why they are not known, or ours not told
         self.neighbours: ledger.Neighbours = {}
         self.sharing_fault: str | None = None
-        #: seconds for which the driver has been silent, None while it answers
-        self.silent: float | None = None
+        #: monotonic time of the last sign of the driver's, None while it answers; and who is silent
+        self.silent_since: float | None = None
+        self.silent_who = NVML
         #: how many want no new attempt to be started, because the daemon is about to stop
         self.draining = 0
 
@@ -232,7 +236,7 @@ class Core:
         """Keep what a reading says, and tell of the attempts that it newly shows to use more than they claimed."""
         events = self._gpu_events(readings)
         self.readings = readings
-        self.silent = None
+        self.silent_since = None
         known = self.host.capacities
         capacities = {gpu.uuid: gpu.total if gpu.fault is None else known.get(gpu.uuid, 0) for gpu in readings.gpus}
         # a process of ours that NVML lists by its pid here shows that it speaks of our PID namespace
@@ -338,10 +342,15 @@ class Core:
             return states
         return tuple(state if state.fault else replace(state, fault=fault) for state in states)
 
+    @property
+    def silent(self) -> float | None:
+        """Seconds for which the driver has been silent, None while it answers."""
+        return None if self.silent_since is None else time.monotonic() - self.silent_since
+
     def gpu_fault(self) -> str | None:
         """What is wrong with the driver as a whole."""
         if self.silent is not None:
-            return f"NVML has not answered for {format_duration(self.silent)}"
+            return f"{self.silent_who} has not answered for {format_duration(self.silent)}"
         if self.readings is None:
             return "the GPUs have not been read yet"
         if self.readings.driver is Driver.NONE:
@@ -395,6 +404,8 @@ class Core:
             return Verdict(blocked, f"begins in {format_duration((job.begin_at or 0) - time.time())}{tried}")
         key = self.waiting.key(job.id)
         verdict = self.verdicts.get(key) if key is not None else None
+        if verdict is not None and verdict.reason is Reason.GPU_UNAVAILABLE and self.silent is not None:
+            return replace(verdict, text=self.gpu_fault() or verdict.text)  # how long it is now
         return verdict or Verdict(Reason.RESOURCES, "about to be looked at")
 
 

@@ -8,7 +8,7 @@ from gpuq.daemon.core import Core, Running, over_text
 from gpuq.launch import outcome
 from gpuq.model import Attempt, Driver, Failure
 from gpuq.policy.lifecycle import Ended
-from gpuq.units import format_duration, format_size
+from gpuq.units import format_size
 
 #: Failures that a broken GPU may be behind. One that ran into its time limit keeps that as its failure, because that
 #: is what ended it, and is told of the GPU.
@@ -32,7 +32,7 @@ def examined(core: Core, running: Running, fact: Ended) -> Ended:
         why = blame(core, running)
         return replace(fact, note=f"{fact.note} ({why})") if why else fact
     if core.silent is not None and fact.failure in (Failure.EXIT, Failure.SIGNAL):
-        silence = f"NVML has not answered for {format_duration(core.silent)}: nobody knows whether its GPU broke"
+        silence = f"{core.gpu_fault()}: nobody knows whether its GPU broke"
         return replace(fact, note=f"{fact.note}; {silence}" if fact.note else silence)
     return fact
 

@@ -90,8 +90,9 @@ def _template(core: Core, session: Session, template: Message) -> Job:
 
 
 def _impossible(core: Core, job: Job) -> str | None:
+    # what is known of the GPUs of a driver that does not work now is what it told before
     known = core.readings is not None and core.readings.driver is not Driver.BROKEN
-    return impossible(job.request, core.host, core.settings, gpus_known=known)
+    return impossible(job.request, core.host, core.settings, gpus_known=known or bool(core.host.capacities))
 
 
 def _queue(daemon: Daemon, key: str, checked: submission.Submission) -> tuple[int, int]:

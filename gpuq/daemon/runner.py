@@ -429,7 +429,7 @@ class Runner:
             self._patience_timer = None
         late = self.core.silent is not None
         if late:
-            log.warning("NVML answers again", extra={"event": "nvml-back"})
+            log.warning("%s answers again", self.core.silent_who, extra={"event": "nvml-back"})
         self._read_at = readings.at
         self.core.neighbours = neighbours
         self.core.take_readings(readings)
@@ -456,14 +456,16 @@ class Runner:
     def _impatient(self) -> None:
         """The driver is silent: say so, until it answers."""
         self._patience_timer = None
-        if self._watcher.asked_at is None:
+        waits = self._watcher.waits()
+        if waits is None:
             return
-        silent, patience = time.monotonic() - self._watcher.asked_at, self.core.settings.nvml_patience
+        who, since = waits
+        silent, patience = time.monotonic() - since, self.core.settings.nvml_patience
         if silent < patience:  # it has answered meanwhile, and was asked again
             self._patience_timer = self._loop.call_later(patience - silent, self._impatient)
             return
-        self.core.silent = silent
-        log.warning("NVML has not answered for %.0f s", silent, extra={"event": "nvml-silent", "seconds": silent})
+        self.core.silent_since, self.core.silent_who = since, who
+        log.warning("%s has not answered for %.0f s", who, silent, extra={"event": "nvml-silent", "seconds": silent})
         self._first_reading.set()
         self._reading_done.set()
         self._plan(gpus=True)

@@ -215,7 +215,7 @@ def gpus_note(core: Core) -> str | None:
         return f"{fault}: jobs run on its CPUs (--gpus 0 is the default)" if none else fault
     if not core.gpu_states():
         return "the driver lists no GPU: jobs run on CPUs (--gpus 0 is the default)"
-    if not all(gpu.told for gpu in core.gpu_states()):
+    if any(not gpu.told and gpu.fault is None for gpu in core.gpu_states()):
         return "use per process is not told: claims stand in for it"
     if core.sharing_fault is not None:
         return f"other daemons of this host are not heard, or do not hear us: {core.sharing_fault}"

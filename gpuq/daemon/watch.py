@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from gpuq.daemon import threads
+from gpuq.daemon.core import CLAIMS_FOLDER, NVML
 from gpuq.daemon.sharing import Sharing
 from gpuq.gpus.source import Source
 from gpuq.launch.identity import lineage, owner_of, read_stat
@@ -43,9 +44,19 @@ class Watcher:
         #: monotonic time of the oldest request that was not answered, or a little earlier; None when all were
         self.asked_at: float | None = None
         self._newest = float("-inf")
+        #: since when the others' claims are being read, None while they are not
+        self._claims_since: float | None = None
         #: jobs by pid, as of the last reading
         self._known: dict[int, int] = {}
         threads.begin(self._run, "gpu-watch")
+
+    def waits(self) -> tuple[str, float] | None:
+        """For whom a request has been waiting, and since which monotonic time without a sign; None for none."""
+        if self.asked_at is None:
+            return None
+        if self._claims_since is not None:
+            return CLAIMS_FOLDER, max(self.asked_at, self._claims_since)
+        return NVML, max(self.asked_at, self._source.answered_at)
 
     def request(self) -> None:
         """Ask for a reading that begins after now."""
@@ -63,7 +74,9 @@ class Watcher:
             self._wanted.wait()
             self._wanted.clear()
             readings = self._read()
+            self._claims_since = time.monotonic()
             neighbours = self._sharing.read().claims if self._sharing is not None else {}
+            self._claims_since = None
             try:
                 self._loop.call_soon_threadsafe(self._answer, readings, neighbours)
             except RuntimeError:

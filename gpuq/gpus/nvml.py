@@ -7,6 +7,7 @@ go away or come back are noticed; what was seen once stays in the readings, with
 from __future__ import annotations
 
 import ctypes
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ LIST_ATTEMPTS = 3
 MOST_GPUS = 1024
 #: More bytes than this (1 PiB) are no GPU's memory.
 MOST_BYTES = 2**50
+#: What may be handed to a job in CUDA_VISIBLE_DEVICES, whose words are separated by commas.
+UUID = re.compile(r"[A-Za-z0-9-]{1,96}", re.ASCII)
 #: Name of a GPU that would not tell its own.
 NAMELESS = "NVIDIA GPU"
 
@@ -129,7 +132,7 @@ class Gate:
 
     def call(self, name: str, *arguments: Any) -> Answer:
         """Call the pynvml function of this name. A function that this pynvml lacks is not supported."""
-        function = getattr(pynvml, name, None)
+        function = _init_v2 if name == "nvmlInit_v2" else getattr(pynvml, name, None)
         if function is None:
             return Answer(trouble=Trouble.NOT_SUPPORTED, code=pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, text=name)
         self.calls += 1
@@ -151,6 +154,11 @@ class Gate:
             text = f"NVML's answer to {name} makes no sense ({type(error).__name__}: {error})"
             return Answer(trouble=Trouble.BROKEN, text=text)
         return Answer(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)
+
+
+def _init_v2() -> None:
+    """What pynvml does not call: all that libraries have which lack nvmlInitWithFlags."""
+    pynvml._nvmlCheckReturn(pynvml._nvmlGetFunctionPointer("nvmlInit_v2")())
 
 
 def _explain(error: pynvml.NVMLError) -> str:
@@ -230,6 +238,8 @@ class NvmlSource:
         self._load()
         init = self.gate.call("nvmlInit")
         self._library.note_loaded()
+        if init.code == pynvml.NVML_ERROR_FUNCTION_NOT_FOUND:
+            init = self.gate.call("nvmlInit_v2")
         if init.code == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
             if not any(path.exists() for path in self._kernel_module):
                 return Readings(Driver.NONE, at)
@@ -282,6 +292,13 @@ class NvmlSource:
             uuid = handle if handle.trouble else self.gate.call("nvmlDeviceGetUUID", handle.value)
             if uuid.trouble:
                 failed[index] = uuid
+            elif not UUID.fullmatch(uuid.value):
+                text = f"the driver gives it the UUID {uuid.value!r:.120}, by which no job can be given it"
+                name = f"unnamed-{index}"
+                read[name] = GpuReading(name, index, NAMELESS, 0, 0, told=False, fault=text)
+            elif uuid.value in read:
+                text = f"the driver gives GPU {read[uuid.value].index} and GPU {index} the same UUID"
+                read[uuid.value] = replace(read[uuid.value], fault=text)
             else:
                 read[uuid.value] = self._read_gpu(handle.value, uuid.value, index)
         nameless: list[str] = []

@@ -217,6 +217,40 @@ def test_a_driver_that_never_answers_again_costs_nothing_but_gpus(box: Box, quic
     assert box.daemon_pid() != daemon
 
 
+def test_a_slow_driver_is_not_a_silent_one(box: Box, quick: FakeNvml) -> None:
+    box.setenv(GPUQ_NVML_PATIENCE="0.5s")
+    quick.set(gpus=fake_gpus(24 * GiB, 24 * GiB), slow=0.05)  # a reading of 20 calls takes longer than the patience
+    assert box.wait(box.submit("true", gpus=1), box.submit("true", gpus=2))["state"] == "succeeded"
+    assert "has not answered" not in (box.state / "daemon.log").read_text()
+
+
+def test_how_long_a_driver_is_silent_is_told_as_it_is_now_and_without_a_gpu_too(box: Box, quick: FakeNvml) -> None:
+    """Looked at after 0.3 s, 0.6 s, 1.2 s, 2.4 s and 4.8 s."""
+    box.setenv(GPUQ_NVML_PATIENCE="0.3s")
+    quick.set(gpus=fake_gpus(24 * GiB), hang=1e9)
+    waits = box.submit("true")
+    wait_until(lambda: box.request("gpus")["fault"] == "NVML has not answered for 3s", "the third second")
+    assert "has not answered for" in box.reason(waits)[1]
+    assert box.run("gpus").stderr.startswith("gpuq: NVML has not answered for")
+
+
+def test_what_can_never_fit_is_refused_while_the_driver_is_down_too(box: Box, quick: FakeNvml) -> None:
+    quick.set(gpus=fake_gpus(24 * GiB, 24 * GiB))
+    assert len(gpus(box)) == 2
+    quick.set(count_error=999)
+    assert box.request("gpus")["driver"] == "broken"
+    assert "30GiB asked for with --vram" in box.fails(1, "submit", "--vram", "30GiB", "--", "true")
+    assert "this host has 2 GPUs" in box.fails(1, "submit", "--gpus", "3", "--", "true")
+    box.submit("true", gpus=2)
+
+
+def test_a_gpu_that_is_out_of_order_does_not_say_what_the_others_tell(box: Box, quick: FakeNvml) -> None:
+    quick.set(gpus=fake_gpus(24 * GiB, 24 * GiB))
+    quick.change(0, memory=GPU_IS_LOST)
+    assert [gpu["available"] for gpu in gpus(box)] == [False, True]
+    assert box.request("gpus")["note"] is None
+
+
 def test_a_driver_that_talks_nonsense_is_broken_for_as_long(box: Box, quick: FakeNvml) -> None:
     quick.set(gpus=fake_gpus(24 * GiB, 24 * GiB))
     assert len(gpus(box)) == 2

@@ -47,6 +47,7 @@ PROCESSES_V3 = "NO_PROCESSES_V3"
 PROCESSES_V2 = "NO_PROCESSES_V2"
 GRAPHICS = "NO_GRAPHICS"
 FIELDS = "NO_FIELDS"
+INIT_FLAGS = "NO_INIT_FLAGS"
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,13 @@ class Box:
     count: int = 0
     #: seconds that counting the GPUs blocks
     hang: float = 0
+    #: seconds that every call takes
+    slow: float = 0
 
     def text(self) -> bytes:
         lines = [f"driver {self.driver}".encode(), b"init %d" % self.init, b"every %d" % self.every]
         lines += [b"count %d" % self.count] if self.count else []
-        lines += [b"count_error %d" % self.count_error, f"hang {self.hang}".encode()]
+        lines += [b"count_error %d" % self.count_error, f"hang {self.hang}".encode(), f"slow {self.slow}".encode()]
         for gpu in self.gpus:
             lines += gpu.lines()
         return b"\n".join(lines) + b"\n"

@@ -58,7 +58,7 @@ struct proc {
 struct box {
     char driver[MAX_TEXT];
     int init, count_error, every;
-    double hang;
+    double hang, slow;
     unsigned count; /* said instead of the true one, unless 0 */
     int gpus, procs;
     struct gpu gpu[MAX_GPUS];
@@ -161,6 +161,7 @@ static void parse_line(struct box *box, const char *line) {
     else if (strncmp(line, "count_error ", 12) == 0) box->count_error = atoi(line + 12);
     else if (strncmp(line, "every ", 6) == 0) box->every = atoi(line + 6);
     else if (strncmp(line, "count ", 6) == 0) box->count = (unsigned)strtoul(line + 6, NULL, 10);
+    else if (strncmp(line, "slow ", 5) == 0) box->slow = strtod(line + 5, NULL);
     else if (strncmp(line, "hang ", 5) == 0) box->hang = strtod(line + 5, NULL);
 }
 
@@ -250,6 +251,8 @@ static int begin(const char *function, struct box **box) {
     if (sessions <= 0) return UNINITIALIZED;
     *box = look();
     if (!*box) return UNKNOWN;
+    const struct timespec pause = {(time_t)(*box)->slow, (long)(((*box)->slow - (double)(time_t)(*box)->slow) * 1e9)};
+    nanosleep(&pause, NULL);
     return fit(*box);
 }
 
@@ -273,6 +276,9 @@ static int say(const char *text, char *into, unsigned length) {
 
 /* --- the library ------------------------------------------------------------------------------- */
 
+#ifdef NO_INIT_FLAGS
+static
+#endif
 int nvmlInitWithFlags(unsigned flags);
 int nvmlInit_v2(void);
 int nvmlShutdown(void);
@@ -284,6 +290,9 @@ int nvmlDeviceGetUUID(const char *handle, char *uuid, unsigned length);
 int nvmlDeviceGetName(const char *handle, char *name, unsigned length);
 int nvmlDeviceGetMemoryInfo(const char *handle, memory_v1 *memory);
 
+#ifdef NO_INIT_FLAGS
+static
+#endif
 int nvmlInitWithFlags(unsigned flags) {
     (void)flags;
     note("nvmlInitWithFlags");

@@ -231,3 +231,23 @@ def test_a_call_that_hangs_blocks_the_reading_until_it_returns(start: Start) -> 
     fake.change(0, hang=0, used_extra=5 * GiB)
     assert reader.receive()["gpus"][0]["used"] == 5 * GiB, "what was there when the call returned"
     assert only(reader.read()).used == 5 * GiB
+
+
+@pytest.mark.parametrize("odd", ["", "GPU-1,GPU-2", "GPU;rm", "GPU_1"])
+def test_a_gpu_that_no_job_could_be_given_by_its_uuid_is_unavailable(start: Start, odd: str) -> None:
+    fake, reader = start(24 * GiB, 24 * GiB)
+    good, bad = fake.box.gpus
+    fake.set(gpus=(good, replace(bad, uuid=odd)))
+    first, second = reader.read().gpus
+    assert (first.uuid, first.fault) == (good.uuid, None)
+    assert second.index == 1 and second.uuid != odd and second.fault is not None
+    assert f"the UUID {odd!r}" in second.fault
+    fake.set(gpus=(good, bad))
+    assert faults(reader.read()) == [None, None]
+
+
+def test_of_two_gpus_with_one_uuid_neither_is_used(start: Start) -> None:
+    fake, reader = start(24 * GiB, 24 * GiB, 24 * GiB)
+    one, two, three = fake.box.gpus
+    fake.set(gpus=(one, two, replace(three, uuid=one.uuid)))
+    assert faults(reader.read()) == ["the driver gives GPU 0 and GPU 2 the same UUID", None]

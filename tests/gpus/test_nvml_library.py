@@ -108,3 +108,10 @@ def test_no_library_for_a_driver_that_the_kernel_has(start: Start) -> None:
     readings = reader.read()
     assert (readings.driver, readings.gpus) == (Driver.BROKEN, ())
     assert readings.fault is not None and "libnvidia-ml.so.1 cannot be loaded" in readings.fault
+
+
+def test_a_library_that_has_only_the_older_call_to_begin_with(start: Start) -> None:
+    _, reader = start(24 * GiB, without=(fakenvml.INIT_FLAGS,))
+    assert only(reader.read()).total == 24 * GiB
+    reader.close()
+    assert only(reader.read()).total == 24 * GiB
