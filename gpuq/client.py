@@ -263,11 +263,13 @@ def spawn(folder: Path) -> None:
         raise DaemonUnreachable(f"the daemon could not be started: {error.strerror}") from None
     finally:
         os.close(write)
-    with open(read, "rb") as pipe:
-        lines = pipe.read().decode("utf-8", "replace").splitlines()
-    for note in (line.removeprefix("note: ") for line in lines if line.startswith("note: ")):
-        print(f"gpuq: {printable(note)}", file=sys.stderr)
-    said = [line for line in lines if not line.startswith("note: ")]
+    said = []
+    with open(read, encoding="utf-8", errors="replace") as pipe:
+        for line in pipe:  # notes as they come: a large database may take a while
+            if line.startswith("note: "):
+                print(f"gpuq: {printable(line.removeprefix('note: ').rstrip())}", file=sys.stderr, flush=True)
+            else:
+                said.append(line.rstrip("\n"))
     if said != ["ready"]:
         why = "\n".join(said).strip()
         if not why:

@@ -91,6 +91,8 @@ def is_readonly(path: Path) -> bool:
         return False
 
 
+#: Version of the database's schema: how many migrations there are (`store/migrations.py`).
+SCHEMA = 6
 #: What is in a state folder from the first start on.
 _MARKS = ("sock", "daemon.lock", "daemon.pid", "daemon.log", "start.lock", "queue.db", "damaged")
 

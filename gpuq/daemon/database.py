@@ -42,6 +42,8 @@ async def db_backup(daemon: Daemon, _session: Session, message: Message) -> Mess
     target = _path(message.get("path")) or folder / backup.FOLDER / f"queue.{backup.stamp()}.db"
     replace = message.get("force") is True
     backup.refuse_target(target, folder)
+    if target.parent == folder / backup.FOLDER:
+        backup.make_folder(target.parent)
     await asyncio.to_thread(backup.copy_file, folder / recovery.DATABASE, target, replace=replace)
     return {"path": str(target), "bytes": target.stat().st_size}
 

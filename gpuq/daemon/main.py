@@ -95,7 +95,7 @@ def _run(folder: Path, life: Life) -> bool:
         _raise_descriptor_limit()
         settings = config.load_settings()
         run_root = _run_root(folder)
-        store, recovered = _opened(folder, run_root)
+        store, recovered = _opened(folder, run_root, life.ready_fd)
         if recovered is not None:
             _write(life.ready_fd, f"note: {recovered.summary}")
         began = time.monotonic()
@@ -110,15 +110,19 @@ def _run(folder: Path, life: Life) -> bool:
             store.close()
 
 
-def _opened(folder: Path, run_root: Path) -> tuple[Store, recovery.Recovered | None]:
+def _opened(folder: Path, run_root: Path, ready_fd: int) -> tuple[Store, recovery.Recovered | None]:
     """The database. What a start has to write there has room at the cost of the reserve. Raises StoreError."""
     network = config.on_network(folder)
+
+    def tell(text: str) -> None:
+        _write(ready_fd, f"note: {text}")
+
     try:
-        return open_store(folder, run_root, network=network)
+        return open_store(folder, run_root, network=network, tell=tell)
     except DiskFull:
         if not Reserve(folder).give_up():
             raise
-        return open_store(folder, run_root, network=network)
+        return open_store(folder, run_root, network=network, tell=tell)
 
 
 async def _live(settings: Settings, store: Store, home: Home, run_root: Path, life: Life) -> bool:

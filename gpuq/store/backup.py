@@ -20,13 +20,24 @@ KEPT = 3
 
 def before_migration(source: Connection, folder: Path, version: int) -> Path:
     """Copy a database of schema `version` into `folder`; older such copies but the newest go. Raises StoreError."""
+    for unfinished in folder.glob(".queue.v*.db.*"):  # of a daemon that was killed meanwhile
+        unfinished.unlink(missing_ok=True)
     target = folder / f"queue.v{version}.{stamp()}.db"
+    make_folder(folder)
     copy(source, target)
     copies = sorted(folder.glob("queue.v*.*.db"), key=lambda path: path.name.split(".")[2])
     for old in copies[:-KEPT]:
         with contextlib.suppress(OSError):
             old.unlink()
     return target
+
+
+def make_folder(folder: Path) -> None:
+    """The folder of copies in the state folder; any other is its owner's affair. Raises StoreError."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be made: {error.strerror}") from None
 
 
 def stamp() -> str:
@@ -64,7 +75,6 @@ def copy(source: Connection, target: Path, *, replace: bool = False) -> None:
         raise _exists(target)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.{stamp()}")
     try:
-        target.parent.mkdir(mode=0o700, exist_ok=True)
         os.close(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         try:
             _write(source, unfinished)

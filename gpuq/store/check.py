@@ -24,8 +24,8 @@ def before_opening(path: Path) -> str | None:
     """What is wrong with the file, as far as its size and its first bytes tell; None if nothing is.
 
     An empty file and none at all are new databases. Takes no longer for a large database than for a small one: only
-    the log, which is short, is read as a whole. Not for one that is open here: see `connection.is_file`. Raises OSError,
-    StoreError for a symbolic link.
+    the log, which is short, is read as a whole. Not for one that is open here: see `connection.is_file`.
+    Raises OSError, StoreError for a symbolic link.
     """
     refuse_symlink(path)
     try:

@@ -158,6 +158,6 @@ def disk_full(folder: Path) -> DiskFull:
     free = free_bytes(folder)
     left = "" if free is None else f": {free // 1024:,} KiB are free"
     return DiskFull(
-        f"the disk of {folder} is full{left}; running jobs run on, and `gpuq prune --older 30d` removes ended ones "
-        "with their logs"
+        f"the disk of {folder} is full{left}: free some; running jobs run on, and while the daemon runs "
+        "`gpuq prune --older 30d` removes ended ones with their logs"
     )

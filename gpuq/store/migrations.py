@@ -146,7 +146,7 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
 TABLES = frozenset({"jobs", "attempts", "claims", "submissions", "environments", "dependencies", "events"})
 
 
-#: What `fingerprint` says of each version from 0 on: a start compares them, and to learn them takes a fifth of its time.
+#: What `fingerprint` says of each version from 0 on. A start compares; to learn them takes a fifth of its time.
 FINGERPRINTS = (0xD4CBB29, 0xC2E0D9A8, 0xFBC840A6, 0x474C4C9C, 0x58048281, 0x7A56BAA2, 0xB54F593F)
 #: A version beyond this is none that a newer gpuq may have reached, but damage.
 SANE_VERSION = 100_000

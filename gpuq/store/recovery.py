@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,17 +66,19 @@ def mark(folder: Path, why: str, *, restore: bool = False) -> None:
     _write_mark(folder, Mark(why, restore=restore))
 
 
-def open_store(folder: Path, run_root: Path, *, network: bool) -> tuple[Store, Recovered | None]:
-    """The database of a state folder, recovered first if it has to be. Raises StoreError.
+def open_store(
+    folder: Path, run_root: Path, *, network: bool, tell: Callable[[str], None] = lambda _: None
+) -> tuple[Store, Recovered | None]:
+    """The database of a state folder, recovered first if it has to be; `tell` gets a word before. Raises StoreError.
 
     Whatever database it is, attempts that were started without its knowledge are given to it.
     """
     try:
-        recovered = _recover_if_needed(folder, run_root)
+        recovered = _recover_if_needed(folder, run_root, tell)
         try:
             return _opened(folder, run_root, network), recovered
         except StoreDamaged as error:  # a page that is met only now: once, for what comes of it is whole
-            recovered = _recover(folder, run_root, Mark(error.message))
+            recovered = _recover(folder, run_root, Mark(error.message), tell)
             return _opened(folder, run_root, network), recovered
     except OSError as error:
         raise StoreError(
@@ -115,7 +117,7 @@ def last_report(folder: Path) -> Path | None:
     return max(folder.glob(f"{DAMAGED}/*/{REPORT}"), default=None)
 
 
-def _recover_if_needed(folder: Path, run_root: Path) -> Recovered | None:
+def _recover_if_needed(folder: Path, run_root: Path, tell: Callable[[str], None]) -> Recovered | None:
     found = _read_mark(folder)
     if found is None:
         why = check.before_opening(folder / DATABASE)
@@ -124,7 +126,7 @@ def _recover_if_needed(folder: Path, run_root: Path) -> Recovered | None:
         if why is None:
             return None
         found = Mark(why)
-    return _recover(folder, run_root, found)
+    return _recover(folder, run_root, found, tell)
 
 
 def _is_new(folder: Path) -> bool:
@@ -140,10 +142,11 @@ def _records(run_root: Path) -> Iterable[Path]:
                 yield path
 
 
-def _recover(folder: Path, run_root: Path, found: Mark) -> Recovered:
+def _recover(folder: Path, run_root: Path, found: Mark, tell: Callable[[str], None]) -> Recovered:
     if found.source is None and not found.restore and (folder / DATABASE).is_file():
         salvage.refuse_newer_file(folder / DATABASE)
     log.error("the database is set aside: %s", found.why, extra={"event": "recover"})
+    tell(f"the database is set aside ({found.why}), and made anew; that may take a while")
     source = found.source or _set_aside(folder, found)
     aside = folder / DAMAGED / source
     for part in reversed(_PARTS):  # the log first: it must never lie beside a database that it is not of

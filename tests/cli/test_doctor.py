@@ -307,6 +307,20 @@ def test_a_socket_that_nobody_listens_on(box: Box) -> None:
     assert checks(box)["daemon"]["text"].startswith("does not run")
 
 
+@pytest.mark.parametrize("what", ["of a newer gpuq", "half recovered"])
+def test_a_database_with_which_no_daemon_starts(box: Box, what: str) -> None:
+    box.submit("true", hold=True)
+    box.ok("daemon", "stop")
+    if what == "half recovered":
+        (box.state / "queue.db").unlink()
+        (box.state / "recover").write_text("{}")
+    else:
+        with closing(sqlite3.connect(box.state / "queue.db")) as db:
+            db.execute("PRAGMA user_version = 99")
+    found = checks(box)["database"]
+    assert (found["result"], "gpuq db restore FILE" in found["fix"]) == ("fail", True)
+
+
 def test_a_database_is_opened_without_a_trace(tmp_path: Path) -> None:
     path = tmp_path / "queue.db"
     with closing(sqlite3.connect(path)) as conn:

@@ -117,7 +117,7 @@ def test_who_comes_while_the_daemon_begins_anew_waits_for_it(box: Box) -> None:
 
 
 def test_who_looks_into_the_database_takes_nothing_from_the_daemon(box: Box) -> None:
-    """Whoever closes a database last puts its log into it and removes it: the daemon's locks tell that it is not last."""
+    """Whoever closes a database last puts its log into it and removes it: the daemon's locks say that it is open."""
     box.submit("true", hold=True)
     box.ok("db", "check")
     box.ok("db", "backup")
@@ -166,6 +166,7 @@ def test_a_backup_is_complete_and_overwrites_nothing(box: Box) -> None:
     with closing(sqlite3.connect(target)) as db:
         assert db.execute("SELECT id, state FROM jobs").fetchall() == [(held, "held")]
     assert "exists already" in box.fails(2, "db", "backup", str(target))
+    assert "No such file or directory" in box.fails(1, "db", "backup", str(box.folder / "typo" / "copy.db"))
     precious = box.folder / "precious"
     precious.write_text("mine")
     link = box.folder / "link.db"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from sqlite_utils import Database
 
+from gpuq import config
 from gpuq.errors import StoreError
 from gpuq.model import Condition, Dependency, Ending, Failure, State
 from gpuq.protocol import MAX_ID, Selection
@@ -147,6 +148,7 @@ def test_the_tables_that_a_start_looks_for_are_those_that_migrations_make() -> N
             migrate(db, to=version)
             assert hex(migrations.fingerprint(db)) == hex(known), f"version {version}"
     assert len(migrations.FINGERPRINTS) == len(MIGRATIONS) + 1
+    assert len(MIGRATIONS) == config.SCHEMA
 
 
 def test_a_start_that_has_nothing_to_migrate_needs_no_sqlite_utils(tmp_path: Path) -> None:

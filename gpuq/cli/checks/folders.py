@@ -121,6 +121,12 @@ def _fault(path: Path) -> str | None:
 def check_database() -> Iterable[Check]:
     """Whether the database can be read, and its pages are whole; a large one is looked through only in part."""
     path = config.state_dir() / "queue.db"
+    again = (
+        "`gpuq daemon start` goes on with it; if that fails, `gpuq db restore FILE` goes on with a copy (`backups/`)"
+    )
+    if (config.state_dir() / "recover").exists():
+        yield Check("database", FAIL, f"the recovery of {path} is not finished; the files are in `damaged/`", again)
+        return
     if not path.exists():
         yield Check("database", OK, "none yet")
         return
@@ -129,9 +135,16 @@ def check_database() -> Iterable[Check]:
         with closing(open_read_only(path)) as conn:
             conn.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
             jobs = conn.execute("SELECT count(*) FROM jobs").fetchone()[0]
+            version = conn.execute("PRAGMA user_version").fetchone()[0]
             faults = _page_faults(conn)
     except sqlite3.Error as error:
-        faults, jobs = [str(error)], 0
+        faults, jobs, version = [str(error)], 0, 0
+    if version > config.SCHEMA:
+        text = f"{path} is of version {version}, and this gpuq knows {config.SCHEMA}"
+        yield Check(
+            "database", FAIL, text, "install the newer gpuq again, or `gpuq db restore FILE` with an older copy"
+        )
+        return
     if faults:
         yield Check(
             "database",
