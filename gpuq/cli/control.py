@@ -80,7 +80,8 @@ def resume(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Jso
 def retry(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json = False, quiet: Quiet = False) -> int:
     """Queue ended jobs again, under the same id, as a new attempt.
 
-    Jobs that were skipped because they depended on it are not revived: name them too.
+    Jobs that were skipped because they depended on it are not revived: name them too. Retries are counted anew; a
+    claim that --retry made larger stays so.
     """
     return _control("retry", "queued again", ids, state, tag, as_json=as_json, quiet=quiet)
 

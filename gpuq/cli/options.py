@@ -104,7 +104,9 @@ Retry = Annotated[
     typer.Option(
         "--retry",
         metavar="[FAILURE,...:]N[*F]",
-        help="Try again after a failure: 2, vram-oom:2*1.5 (a larger claim each time), lost,gpu-lost:3. Repeat.",
+        help="Try again after a failure: 2 (any but lost), vram-oom:2*1.5 (a larger claim each time), lost,gpu-lost:3. "
+        "Repeat; each rule has its own count, and a named failure goes by its own rule. Failures: exit, signal, "
+        "timeout, vram-oom, host-oom, gpu-lost, over-memory, launch, lost.",
         show_default=False,
     ),
 ]
@@ -165,7 +167,7 @@ def make_template(options: Resources, now: float) -> dict[str, Any]:
         "early_signal": options.signal,
         "grace": units.parse_duration(options.grace, "--grace") if options.grace is not None else None,
         "log_limit": units.parse_size(options.log_limit, "--log-limit") if options.log_limit is not None else None,
-        "retry": [*options.retry, *([f"lost:{REQUEUES}"] if options.requeue else [])],
+        "retry": _retry(options),
         "umask": _umask(),
         "limits": _limits(),
     }
@@ -210,6 +212,12 @@ def _vram(options: Resources, gpus: int | None, default: int | None) -> int | No
     if gpus == 0:
         raise UsageError("--vram asks for GPU memory, and --gpus 0 is a job without GPUs: leave one of them out")
     return units.parse_size(options.vram, "--vram")
+
+
+def _retry(options: Resources) -> list[str]:
+    """The rules as they were typed; --requeue is one for `lost`, where none names that."""
+    named = {name.strip() for rule in options.retry for name in rule.rpartition(":")[0].split(",")}
+    return [*options.retry, *([f"lost:{REQUEUES}"] if options.requeue and "lost" not in named else [])]
 
 
 def _short(text: str | None, what: str, limit: int) -> str | None:

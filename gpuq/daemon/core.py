@@ -41,7 +41,18 @@ from gpuq.model import (
 from gpuq.policy import ledger, retry
 from gpuq.policy.explain import Verdict
 from gpuq.policy.ledger import GpuState
-from gpuq.policy.lifecycle import DependencyBroken, Ended, Fact, NeverStarted, Retried, advance, dependency
+from gpuq.policy.lifecycle import (
+    DependencyBroken,
+    Ended,
+    Fact,
+    NeverStarted,
+    Retried,
+    TriedAgain,
+    advance,
+    dependency,
+    noted,
+)
+from gpuq.policy.retry import GivenUp
 from gpuq.policy.scheduler import Snapshot
 from gpuq.policy.waiting import GroupKey, Waiting
 from gpuq.store.store import Store, with_outcome
@@ -154,10 +165,12 @@ class Core:
                 if isinstance(fact, DependencyBroken) and job.state not in WAITING:
                     continue  # it was cancelled together with the job that it waited for
                 step = advance(job, fact, now)
-                self._close_attempt(step.job, fact, now)
                 wanted = step.job.state is State.FAILED and job.ending is not Ending.CANCEL
                 rule = self._again(step.job, now) if wanted else None
-                if rule is not None:
+                if isinstance(rule, GivenUp):
+                    step = noted(step, rule.note)
+                self._close_attempt(step.job, fact, now)
+                if isinstance(rule, TriedAgain):
                     step = advance(step.job, rule, now)
                 self.store.change(job, step.job, step.event)
                 events.append(step.event)
@@ -175,7 +188,7 @@ class Core:
         crash.point("transition-after")
         return list(changed.values())
 
-    def _again(self, job: Job, now: float) -> Fact | None:
+    def _again(self, job: Job, now: float) -> TriedAgain | GivenUp | None:
         """Whether a job that has just failed is tried again."""
         if not job.retry:
             return None

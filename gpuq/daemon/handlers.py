@@ -78,10 +78,11 @@ async def submit(daemon: Daemon, session: Session, message: Message) -> Message:
     first_job = core.store.next_id() == 1
     ids = _queue(daemon, key, checked)
     note = views.gpus_note(core) if first_job else None
-    skipped = core.store.job(ids[0])
-    if skipped is not None and skipped.state is State.SKIPPED:
-        note = f"job {skipped.id} is skipped: it {skipped.note}"
-    return {"ids": list(ids), "notes": [note] if note else []}
+    queued = core.store.job(ids[0])
+    if queued is not None and queued.state is State.SKIPPED:
+        note = f"job {queued.id} is skipped: it {queued.note}"
+    notes = [note, submission.missing_folder(queued) if queued is not None else None]
+    return {"ids": list(ids), "notes": [text for text in notes if text]}
 
 
 def _template(core: Core, session: Session, template: Message) -> Job:

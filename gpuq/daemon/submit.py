@@ -13,8 +13,9 @@ from typing import Any
 
 from gpuq import protocol
 from gpuq.errors import BadRequest, CannotFit, UsageError
+from gpuq.launch.environment import log_path
 from gpuq.model import ArrayPlace, Condition, Dependency, Driver, EarlySignal, Job, KiB, Request, RetryRule, State
-from gpuq.policy.retry import parse_rule
+from gpuq.policy.retry import parse_rules
 from gpuq.protocol import Message
 from gpuq.store.rows import dump
 from gpuq.units import MAX_SIZE, MAX_TIME, format_duration, format_size, parse_duration
@@ -179,7 +180,10 @@ def _early_signal(value: object, time_limit: float | None) -> EarlySignal | None
         raise UsageError(
             f"--signal {text!r}: write the signal and how long before the limit, as in USR1@300 or TERM@5m"
         )
-    before = parse_duration(f"{time}s" if time.isascii() and time.isdigit() else time, "--signal")
+    try:
+        before = parse_duration(f"{time}s" if time.isascii() and time.isdigit() else time, "--signal")
+    except UsageError as error:
+        raise UsageError(f"{error.message}; a bare number is seconds, as in USR1@300") from None
     if time_limit is None:
         raise UsageError(f"--signal {text!r} comes before the time limit, and there is none: give --time")
     if before >= time_limit:
@@ -210,7 +214,7 @@ def _log_limit(t: Mapping[str, Any]) -> int | None:
 def _retry(value: object) -> tuple[RetryRule, ...]:
     if not isinstance(value, list) or len(value) > MAX_RULES:
         raise BadRequest(f"retry is a list of at most {MAX_RULES} rules")
-    return tuple(parse_rule(_text(item, "--retry", 200)) for item in value)
+    return parse_rules([_text(item, "--retry", 200) for item in value])
 
 
 def _moment(value: object) -> float | None:
@@ -252,6 +256,14 @@ def _output(value: object) -> str | None:
     if not text:
         raise UsageError("--output is empty: name a file")
     return text
+
+
+def missing_folder(job: Job) -> str | None:
+    """What to tell of a log whose folder is not there yet: something may make it before the job starts."""
+    folder = os.path.dirname(log_path(job, ""))
+    if job.output is None or os.path.isdir(folder):
+        return None
+    return f"--output: the folder {folder} does not exist; if it is not there when job {job.id} starts, the job fails"
 
 
 def _folder(value: object) -> str:

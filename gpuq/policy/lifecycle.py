@@ -147,6 +147,12 @@ class Step:
     event: Event
 
 
+def noted(step: Step, note: str) -> Step:
+    """The step with one more word of evidence, in the job and in the event."""
+    text = f"{step.job.note}; {note}" if step.job.note else note
+    return Step(replace(step.job, note=text), replace(step.event, data={**step.event.data, "note": text}))
+
+
 def advance(job: Job, fact: Fact, now: float) -> Step:
     """The job after the fact. Raises IllegalTransition where its state does not allow it."""
     states, verb = POSSIBLE[type(fact)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from gpuq.errors import UsageError
 from gpuq.model import Failure, Job, MiB, Request, RetryRule
@@ -38,6 +38,24 @@ def parse_rule(text: str) -> RetryRule:
     return RetryRule(failures, int(times), growth)
 
 
+def parse_rules(texts: Sequence[str]) -> tuple[RetryRule, ...]:
+    """All rules of a job. Raises UsageError, also where two of them speak of the same failure."""
+    rules: list[RetryRule] = []
+    for text in texts:
+        rule = parse_rule(text)
+        for other in rules:
+            both = [name for name in rule.failures if name in other.failures]
+            if both:
+                raise UsageError(f"--retry {other} and {rule} both name {both[0]}: a failure belongs to one rule")
+            if not rule.failures and not other.failures:
+                raise UsageError(
+                    f"--retry {other} and {rule} both cover any failure: give one number, or name failures as in "
+                    f"vram-oom:{rule.times}"
+                )
+        rules.append(rule)
+    return tuple(rules)
+
+
 def _failure(name: str, text: str) -> Failure:
     try:
         return Failure(name)
@@ -59,8 +77,17 @@ def _growth(factor: str, text: str) -> float:
     return growth
 
 
-def try_again(job: Job, backoff: float, capacities: Iterable[int], ram: int, now: float) -> TriedAgain | None:
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A rule counts, and cannot help; the note says why."""
+
+    note: str
+
+
+def try_again(job: Job, backoff: float, capacities: Iterable[int], ram: int, now: float) -> TriedAgain | GivenUp | None:
     """What its rules say of a job that has just failed: another attempt, or None to leave it at that.
+
+    One with a claim that should grow and cannot is given up: it would fail in the same way.
 
     `backoff` is the pause before the first retry, in seconds; each further one is twice as long. `capacities` are the
     largest claims that the host's GPUs can hold, and `ram` what it has, in bytes: claims do not grow past them.
@@ -73,8 +100,8 @@ def try_again(job: Job, backoff: float, capacities: Iterable[int], ram: int, now
     request = job.request
     if rule.growth > 1 and job.failure in _GROWS:
         grown = _grown(job, rule.growth, capacities, ram)
-        if grown is None:
-            return None
+        if isinstance(grown, GivenUp):
+            return grown
         request = grown
     spent[number] += 1
     pause = min(backoff * 2.0 ** min(sum(spent) - 1, 30), max(backoff, LONGEST_PAUSE))
@@ -93,18 +120,22 @@ def _rule(job: Job) -> int | None:
     return None
 
 
-def _grown(job: Job, growth: float, capacities: Iterable[int], ram: int) -> Request | None:
-    """The request with what ran out claimed larger; None where it is as large as it can be already."""
+def _grown(job: Job, growth: float, capacities: Iterable[int], ram: int) -> Request | GivenUp:
+    """The request with what ran out claimed larger."""
     request = job.request
     if job.failure is Failure.HOST_OOM:
         if not request.ram:
-            return request  # nothing was claimed that could grow
+            return GivenUp("not tried again: it claimed no host memory (--ram) that could grow")
         larger = min(_times(request.ram, growth), ram)
-        return replace(request, ram=larger) if larger > request.ram else None
+        if larger <= request.ram:
+            return GivenUp("not tried again: its claim cannot grow past the host's memory")
+        return replace(request, ram=larger)
     if request.vram is None:
-        return request  # the whole card already
+        return GivenUp("not tried again: it had the whole card, so that its claim cannot grow")
     larger = min(_times(max(request.vram, job.peak_vram or 0), growth), _roomiest(capacities, request.gpus))
-    return replace(request, vram=larger) if larger > request.vram else None
+    if larger <= request.vram:
+        return GivenUp("not tried again: its claim cannot grow past the card")
+    return replace(request, vram=larger)
 
 
 def _times(size: int, growth: float) -> int:

@@ -336,6 +336,17 @@ def test_output_goes_where_it_should(box: Box) -> None:
     assert box.wait(missing)["failure"] == "launch"
 
 
+def test_a_log_whose_folder_is_not_there_is_told_of_and_taken(box: Box) -> None:
+    def said(path: str) -> str:
+        done = box.run("submit", "--hold", "--cwd", str(box.folder), "--output", path, "--", "true")
+        assert (done.returncode, done.stdout.strip().isdigit()) == (0, True)
+        return done.stderr
+
+    assert f"the folder {box.folder}/logs/1 does not exist" in said("logs/%j/log")
+    (box.folder / "logs").mkdir()
+    assert "--output" not in said("logs/%j")
+
+
 def test_state_is_private(box: Box) -> None:
     job = box.submit("true", umask=0o022)
     box.wait(job)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gpuq.model import Failure
 from tests.fakenvml import FakeNvml, fake_gpus
 from tests.harness import Box, wait_until
 
@@ -105,6 +106,8 @@ def test_a_claim_that_ran_out_grows_up_to_the_card(quick: Box, nvml: FakeNvml) -
     claims = [attempt["claims"][0]["declared_bytes"] for attempt in quick.job(job)["attempts"]]
     assert claims == [10 * GiB, 15 * GiB, 23040 * 1024**2, top]
     assert (done["failure"], done["vram_bytes"]) == ("vram-oom", top)
+    assert done["note"] == f"{OOM}; not tried again: its claim cannot grow past the card"
+    assert quick.job(job)["attempts"][-1]["note"] == quick.job(job)["events"][-1]["data"]["note"] == done["note"]
     assert [data.get("vram") for data in retries(quick, job)] == claims[1:]
 
 
@@ -189,7 +192,9 @@ def test_what_a_shutdown_ends_is_lost_and_runs_again_as_it_asked(quick: Box) -> 
         (["--signal", "NOPE@3", "--time", "5m"], "there is no signal 'NOPE'"),
         (["--signal", "KILL@3", "--time", "5m"], "no program can answer"),
         (["--signal", "USR1", "--time", "5m"], "write the signal and how long"),
-        (["--signal", "USR1@soon", "--time", "5m"], "is not a time"),
+        (["--signal", "USR1@soon", "--time", "5m"], "a bare number is seconds, as in USR1@300"),
+        (["--retry", "1", "--retry", "2"], "both cover any failure"),
+        (["--retry", "lost:1", "--retry", "exit,lost:2", "--requeue"], "both name lost"),
         (["--grace", "5"], "--grace '5' is not a time"),
         (["--log-limit", "1K"], "--log-limit is 1KiB, and at least 64KiB"),
         (["--log-limit", "much"], "is not a size"),
@@ -198,6 +203,18 @@ def test_what_a_shutdown_ends_is_lost_and_runs_again_as_it_asked(quick: Box) -> 
 def test_what_makes_no_sense_is_refused(box: Box, options: list[str], said: str) -> None:
     assert said in box.fails(2, "submit", "--gpus", "0", *options, "--", "true")
     assert box.request("list", all=True, sel={})["total"] == 0
+
+
+def test_requeue_beside_a_rule_for_lost_adds_nothing(slow: Box) -> None:
+    rules = [["--retry", "lost,exit:2"], ["--retry", "2"]]
+    ids = [int(slow.ok("submit", "--hold", "--gpus", "0", "--requeue", *rule, "--", "true")) for rule in rules]
+    assert [slow.job(job)["retry"] for job in ids] == [["lost,exit:2"], ["2", "lost:10"]]
+
+
+def test_the_help_names_every_failure_that_can_be_tried_again(box: Box) -> None:
+    text = " ".join(box.ok("submit", "--help").split())
+    names = text.partition("Failures: ")[2].partition(".")[0].split(", ")
+    assert sorted(names) == sorted(Failure)
 
 
 def test_a_cancelled_job_whose_supervisor_dies_is_not_tried_again(quick: Box) -> None:

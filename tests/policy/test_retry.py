@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gpuq.errors import UsageError
 from gpuq.model import Failure, GiB, Job, MiB, Request, RetryRule, State
 from gpuq.policy.lifecycle import TriedAgain, advance
-from gpuq.policy.retry import LONGEST_PAUSE, MAX_GROWTH, MAX_TIMES, parse_rule, try_again
+from gpuq.policy.retry import LONGEST_PAUSE, MAX_GROWTH, MAX_TIMES, GivenUp, parse_rule, parse_rules, try_again
 from tests.policy.build import make_job
 
 RULES = {
@@ -66,7 +66,14 @@ def failed(failure: Failure, *rules: str, **changes: Any) -> Job:
 
 
 def again(job: Job, *capacities: int, backoff: float = 1.0) -> TriedAgain | None:
-    return try_again(job, backoff, capacities or (24 * GiB,), 64 * GiB, 100.0)
+    step = try_again(job, backoff, capacities or (24 * GiB,), 64 * GiB, 100.0)
+    return None if isinstance(step, GivenUp) else step
+
+
+def given_up(job: Job, *capacities: int) -> str:
+    step = try_again(job, 1.0, capacities or (24 * GiB,), 64 * GiB, 100.0)
+    assert isinstance(step, GivenUp)
+    return step.note
 
 
 def test_a_rule_that_names_the_failure_counts_before_one_for_any() -> None:
@@ -115,16 +122,44 @@ def test_a_claim_grows_to_the_card_and_not_past_it() -> None:
     assert grown(failed(Failure.EXIT, "exit,vram-oom:5*2", request=request)) == 10 * GiB, "nothing ran out"
     over = failed(Failure.OVER_MEMORY, "over-memory:1*1.5", request=request, peak_vram=14 * GiB)
     assert grown(over) == 21 * GiB, "it grows from what was used"
-    whole = again(failed(Failure.VRAM_OOM, "vram-oom:1*2", request=Request(1, None, 0, 0)))
-    assert whole is not None and whole.request.vram is None
+    assert given_up(failed(Failure.VRAM_OOM, "vram-oom:1*2", request=Request(1, None, 0, 0))) == (
+        "not tried again: it had the whole card, so that its claim cannot grow"
+    )
+    full = failed(Failure.VRAM_OOM, "vram-oom:5*1.5", request=request)
+    assert given_up(full, 10 * GiB) == "not tried again: its claim cannot grow past the card"
+    plain = again(failed(Failure.VRAM_OOM, "vram-oom:1", request=Request(1, None, 0, 0)))
+    assert plain is not None and plain.request.vram is None
 
 
 def test_host_memory_grows_likewise() -> None:
     step = again(failed(Failure.HOST_OOM, "host-oom:2*2", request=Request(0, None, 1, 40 * GiB)))
     assert step is not None and step.request == Request(0, None, 1, 64 * GiB)
-    assert again(failed(Failure.HOST_OOM, "host-oom:2*2", request=Request(0, None, 1, 64 * GiB))) is None
-    unclaimed = again(failed(Failure.HOST_OOM, "host-oom:2*2", request=Request(0, None, 1, 0)))
-    assert unclaimed is not None and unclaimed.request.ram == 0
+    full = failed(Failure.HOST_OOM, "host-oom:2*2", request=Request(0, None, 1, 64 * GiB))
+    assert given_up(full) == "not tried again: its claim cannot grow past the host's memory"
+    unclaimed = failed(Failure.HOST_OOM, "host-oom:2*2", request=Request(0, None, 1, 0))
+    assert given_up(unclaimed) == "not tried again: it claimed no host memory (--ram) that could grow"
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        (["1", "2"], "--retry 1 and 2 both cover any failure"),
+        (["vram-oom:2", "3", "exit,vram-oom:1*2"], "--retry vram-oom:2 and exit,vram-oom:1*2 both name vram-oom"),
+        (["lost:1", "lost:1"], "both name lost"),
+    ],
+)
+def test_two_rules_do_not_speak_of_one_failure(rules: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse_rules(rules)
+    assert said in refused.value.message
+
+
+def test_a_plain_number_stands_beside_named_rules_each_with_its_own_count() -> None:
+    assert [str(rule) for rule in parse_rules(["2", "vram-oom:1", "exit,signal:3"])] == [
+        "2",
+        "vram-oom:1",
+        "exit,signal:3",
+    ]
 
 
 @given(
@@ -149,7 +184,7 @@ def test_no_job_is_tried_again_more_often_than_its_rules_say(
     retries = 0
     for failure in failures:
         step = try_again(replace(job, state=State.FAILED, failure=failure), 1.0, capacities, 2 * GiB, 0.0)
-        if step is None:
+        if not isinstance(step, TriedAgain):
             continue
         retries += 1
         assert all(spent <= rule.times for spent, rule in zip(step.spent, rules, strict=True))

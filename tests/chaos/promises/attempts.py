@@ -118,7 +118,7 @@ def _retries_of(e: Evidence, job_id: int, rules: list[tuple[set[str], int, float
         ]
         growth = rules[left[0]][2] if left else 1.0
         now, most = e.claimed(job_id, number), e.largest_claim(job_id, number)
-        if cancelled or (growth > 1 and now is not None and now >= most):
+        if cancelled or (growth > 1 and (now is None or now >= most)):
             left = []  # nobody wants it any more, or it cannot grow any more
         if bool(left) != (row["kind"] == "retrying"):
             yield f"job {job_id} attempt {number} {row['kind']} as {failure}, with {spent} of the rules {rules} spent"
