@@ -11,7 +11,8 @@ from gpuq.errors import UsageError
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(?:i?B)?", re.ASCII | re.IGNORECASE)
 _FACTOR = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
-_SPAN = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
+_SPAN = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in "wdhms"), re.ASCII)
+_SECONDS = (7 * 86400, 86400, 3600, 60, 1)
 _CLOCK = re.compile(r"(\d+):([0-5]\d):([0-5]\d)", re.ASCII)
 
 #: Larger than any host; keeps sums inside SQLite's 64-bit integers.
@@ -34,19 +35,18 @@ def parse_size(text: str, what: str = "size") -> int:
 
 
 def parse_duration(text: str, what: str = "time") -> float:
-    """Seconds from `90s`, `30m`, `2h`, `1d`, `1h30m`, `H:MM:SS`. Raises UsageError."""
+    """Seconds from `90s`, `30m`, `1.5h`, `1d`, `1w`, `1h30m`, `H:MM:SS`. Raises UsageError."""
     word = text.strip()
     clock, span = _CLOCK.fullmatch(word), _SPAN.fullmatch(word)
     if not word or (clock is None and span is None):
-        raise UsageError(f"{what} {text!r} is not a time: write 90s, 30m, 2h, 1d, 1h30m or H:MM:SS")
+        raise UsageError(f"{what} {text!r} is not a time: write 90s, 30m, 2h, 1d, 1w, 1.5h, 1h30m or H:MM:SS")
     if len(word) > 30:
         raise UsageError(f"{what} {text!r} is longer than ten years")
     if clock is not None:
         seconds = int(clock[1]) * 3600.0 + int(clock[2]) * 60 + int(clock[3])
     else:
         assert span is not None
-        days, hours, minutes, rest = span.groups()
-        seconds = int(days or 0) * 86400.0 + int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(rest or 0)
+        seconds = sum(float(number or 0) * unit for number, unit in zip(span.groups(), _SECONDS, strict=True))
     if seconds <= 0:
         raise UsageError(f"{what} {text!r} must be more than zero")
     if seconds > MAX_TIME:

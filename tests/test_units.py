@@ -74,6 +74,11 @@ def test_sizes_that_are_none(text: str) -> None:
         ("0:01:30", 90),
         ("100:00:00", 360000),
         ("0.5s", 0.5),
+        ("1w", 604800),
+        ("1.5h", 5400),
+        ("2w1d", 15 * 86400),
+        ("0.5d30m", 45000),
+        ("1w2d3h4m5.5s", 604800 + 2 * 86400 + 3 * 3600 + 245.5),
     ],
 )
 def test_times(text: str, seconds: float) -> None:
@@ -90,6 +95,11 @@ def test_times(text: str, seconds: float) -> None:
         "-5m",
         "nan",
         "1:2",
+        "1:30",
+        "90:00",
+        "1d1w",
+        "1.h",
+        ".5h",
         "1:60:00",
         "1:00:60",
         "5 minutes",

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
+from gpuq.cli import plain
 from gpuq.cli.checks.check import FAIL, Check
 from gpuq.cli.checks.folders import check_database, check_neighbours, check_state
 from gpuq.cli.checks.gpus import check_gpus
@@ -17,7 +18,7 @@ from gpuq.cli.checks.host import (
     check_unit,
 )
 from gpuq.cli.checks.person import check_completion, check_settings
-from gpuq.cli.common import Json, examples, new_app, print_json
+from gpuq.cli.common import Json, examples, new_app, print_json, screen_width
 from gpuq.errors import GpuqError
 from gpuq.units import printable
 
@@ -50,7 +51,7 @@ def doctor(as_json: Json = False) -> int:
     if as_json:
         print_json("gpuq.doctor/1", checks=[asdict(check) for check in checks])
     else:
-        sys.stdout.write(text_of(checks))
+        sys.stdout.write(text_of(checks, screen_width()))
     return int(any(check.result == FAIL for check in checks))
 
 
@@ -64,11 +65,11 @@ def _guarded(name: str, group: Callable[[], Iterable[Check]]) -> Iterable[Check]
         yield Check(name, FAIL, f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
-def text_of(checks: Iterable[Check]) -> str:
-    """A line per check, and below it what to do."""
+def text_of(checks: Iterable[Check], screen: int | None = None) -> str:
+    """A line per check, and below it what to do; on a `screen` of so many columns wrapped to them."""
     lines = []
     for check in checks:
-        lines.append(f"{check.result:<4}  {check.name}: {printable(check.text)}\n")
+        lines.append(plain.wrapped(f"{check.result:<4}  ", f"{check.name}: {printable(check.text)}", screen))
         if check.fix:
-            lines.append(f"      → {printable(check.fix)}\n")
+            lines.append(plain.wrapped("      → ", printable(check.fix), screen))
     return "".join(lines)

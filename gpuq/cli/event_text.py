@@ -25,7 +25,11 @@ def details(event: Event, indexes: Indexes) -> str:
     """`attempt=2  gpus=gpu0,1`: the attempt from the second on, and the event's own data."""
     attempt = event.get("attempt") or 1
     words = [f"attempt={attempt}"] if attempt > 1 else []
-    for key, value in (event.get("data") or {}).items():
+    data = dict(event.get("data") or {})
+    then = data.pop("indexes", None)  # what the GPUs were called when it happened; older events do not tell
+    if then is not None:
+        indexes = {uuid: index for uuid, index in zip(data.get("gpus") or (), then, strict=False) if index is not None}
+    for key, value in data.items():
         shown = gpus_word(value, indexes) if key == "gpus" else _value(key, value)
         words += [f"{printable(str(key))}={shown}"] if shown else []
     return "  ".join(words)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpuq.cli.common import Ids, Json, States, Tags, examples, flush, new_app, print_json, select
+from gpuq.cli.common import Ids, Json, States, Tags, examples, flush, new_app, print_json, screen_width, select
 from gpuq.errors import UsageError
 from gpuq.protocol import spans
 
@@ -71,18 +71,20 @@ def _follow(fields: dict[str, Any], as_json: bool) -> None:
 
 def _print(found: list[Event], indexes: dict[str, int]) -> None:
     """A line per event. `indexes` of GPUs is what is known so far, and is added to."""
-    from gpuq.cli import event_text
+    from gpuq.cli import event_text, plain
 
+    screen = screen_width()
     indexes.update(_indexes(found, indexes))
     for event in found:
-        print((event_text.head(event, named=True) + event_text.details(event, indexes)).rstrip())
+        sys.stdout.write(plain.wrapped(event_text.head(event, named=True), event_text.details(event, indexes), screen))
 
 
 def _indexes(found: list[Event], known: Mapping[str, int]) -> dict[str, int]:
     """The indexes of GPUs that these events name and nobody told yet, from jobs that had them last."""
     from gpuq.cli.event_text import indexes_of
 
-    jobs = {uuid: event["job"] for event in found for uuid in (event.get("data") or {}).get("gpus") or ()}
+    data = [(event["job"], event.get("data") or {}) for event in found]
+    jobs = {uuid: job for job, told in data if "indexes" not in told for uuid in told.get("gpus") or ()}
     wanted = {job for uuid, job in jobs.items() if uuid not in known}
     if not wanted:
         return {}

@@ -21,15 +21,21 @@ def pairs(rows: Iterable[tuple[str, str]], indent: str = "", screen: int | None 
     return "".join(wrapped(f"{indent}{label:<{width}}  ", value, screen) for label, value in kept)
 
 
-def wrapped(head: str, text: str, screen: int | None) -> str:
+def cut(line: str, screen: int | None) -> str:
+    """The line, on a `screen` of so many columns cut to them."""
+    return line if screen is None or len(line) <= screen else line[: max(1, screen - 1)] + "…"
+
+
+def wrapped(head: str, text: str, screen: int | None, *, least: int = 20) -> str:
     """`head` and `text` as lines of at most `screen` columns, the text below itself; one line where that is None.
 
+    The text has `least` columns, whatever the head takes.
     A word that is longer, as a path may be, is left whole: a cut one could not be copied.
     """
     if screen is None or len(head) + len(text) <= screen:
         return f"{head}{text}".rstrip() + "\n"
     import textwrap
 
-    room = max(20, screen - len(head))
+    room = max(least, screen - len(head))
     lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
     return "".join(f"{(' ' * len(head)) if i else head}{line}\n" for i, line in enumerate(lines))

@@ -71,6 +71,8 @@ def prune(
         print_json("gpuq.db/1", pruned=reply["done"], kept=reply["kept"], bytes=reply["bytes"], dry_run=dry_run)
         return 0
     print_done(reply["done"], f"{_sentence(reply, logs_only)} {'would go' if dry_run else 'went'}", quiet=quiet)
+    if not reply["done"] and not reply["kept"]:
+        tell("nothing was chosen: no ended job is as these options say")
     if reply["kept"]:
         tell(f"kept, because jobs that wait depend on them: {ranges(reply['kept'])}")
     return 0

@@ -30,7 +30,9 @@ def show(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json 
 
 def describe(job: Mapping[str, Any], screen: int | None = None) -> str:
     """A job as text of several lines, on a terminal of `screen` columns wrapped to them."""
-    attempts = job.get("attempts") or []
+    attempts = [dict(attempt) for attempt in job.get("attempts") or []]
+    if attempts and job["state"] != "queued" and attempts[-1].get("note") == job.get("note"):
+        attempts[-1]["note"] = None  # it stands above already
     text = plain.pairs([("job", str(job["id"])), *_about(job, time.time())], screen=screen)
     for attempt in attempts:
         rows = _attempt({**attempt, "time_limit_seconds": job.get("time_limit_seconds")})
@@ -41,7 +43,8 @@ def describe(job: Mapping[str, Any], screen: int | None = None) -> str:
         text
         + ("events\n" if events else "")
         + "".join(
-            plain.wrapped(f"  {event_text.head(event)}", event_text.details(event, indexes), screen) for event in events
+            plain.cut(f"  {event_text.head(event)}{event_text.details(event, indexes)}".rstrip(), screen) + "\n"
+            for event in events
         )
     )
 
@@ -72,7 +75,7 @@ def _about(job: Mapping[str, Any], now: float) -> Iterator[tuple[str, str]]:
     yield "grace", format_short_duration(grace) if (grace := job.get("grace_seconds")) else ""
     yield "log limit", _size(job.get("log_limit_bytes"))
     yield "retry", _retry(job)
-    yield "not before", fields.local_time(job.get("begin_at"))
+    yield "not before", fields.local_time(job.get("begin_at")) if job["state"] in ("queued", "held") else ""
     yield "submitted", fields.local_time(job["submitted_at"])
     yield "started", fields.local_time(job["started_at"])
     yield "ended", fields.local_time(job["ended_at"])

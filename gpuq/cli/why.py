@@ -1,16 +1,18 @@
 """`why`: the typed reason for which a job waits, and the numbers behind it."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpuq.cli import fields, plain
-from gpuq.cli.common import Ids, Json, States, Tags, examples, new_app, print_json, select_some
+from gpuq.cli.common import Ids, Json, States, Tags, examples, new_app, print_json, screen_width, select_some
 from gpuq.protocol import spans
 from gpuq.units import printable
 
 app = new_app()
 
+#: On a terminal of fewer columns a GPU's name is cut to so many, and a verdict gets at least so many.
+_ROOMY, _SHORT_NAME, _NARROW = 120, 10, 12
 _HEADER = ("gpu", "name", "total", "margin", "foreign", "claimed", "headroom", "verdict")
 
 
@@ -29,19 +31,35 @@ def why(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json =
     ranges = spans(explanation["job"] for explanation in explanations)
     listed = request("list", sel={"ranges": ranges}, all=True, limit=None, newest=False)["jobs"] if ranges else []
     members = {job["id"]: fields.name_cell(job) for job in listed if job.get("array")}
-    sys.stdout.write("\n".join(describe(one, members.get(one["job"], "")) for one in explanations))
+    sys.stdout.write("\n".join(describe(one, members.get(one["job"], ""), screen_width()) for one in explanations))
 
 
-def describe(explanation: Mapping[str, Any], member: str = "") -> str:
-    """One explanation as text of several lines; `member` is what the job is called in its array."""
+def describe(explanation: Mapping[str, Any], member: str = "", screen: int | None = None) -> str:
+    """One explanation as text of several lines; `member` is what the job is called in its array.
+
+    On a terminal of `screen` columns it is wrapped to them.
+    """
     head = f"job {explanation['job']} ({f'{member}, ' if member else ''}{explanation['state']})"
     what = fields.because(explanation.get("reason"), explanation.get("text"))
     position = explanation.get("position")
     place = f"  position {position:,} of those that may start\n" if position is not None else ""
-    lines = "".join(f"  {printable(line)}\n" for line in explanation.get("lines") or [])
+    lines = "".join(plain.wrapped("  ", printable(line), screen) for line in explanation.get("lines") or [])
     gpus = explanation.get("gpus") or []
-    table = plain.columns(_HEADER, map(_gpu_row, gpus)) if gpus else ""
-    return f"{head}: {what}\n{place}{lines}" + "".join(f"  {line}\n" for line in table.splitlines())
+    return plain.wrapped(f"{head}: ", what, screen) + place + lines + (_gpu_table(gpus, screen) if gpus else "")
+
+
+def _gpu_table(gpus: Iterable[Mapping[str, Any]], screen: int | None) -> str:
+    """A row per GPU. On a `screen` names are short, and verdicts go on below themselves."""
+    rows = [_gpu_row(gpu) for gpu in gpus]
+    if screen is not None and screen < _ROOMY:
+        rows = [(row[0], plain.cut(row[1], _SHORT_NAME), *row[2:]) for row in rows]
+    lines = plain.columns(_HEADER[:-1], (row[:-1] for row in rows)).splitlines()
+    width = max(map(len, lines))
+    verdicts = [_HEADER[-1].upper(), *(row[-1] for row in rows)]
+    return "".join(
+        plain.wrapped(f"  {line:<{width}}  ", verdict, screen, least=_NARROW)
+        for line, verdict in zip(lines, verdicts, strict=True)
+    )
 
 
 def _gpu_row(gpu: Mapping[str, Any]) -> tuple[str, ...]:

@@ -172,7 +172,8 @@ class Runner:
         assert job is not None and job.state is State.QUEUED, f"job {start.job_id} was planned and does not wait"
         number = job.attempt + 1
         run_dir = core.next_run_dir(job)
-        step = advance(job, Started(start.gpus, log_path(job, str(run_dir))), time.time())
+        indexes = tuple(map(core.gpu_index, start.gpus))
+        step = advance(job, Started(start.gpus, log_path(job, str(run_dir)), indexes), time.time())
         assert step.job.log_path is not None and step.job.started_at is not None
         broken = _make_work_folder(run_dir)
         claims = tuple(Claim(job.id, number, uuid, job.request.vram) for uuid in start.gpus)

@@ -20,6 +20,8 @@ class Started:
 
     gpus: tuple[str, ...]
     log_path: str
+    #: of these GPUs, as they are now; None where that is not known
+    indexes: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +161,10 @@ def advance(job: Job, fact: Fact, now: float) -> Step:
     if job.state not in states:
         raise IllegalTransition(f"job {job.id} is {job.state}, and cannot {verb}")
     match fact:
-        case Started(gpus, log_path):
+        case Started(gpus, log_path, indexes):
+            data = {"gpus": list(gpus), **({"indexes": list(indexes)} if indexes else {})}
             changes = {"attempt": job.attempt + 1, "gpus": gpus, "log_path": log_path, "started_at": now}
-            return _step(job, State.RUNNING, Kind.STARTED, now, {"gpus": list(gpus)}, **changes, **NOT_ENDED)
+            return _step(job, State.RUNNING, Kind.STARTED, now, data, **changes, **NOT_ENDED)
         case Ended():
             return _ended(job, fact, now)
         case NeverStarted():

@@ -253,6 +253,9 @@ NOW = 1_800_000_000.0
 )
 def test_clock(now: float, last: float | None, synchronised: bool, result: str) -> None:
     assert host.clock(now, last, synchronised=synchronised).result == result
+    without = host.clock(now, last, synchronised=synchronised, systemd_runs=False)
+    assert without.result == result
+    assert "timedatectl" not in (without.fix or "")
 
 
 def test_the_last_event_is_found(box: Box) -> None:

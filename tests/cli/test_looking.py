@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from gpuq.cli import fields, render
-from tests.cli.terminal import Terminal, shown
+from gpuq.cli import event_text, fields, render
+from tests.cli.terminal import ESCAPES, Terminal, shown
 from tests.cli.test_verbs import spaces
 from tests.fakenvml import GiB
 from tests.harness import GPUQ, Box
@@ -180,13 +180,50 @@ def test_events_name_gpus_by_index(sim: Box) -> None:
         assert line.endswith("gpus=gpu0,1\n")
 
 
-def test_events_name_unknown_gpus_by_a_short_uuid(sim: Box) -> None:
+def test_events_name_gpus_as_they_were_called_when_it_happened(sim: Box) -> None:
     sim.submit("true", gpus=1)
     sim.wait(1)
-    (uuid,) = sim.job(1)["gpus"]
     sim.ok("daemon", "stop")
     sim.setenv(GPUQ_GPUS="none")
-    assert f" gpus={uuid.removeprefix('GPU-')[:8]}\n" in sim.ok("events", "1")
+    assert " gpus=gpu0\n" in sim.ok("events", "1")
+
+
+def test_a_gpu_that_nobody_has_an_index_for_is_named_by_a_short_uuid() -> None:
+    event: dict[str, Any] = {"at": "2026-11-22T20:00:00Z", "kind": "started", "data": {"gpus": ["GPU-0123456789"]}}
+    assert event_text.details(event, {}) == "gpus=01234567"
+    assert event_text.details(event, {"GPU-0123456789": 3}) == "gpus=gpu3"
+    told = {**event, "data": {"gpus": ["GPU-0123456789"], "indexes": [1]}}
+    assert event_text.details(told, {"GPU-0123456789": 3}) == "gpus=gpu1"
+    assert event_text.details({**told, "data": {**told["data"], "indexes": [None]}}, {}) == "gpus=01234567"
+
+
+def test_why_events_and_doctor_fit_80_columns(box: Box) -> None:
+    box.setenv(GPUQ_GPUS="sim:1x24GiB")
+    said = "RuntimeError: CUDA error: uncorrectable ECC error encountered in " + "a kernel of many names " * 6
+    failed = box.submit("sh", "-c", f"echo '{said}'; exit 1", gpus=1)
+    box.wait(failed)
+    box.submit("sleep", "1000", vram=20 * GiB)
+    box.wait_state(2, "running")
+    box.submit("true", vram=23 * GiB)
+    for args in (["why", "1-3"], ["events"], ["show", str(failed)], ["doctor"]):
+        text = ESCAPES.sub("", shown(*args)) if args != ["doctor"] else Terminal(*args, columns=80)
+        if isinstance(text, Terminal):
+            with text as terminal:  # it may find something
+                text = ESCAPES.sub("", terminal.finish()[1])
+        for line in text.replace("\r", "").splitlines():
+            assert cell_len(line) <= 80 or max(map(len, line.split())) > 50, (args, line)
+    assert "many names" in shown("why", "1")
+    shows = " ".join(shown("show", str(failed)).split())
+    assert shows.count("uncorrectable ECC") == 2, "in its command, and once where it failed"
+    assert "20GiB" in box.ok("why", "3") and max(map(len, box.ok("events").splitlines())) > 200, "not off a terminal"
+    box.ok("cancel", "2-3")
+
+
+def test_what_has_begun_is_not_said_to_wait_for_a_time(box: Box) -> None:
+    job = box.submit("true", gpus=0, begin_at=1.0)
+    box.wait(job)
+    assert "not before" not in box.ok("show", str(job))
+    assert "not before" in box.ok("show", str(box.submit("true", gpus=0, begin_at=4e9)))
 
 
 def test_events_tell_the_attempt(box: Box) -> None:

@@ -360,6 +360,7 @@ def test_prune_removes_what_was_chosen_and_nothing_else(box: Box) -> None:
     live = box.submit("true", hold=True)
     assert "which jobs" in box.fails(2, "prune")
     assert "no job 9999" in box.fails(3, "prune", "9999")
+    assert "nothing was chosen" in box.run("prune", "--state", "running", "--yes").stderr
     dry = json.loads(box.ok("prune", "--state", "failed", "--dry-run", "--json"))
     assert dry["pruned"] == ended[1::2]
     assert everything(box).keys() == {*ended, own, live}

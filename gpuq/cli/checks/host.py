@@ -178,12 +178,14 @@ def check_cgroups() -> Iterable[Check]:
 def check_clock() -> Iterable[Check]:
     folder = config.state_dir()
     marks = [moment for moment in (last_event(folder / "queue.db"), _written(folder / "daemon.log")) if moment]
-    yield clock(time.time(), max(marks, default=None), synchronised=_synchronised())
+    booted = Path("/run/systemd/system").is_dir()  # sd_booted(3)
+    yield clock(time.time(), max(marks, default=None), synchronised=_synchronised(), systemd_runs=booted)
 
 
-def clock(now: float, last: float | None, *, synchronised: bool) -> Check:
+def clock(now: float, last: float | None, *, synchronised: bool, systemd_runs: bool = True) -> Check:
     """`last` is when the last thing happened that is written down, in seconds since the epoch."""
-    fix = "`timedatectl set-ntp true`, or set it by hand; begin times follow it, time limits do not"
+    begin = "`timedatectl set-ntp true`" if systemd_runs else "start an NTP client (chrony, ntpd)"
+    fix = f"{begin}, or set it by hand; begin times follow it, time limits do not"
     if now < FIRST_DAY:
         return Check("clock", FAIL, f"it says {time.strftime('%Y-%m-%d', time.gmtime(now))}, which cannot be", fix)
     if last is not None and now < last - BEHIND:
