@@ -300,7 +300,8 @@ class GpuReading:
     """One GPU at one moment. The process list is read before and after `used`."""
 
     uuid: str
-    index: int
+    #: None for one that the driver lists no longer: another may have its index by now
+    index: int | None
     name: str
     #: bytes that jobs can use; what the driver reserves is left out
     total: int
@@ -313,6 +314,11 @@ class GpuReading:
     fault: str | None = None
     #: True where the fault is the GPU's own, gone or broken, and not the driver's or one of telling
     lost: bool = False
+
+    @property
+    def order(self) -> tuple[float, str]:
+        """By index; those without one last."""
+        return (float("inf") if self.index is None else self.index, self.uuid)
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,10 +145,15 @@ def command_cell(command: Iterable[str]) -> str:
     return printable(shlex.join(words))
 
 
+def index_cell(gpu: Object) -> str:
+    """Its index; `-` for one that the driver lists no longer."""
+    return "-" if gpu["index"] is None else str(gpu["index"])
+
+
 def gpu_row(gpu: Object) -> tuple[str, ...]:
     """The cells of GPU_HEADER."""
     return (
-        str(gpu["index"]),
+        index_cell(gpu),
         printable(gpu["name"]),
         size_cell(gpu.get("total_bytes")),
         size_cell(gpu.get("used_bytes")),

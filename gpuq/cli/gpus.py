@@ -54,10 +54,10 @@ def foreign_lines(found: list[dict[str, Any]]) -> Iterator[str]:
             size, used = claim.get("claimed_bytes"), claim.get("used_bytes") or 0
             what = "the whole GPU" if size is None else format_size(size)
             owner = printable(str(claim.get("owner")))
-            yield f"gpu{gpu['index']}: {owner}'s gpuq claims {what} and uses {format_size(used)} of it"
+            yield f"gpu{fields.index_cell(gpu)}: {owner}'s gpuq claims {what} and uses {format_size(used)} of it"
         for process in gpu.get("processes") or []:
             if process.get("job") is None:
                 used = fields.size_cell(process.get("used_bytes")) or "an unknown amount"
                 program = printable(str(process.get("program") or "a process that cannot be seen from here"))
                 owner = f" of {printable(str(process['owner']))}" if process.get("owner") is not None else ""
-                yield f"gpu{gpu['index']}: {program}{owner}, pid {process['pid']}, uses {used}"
+                yield f"gpu{fields.index_cell(gpu)}: {program}{owner}, pid {process['pid']}, uses {used}"

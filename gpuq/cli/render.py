@@ -182,7 +182,7 @@ def _counts(data: Object) -> Text:
 
 
 def _gpu_line(gpu: Object, width: int) -> Text:
-    head = f"GPU {gpu['index']} "
+    head = f"GPU {fields.index_cell(gpu)} "
     total = gpu.get("total_bytes")
     if not gpu["available"] or not total:
         return Text(

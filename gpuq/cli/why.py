@@ -66,7 +66,7 @@ def _gpu_row(gpu: Mapping[str, Any]) -> tuple[str, ...]:
     sizes = ("total_bytes", "margin_bytes", "foreign_bytes", "claimed_bytes", "headroom_bytes")
     gpu = {**gpu, "foreign_bytes": fields.foreign_bytes(gpu)}
     return (
-        str(gpu["index"]),
+        fields.index_cell(gpu),
         printable(gpu["name"]),
         *(fields.size_cell(gpu.get(key)) for key in sizes),
         printable(gpu.get("verdict") or ""),

@@ -373,6 +373,11 @@ class Core:
     def gpu_index(self, uuid: str) -> int | None:
         return next((gpu.index for gpu in self._gpu_readings() if gpu.uuid == uuid), None)
 
+    def gpu_place(self, uuid: str) -> str:
+        """What a GPU is called: `GPU 0`, or by its UUID where it is not listed."""
+        index = self.gpu_index(uuid)
+        return uuid if index is None else f"GPU {index}"
+
     def _gpu_readings(self) -> tuple[GpuReading, ...]:
         return () if self.readings is None else self.readings.gpus
 

@@ -95,7 +95,7 @@ def stranger(uid: int, pid: int) -> None:
 def started(job: Job, gpus: Iterable[GpuState]) -> None:
     """An attempt is claimed; `gpus` are its GPUs as they are with that claim."""
     places = [
-        f"GPU {gpu.index} ({'whole' if gpu.taken else f'{format_size(max(0, gpu.headroom))} headroom left'})"
+        f"{gpu.place} ({'whole' if gpu.taken else f'{format_size(max(0, gpu.headroom))} headroom left'})"
         for gpu in gpus
     ]
     log.info(

@@ -46,9 +46,7 @@ def broken_gpus(core: Core, running: Running) -> str | None:
         for claim in running.claims:
             if claim.uuid not in listed:
                 found.setdefault(claim.uuid, readings.fault or "not listed by the driver")
-    indexes = {uuid: core.gpu_index(uuid) for uuid in found}
-    names = {uuid: uuid if index is None else f"GPU {index}" for uuid, index in indexes.items()}
-    return "; ".join(f"{names[uuid]}: {text}" for uuid, text in found.items()) or None
+    return "; ".join(f"{core.gpu_place(uuid)}: {text}" for uuid, text in found.items()) or None
 
 
 def blame(core: Core, running: Running) -> str | None:
@@ -61,7 +59,7 @@ def blame(core: Core, running: Running) -> str | None:
     ]
     for gpu in core.gpu_states():
         if gpu.uuid in uuids and gpu.foreign and gpu.headroom < 0:
-            guilty.append(f"foreign processes used {format_size(gpu.foreign)} on GPU {gpu.index}")
+            guilty.append(f"foreign processes used {format_size(gpu.foreign)} on {gpu.place}")
     if running.over_told:
         guilty.append(f"it {over_text(running, core.gpu_index)}")
     return "; ".join(guilty) or None

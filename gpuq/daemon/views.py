@@ -281,14 +281,14 @@ def _resources(core: Core, job: Job) -> list[str]:
         for p in sorted(gpu.strangers, key=lambda p: -(p.used or 0))[:MOST_STRANGERS]:
             who, uses = _who(p.pid), "some memory" if p.used is None else format_size(p.used)
             name = f"{who['program']} of {who['owner']}" if who["program"] else "a program that cannot be seen"
-            lines.append(f"GPU {gpu.index}: foreign process {p.pid}, {name}, uses {uses}")
+            lines.append(f"{gpu.place}: foreign process {p.pid}, {name}, uses {uses}")
         lines += neighbour_lines(gpu)
     return lines
 
 
 def _told(core: Core, job: Job) -> str:
     """What there is to say of a job that does not wait."""
-    where = ", ".join(f"GPU {core.gpu_index(uuid)}" for uuid in job.gpus) or "no GPU"
+    where = ", ".join(core.gpu_place(uuid) for uuid in job.gpus) or "no GPU"
     if job.id in core.running:
         if job.ending is not None:
             return _ending_text(core, job, where)

@@ -201,6 +201,8 @@ class NvmlSource:
         self._opened_at = 0.0
         self._version: str | None = None
         self._seen: dict[str, _Seen] = {}
+        #: those of them that are not listed any more
+        self._unlisted: set[str] = set()
         self._library = Library()
         #: False once the driver has said that it does not tell the action by which a GPU recovers
         self._tells_recovery = True
@@ -307,11 +309,12 @@ class NvmlSource:
             if lost is None:
                 nameless.append(f"GPU {index}: {answer.text}")
             else:
+                self._unlisted.discard(lost)
                 read[lost] = self._faulty(lost, answer)
-        for known in self._seen:
-            if known not in read:
-                read[known] = self._faulty(known, _NOT_LISTED)
-        return sorted(read.values(), key=lambda gpu: gpu.index), nameless
+        self._unlisted = self._seen.keys() - read.keys()
+        for known in self._unlisted:
+            read[known] = self._faulty(known, _NOT_LISTED)
+        return sorted(read.values(), key=lambda gpu: gpu.order), nameless
 
     def _last_at(self, index: int) -> str | None:
         """The GPU that was last seen at this index; what has been read by now is known at its new one."""
@@ -321,9 +324,11 @@ class NvmlSource:
     def _faulty(self, uuid: str, why: Answer) -> GpuReading:
         seen = self._seen[uuid]
         name, lost = seen.name or NAMELESS, why.code in _GONE
-        return GpuReading(uuid, seen.index, name, seen.total, 0, told=False, fault=why.text, lost=lost)
+        index = None if uuid in self._unlisted else seen.index
+        return GpuReading(uuid, index, name, seen.total, 0, told=False, fault=why.text, lost=lost)
 
     def _read_gpu(self, handle: Any, uuid: str, index: int) -> GpuReading:
+        self._unlisted.discard(uuid)
         last = self._seen.pop(uuid, None)
         name = (last.name if last else None) or self.gate.call("nvmlDeviceGetName", handle).value
         self._seen[uuid] = _Seen(index, name, last.total if last else 0)

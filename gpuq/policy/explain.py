@@ -61,14 +61,14 @@ def _why_no_gpu(request: Request, gpus: Sequence[GpuState], fitting: int, gpu_fa
     if len(able) < request.gpus:
         if gpu_fault is not None:
             return Verdict(Reason.GPU_UNAVAILABLE, gpu_fault)
-        faults = "; ".join(f"GPU {gpu.index}: {gpu.fault}" for gpu in gpus if gpu.fault is not None)
+        faults = "; ".join(f"{gpu.place}: {gpu.fault}" for gpu in gpus if gpu.fault is not None)
         has = f"{len(able)} GPU{'s' if len(able) != 1 else ''}{'' if request.vram is None else ' large enough'}"
         return Verdict(Reason.GPU_UNAVAILABLE, faults or f"asks for {asked(request)}, and this host has {has} now")
     says = f"asks for {asked(request)}; {fitting} of {len(healthy)} GPUs fit now"
     alone = sum(fits(request, gpu.without_foreign()) for gpu in able)
     if alone >= request.gpus:
         most = max(able, key=lambda gpu: gpu.foreign)
-        used = f" ({format_size(most.foreign)} on GPU {most.index})" if most.foreign else ""
+        used = f" ({format_size(most.foreign)} on {most.place})" if most.foreign else ""
         claimed = [line for gpu in able for line in neighbour_lines(gpu)][:MOST_NEIGHBOURS]
         return Verdict(Reason.FOREIGN_USE, "; ".join([f"{says}, {alone} without foreign use{used}", *claimed]))
     if request.vram is not None:
@@ -80,17 +80,15 @@ def _why_no_gpu(request: Request, gpus: Sequence[GpuState], fitting: int, gpu_fa
 def neighbour_lines(gpu: GpuState) -> list[str]:
     """Who else's gpuq claims what of a GPU, the largest claims first. One line per user."""
     claims = [use for use in gpu.neighbours if not use.waits]
-    whole = [f"{use.owner}'s gpuq claims the whole GPU {gpu.index}" for use in claims if use.claimed is None]
+    whole = [f"{use.owner}'s gpuq claims the whole {gpu.place}" for use in claims if use.claimed is None]
     turn = [
-        f"{use.owner}'s gpuq waits for longer, and it is its turn on GPU {gpu.index}"
-        for use in gpu.neighbours
-        if use.waits
+        f"{use.owner}'s gpuq waits for longer, and it is its turn on {gpu.place}" for use in gpu.neighbours if use.waits
     ]
     left: dict[str, int] = {}
     for use in claims:
         left[use.owner] = left.get(use.owner, 0) + use.unallocated
     return list(dict.fromkeys(whole + turn)) + [
-        f"{owner}'s gpuq claims {format_size(size)} on GPU {gpu.index} that it has not allocated yet"
+        f"{owner}'s gpuq claims {format_size(size)} on {gpu.place} that it has not allocated yet"
         for owner, size in sorted(left.items(), key=lambda item: (-item[1], item[0]))
         if size
     ]

@@ -51,7 +51,7 @@ class GpuState:
     """One GPU as the planner sees it. Bytes throughout."""
 
     uuid: str
-    index: int
+    index: int | None
     name: str
     total: int
     used: int
@@ -69,6 +69,16 @@ class GpuState:
     #: other daemons' claims here, and what of them is not allocated yet
     neighbours: tuple[NeighbourUse, ...] = ()
     promised: int = 0
+
+    @property
+    def order(self) -> tuple[float, str]:
+        """By index; those without one, which the driver lists no longer, last."""
+        return (float("inf") if self.index is None else self.index, self.uuid)
+
+    @property
+    def place(self) -> str:
+        """What it is called: `GPU 0`, or by its UUID."""
+        return self.uuid if self.index is None else f"GPU {self.index}"
 
     @property
     def capacity(self) -> int:
@@ -204,7 +214,7 @@ def gpu_states(
         )
         for reading in readings.gpus
     ]
-    return tuple(sorted(states, key=lambda gpu: gpu.index))
+    return tuple(sorted(states, key=lambda gpu: gpu.order))
 
 
 def _traced(others: Sequence[NeighbourClaim], told: bool, host: Host) -> tuple[NeighbourClaim, ...]:

@@ -123,11 +123,11 @@ def place(request: Request, gpus: Sequence[GpuState]) -> tuple[str, ...] | None:
         return ()
     if request.vram is None:
         fitting = [gpu for gpu in gpus if gpu.whole_free]
-        fitting.sort(key=lambda gpu: (any(p.graphics for p in gpu.strangers), gpu.index))
+        fitting.sort(key=lambda gpu: (any(p.graphics for p in gpu.strangers), gpu.order))
     else:
         fitting = [gpu for gpu in gpus if gpu.fault is None and gpu.headroom >= request.vram]
-        fitting.sort(key=lambda gpu: (gpu.headroom, gpu.index))
+        fitting.sort(key=lambda gpu: (gpu.headroom, gpu.order))
     if len(fitting) < request.gpus:
         return None
-    chosen = sorted(fitting[: request.gpus], key=lambda gpu: gpu.index)
+    chosen = sorted(fitting[: request.gpus], key=lambda gpu: gpu.order)
     return tuple(gpu.uuid for gpu in chosen)

@@ -141,7 +141,7 @@ def test_fewer_gpus_than_before(start: Start) -> None:
     found = {gpu.uuid: (gpu.index, gpu.total, gpu.fault) for gpu in reader.read().gpus}
     assert found == {
         first.uuid: (0, 24 * GiB, None),
-        second.uuid: (1, 40 * GiB, gone),
+        second.uuid: (None, 40 * GiB, gone),
         third.uuid: (1, 80 * GiB, None),
     }
     fake.set(gpus=(first, second, third))

@@ -2,7 +2,7 @@
 
 import grp
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from gpuq import config
@@ -10,6 +10,9 @@ from gpuq.cli.checks.check import FAIL, OK, WARN, Check
 from gpuq.errors import GpuqError
 from gpuq.model import Driver, Readings, Settings
 from gpuq.units import format_duration, format_size
+
+#: Seconds that a daemon may take to answer, beside the driver.
+ANSWER = 5.0
 
 
 def check_gpus() -> Iterable[Check]:
@@ -35,6 +38,27 @@ def check_gpus() -> Iterable[Check]:
         yield Check("GPUs", FAIL, text, "`gpuq daemon restart` has it tried at once")
     else:
         yield from _gpu_checks(found)
+        yield from _remembered({gpu.uuid for gpu in found.gpus}, patience)
+
+
+def _remembered(listed: Collection[str], patience: float) -> Iterable[Check]:
+    """GPUs that a daemon which runs has seen, and that the driver lists no longer."""
+    from gpuq.client import Client
+
+    try:
+        with Client.connect(start=False) as client:
+            client.socket.settimeout(patience + ANSWER)
+            told = client.request("gpus")["gpus"]
+    except GpuqError:  # which the check of the daemon tells
+        return
+    for gpu in told:
+        if gpu["uuid"] not in listed and not gpu["available"]:
+            yield Check(
+                f"GPU {gpu['uuid']}",
+                FAIL,
+                f"{gpu['name']}: {gpu['fault']}; the daemon has seen it",
+                "`dmesg | grep -i xid` tells more; a reboot often brings it back",
+            )
 
 
 def _nvml_patience() -> float:
@@ -57,7 +81,12 @@ def _gpu_checks(readings: Readings) -> Iterable[Check]:
             "does `nvidia-smi` work? after an upgrade of the driver, reboot",
         )
         return
-    yield Check("driver", OK, f"version {readings.version or 'unknown'}, {len(readings.gpus)} GPU(s)")
+    version = f"version {readings.version or 'unknown'}"
+    if readings.gpus:
+        yield Check("driver", OK, f"{version}, {len(readings.gpus)} GPU(s)")
+    else:
+        fix = "`lspci | grep -i nvidia` tells whether the host sees one, `dmesg | grep -i nvrm` why the driver does not"
+        yield Check("driver", WARN, f"{version}, and it lists no GPU", fix)
     yield from device_checks(sorted(Path("/dev").glob("nvidia*")))
     for gpu in readings.gpus:
         name = f"GPU {gpu.index}"
