@@ -187,7 +187,7 @@ def look_for_left(
     if supervisor.pid not in named:
         found.pop(supervisor.pid, None)
     left = [stat for stat in found.values() if not stat.gone]
-    groups = {stat.group for stat in left}
+    groups = {stat.group for stat in found.values()}  # of the dead, too: what they forked may not have been seen
     # what ended while we looked, as those that fork all the time do, is nobody that a signal could hit
     for pid in processes.keys() - found.keys():
         if processes[pid].group in groups and (now := read_stat(pid)) is not None and not now.gone:
@@ -280,6 +280,6 @@ def all_processes() -> dict[int, Stat]:
 
 
 def _each_process() -> Iterator[Stat]:
-    for name in os.listdir("/proc"):
+    for name in reversed(os.listdir("/proc")):  # the newest first: they may be gone in a moment
         if name.isdigit() and (stat := read_stat(int(name))) is not None:
             yield stat

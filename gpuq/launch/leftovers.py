@@ -15,11 +15,16 @@ from gpuq.errors import StoreError
 from gpuq.launch import cgroup, runfolder
 from gpuq.launch.identity import alive, look_for_left, pidfd_of
 from gpuq.launch.parts import leaf
+from gpuq.launch.parts.processes import STALE
 from gpuq.launch.runfolder import BUSY, IDENTITY
 from gpuq.model import Identity
 
 #: Between rounds of KILL, in seconds; a further round is for what was forked meanwhile.
 _KILL_ROUND = 0.1
+#: Most looks in a row for what is still to be stopped, before what was found is killed.
+_STOP_LOOKS = 32
+#: Looks in a row that find nobody alive, before that is believed.
+_EMPTY_LOOKS = 2
 #: Leftovers that are waited for at once: each takes a file descriptor, and any one end wakes us.
 _WAITED_FOR = 64
 
@@ -34,14 +39,24 @@ def end_leftovers(supervisor: Identity, grace: float, run_dir: Path | None = Non
     if group is not None:
         group.thaw()
     asked: set[Identity] = set()
+    stopped: set[Identity] = set()
     killed: set[Identity] = set()
+    looks = 0
+    empties = 0
     kill_at = time.monotonic() + grace
     while True:
         try:
             members = set() if group is None else group.members()
+            seen_at = time.monotonic()
             found, groups = look_for_left(supervisor, run_dir, members, orphans=orphans)
             # one whose parent went first is not found any more, and holds what it holds until it is gone
             left = list({*found, *filter(alive, asked | killed)})
+            if not left and empties < _EMPTY_LOOKS:
+                # those that fork away all the time are seen dead, or not at all: their groups tell of them
+                empties += 1
+                _signal_groups(groups, seen_at, signal.SIGTERM if time.monotonic() < kill_at else signal.SIGKILL)
+                continue
+            empties = 0
             if not left and (group is None or group.remove()):
                 if run_dir is not None:
                     runfolder.drop_drafts(run_dir)
@@ -53,8 +68,16 @@ def end_leftovers(supervisor: Identity, grace: float, run_dir: Path | None = Non
                 continue
             if group is not None:
                 group.kill()
-            for number in groups:
-                _kill_group(number)
+            if looks < _STOP_LOOKS and not stopped.issuperset(left):
+                # what is stopped forks no more, and keeps its place among those that its user may have; what is killed
+                # makes room for another, and those that fork all the time would win
+                looks += 1
+                _signal_groups(groups, seen_at, signal.SIGSTOP)
+                _signal_each(set(left) - stopped, (signal.SIGSTOP,))
+                stopped.update(left)
+                continue
+            looks = 0
+            _signal_groups(groups, seen_at, signal.SIGKILL)
             _signal_each(left, (signal.SIGKILL,))
             # what was forked meanwhile is looked for at once; what was killed needs a moment to go
             if killed.issuperset(left):
@@ -75,10 +98,16 @@ def _leaf(run_dir: Path) -> leaf.Leaf | None:
         return None
 
 
-def _kill_group(group: int) -> None:
-    """A fork cannot escape a signal to its group, as it can a look at /proc (fork(2) starts again after one)."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or a set-user-id program
-        os.killpg(group, signal.SIGKILL)
+def _signal_groups(groups: Iterable[int], seen_at: float, number: int) -> None:
+    """A fork cannot escape a signal to its group, as it can a look at /proc (fork(2) starts again after one).
+
+    None that was seen so long ago that its number may be another's.
+    """
+    for group in groups:
+        if time.monotonic() - seen_at > STALE:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or a set-user-id program
+            os.killpg(group, number)
 
 
 def _signal_each(processes: Iterable[Identity], numbers: tuple[int, ...]) -> None:

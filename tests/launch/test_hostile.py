@@ -335,14 +335,15 @@ def test_what_forks_all_the_time_is_killed_in_one_go(tmp_path: Path) -> None:
         f"open({str(tmp_path / 'lived')!r}, 'w').close()\n"
     )
     code = (
-        "import os, subprocess, sys\n"
+        "import os, signal, subprocess, sys, time\n"
         "from gpuq.launch.parts import processes, start\n"
         "start.become_subreaper()\n"
         "for _ in range(4):\n"
         f"    subprocess.Popen([sys.executable, '-I', '-S', '-c', {forker!r}])\n"
         "while len([stat for stat in processes.descendants() if stat.gone]) < 40:\n"
         "    pass\n"
-        "processes.kill_all(processes.descendants())\n"
+        "left = processes.descendants()\n"
+        "processes.signal_all(left, time.monotonic(), signal.SIGKILL)\n"
         "while True:\n"
         "    try:\n"
         "        os.wait()\n"

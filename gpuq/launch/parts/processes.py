@@ -1,6 +1,7 @@
 """The processes below the supervisor, as /proc tells of them, and signals that reach them and nobody else."""
 
 import posix as os
+import time
 
 #: Known to type checkers without the import of `typing`.
 TYPE_CHECKING = False
@@ -12,6 +13,9 @@ else:
 
 #: Most scans in one round, so that a job which forks without end does not keep us from reaping it.
 MAX_SCANS = 32
+#: A look at /proc that began longer ago, in seconds, may name groups that are gone, and whose numbers are another's by
+#: now: 32,768 forks are enough for that (pid_max, proc(5)). Processes are told apart by start time, groups are not.
+STALE = 1.0
 
 
 class Stat:
@@ -42,7 +46,7 @@ def read_stat(pid: int) -> Stat | None:
 def descendants() -> list[Stat]:
     """Every process below this one, zombies included."""
     children: dict[int, list[Stat]] = {}
-    for name in os.listdir("/proc"):
+    for name in reversed(os.listdir("/proc")):  # the newest first: they may be gone in a moment
         stat = read_stat(int(name)) if name.isdigit() else None
         if stat is not None:
             children.setdefault(stat.parent, []).append(stat)
@@ -69,20 +73,21 @@ class Stopped:
         own = os.getpgrp()
         asked: set[tuple[int, int]] = set()
         for _ in range(MAX_SCANS):
+            # first those that fork away all the time: a look may find them dead, and they have gone on
+            for _ in range(MAX_SCANS):
+                self._groups |= signal_children(_signal.SIGSTOP)
+            seen_at = time.monotonic()
             running = [stat for stat in descendants() if not stat.gone and not stat.stopped and stat.pid not in frozen]
             fresh = [stat for stat in running if stat.key not in asked]
             if not fresh:
                 return True  # what was asked stops before it does anything else
-            # A fork does not escape a signal to its group, as it can a look at /proc; see `kill_all`.
+            # A fork does not escape a signal to its group, as it can a look at /proc; see `signal_all`.
             groups = {stat.group for stat in fresh if stat.group not in (own, 0)}
-            for group in groups:
-                signal_group(group, (_signal.SIGSTOP,))
-            signal_each((stat for stat in fresh if stat.group == own), (_signal.SIGSTOP,))
+            signal_groups(groups, seen_at, (_signal.SIGSTOP,))
+            signal_each(fresh, (_signal.SIGSTOP,))
             asked |= {stat.key for stat in fresh}
             self._asked |= asked
             self._groups |= groups
-            for _ in range(MAX_SCANS):
-                self._groups |= signal_children(_signal.SIGSTOP)
         return False
 
     def release(self) -> None:
@@ -92,17 +97,16 @@ class Stopped:
         signal_each(stopped, (_signal.SIGCONT,))
 
 
-def kill_all(left: list[Stat]) -> None:
-    """KILL by process group, because a fork escapes a scan but not a signal to its group (fork(2) starts again then).
+def signal_all(left: list[Stat], seen_at: float, number: int) -> None:
+    """To processes and their groups: a fork escapes a scan but not a signal to its group (fork(2) starts again then).
 
     Groups do not span sessions (setpgid(2)), and every session of a descendant is ours or was made below us. So a
-    group with a descendant in it, zombies included, holds descendants only, unless it is our own.
+    group with a descendant in it, zombies included, holds descendants only, unless it is our own. `seen_at` is when the
+    look began that found them, on the monotonic clock.
     """
     own = os.getpgrp()
-    # the newest first, because they are those that may be gone in a moment
-    for group in sorted({stat.group for stat in left if stat.group not in (own, 0)}, reverse=True):
-        signal_group(group, (_signal.SIGKILL,))
-    signal_each((stat for stat in left if stat.group == own and not stat.gone), (_signal.SIGKILL,))
+    signal_groups({stat.group for stat in left if stat.group not in (own, 0)}, seen_at, (number,))
+    signal_each((stat for stat in left if not stat.gone), (number,))
 
 
 def signal_children(number: int) -> set[int]:
@@ -184,6 +188,14 @@ def signal_each(processes: "Iterable[Stat]", signals: tuple[int, ...]) -> int:
         finally:
             os.close(pidfd)
     return reached
+
+
+def signal_groups(groups: set[int], seen_at: float, signals: tuple[int, ...]) -> None:
+    """The newest first, because they are those that may be gone in a moment; none that may have become another's."""
+    for group in sorted(groups, reverse=True):
+        if time.monotonic() - seen_at > STALE:
+            return
+        signal_group(group, signals)
 
 
 def signal_group(group: int, signals: tuple[int, ...]) -> None:

@@ -8,7 +8,7 @@ from gpuq.launch.parts.processes import (
     MAX_SCANS,
     Stopped,
     descendants,
-    kill_all,
+    signal_all,
     signal_children,
     signal_each,
     signal_group,
@@ -216,18 +216,31 @@ class Watch:
             self._kill_at = now + self.grace
 
     def _kill(self) -> None:
-        """KILL to all that is left, and at once to what was forked between looking and killing."""
+        """KILL to all that is left.
+
+        They are stopped first: what is killed makes room for another process of its user, and where a job forks all
+        the time that place would be taken before we look again.
+        """
         if self.leaf is not None:
             self.leaf.kill()
+        if self._reach_all(_signal.SIGSTOP):
+            self._reach_all(_signal.SIGKILL)
+
+    def _reach_all(self, number: int) -> bool:
+        """A signal to all that is left, and to what was forked between look and signal. False if nothing is left."""
         known: set[tuple[int, int]] = set()
         for _ in range(MAX_SCANS):
+            seen_at = time.monotonic()
             left = descendants()
-            found = {stat.key for stat in left if not stat.gone}
-            if found <= known:
-                return
-            known |= found
-            kill_all(left)
+            found = {stat.key for stat in left if not stat.gone and not (number == _signal.SIGSTOP and stat.stopped)}
+            if not found <= known:
+                signal_all(left, seen_at, number)
+            # also where a look found nobody alive: those that fork away all the time have gone on meanwhile
             for _ in range(MAX_SCANS):
                 if not self._reap():  # the dead would make the next look slower
-                    return
-                signal_children(_signal.SIGKILL)
+                    return False
+                signal_children(number)
+            if found <= known:
+                break
+            known |= found
+        return True
