@@ -1,9 +1,8 @@
 """`wait`: blocks until jobs have ended. The daemon answers when they have; nothing is polled."""
 
+import signal
 import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -25,7 +24,7 @@ from gpuq.cli.common import (
 from gpuq.cli.link import Retries
 from gpuq.cli.outcome import exit_code, sentence
 from gpuq.client import request
-from gpuq.errors import ConnectionLost, GpuqError, NoSuchJob
+from gpuq.errors import ConnectionLost, NoSuchJob
 from gpuq.protocol import Selection, spans
 
 app = new_app()
@@ -95,23 +94,24 @@ def _ended(selection: Selection, any_: bool) -> list[Job]:
             retries.lost(error)
 
 
+class _TimeUp(Exception):
+    pass
+
+
 def _within(seconds: float, work: Callable[[], T]) -> T | None:
     """What `work` returns or raises; None when the time is up first, also where no daemon can be started meanwhile."""
-    done: Future[T] = Future()
 
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except (GpuqError, OSError) as error:
-            done.set_exception(error)
+    def end(_number: int, _frame: object) -> None:
+        raise _TimeUp
 
-    threading.Thread(target=run, daemon=True).start()  # which does not keep this process from ending
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        return done.result(seconds)
-    except TimeoutError:
-        if done.done():
-            raise
+        return work()
+    except _TimeUp:
         return None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _report(jobs: list[Job], *, as_json: bool, quiet: bool) -> None:
