@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -63,7 +64,7 @@ class Client:
         try:
             self.socket.sendall(line)
         except TimeoutError:
-            raise DaemonUnreachable(f"the daemon has not answered for {PATIENCE:.0f} s") from None
+            raise DaemonUnreachable(self._silence()) from None
         except OSError:
             pass  # the daemon closed; its reason, if it gave one, is still to be read
 
@@ -73,7 +74,7 @@ class Client:
             try:
                 chunk = self.socket.recv(1 << 16)
             except TimeoutError:
-                raise DaemonUnreachable(f"the daemon has not answered for {PATIENCE:.0f} s") from None
+                raise DaemonUnreachable(self._silence()) from None
             except ConnectionError:
                 chunk = b""
             if not chunk:
@@ -85,6 +86,18 @@ class Client:
         if message.get("ok") is False:
             protocol.raise_error(message.get("error", {}))
         return message
+
+    def _silence(self) -> str:
+        """What is to be said of a daemon that does not answer."""
+        text = f"the daemon has not answered for {PATIENCE:.0f} s"
+        with suppress(OSError, IndexError):
+            credentials = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            pid = int(struct.unpack("3i", credentials)[0])
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                state = file.read().rpartition(b")")[2].split()[0]
+            if state in (b"T", b"t"):
+                return f"{text}: it is stopped, and `kill -CONT {pid}` lets it go on"
+        return text
 
     def until_closed(self) -> None:
         """Wait until the daemon, which has announced it, ends or begins anew."""

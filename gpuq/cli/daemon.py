@@ -18,6 +18,9 @@ from gpuq.errors import DaemonUnreachable, NoDaemon, UsageError
 from gpuq.units import printable
 
 app = new_app()
+
+#: Who waits for longer than this, in seconds, is told for what.
+TELL_AFTER = 1.0
 app.info.epilog = examples("gpuq daemon status", "gpuq daemon restart     after an upgrade; jobs run on")
 
 
@@ -185,7 +188,10 @@ def _stop(*, jobs: bool, restart: bool) -> dict[str, Any]:
     with Client.connect(start=False) as client:
         client.socket.settimeout(None)  # cancelling jobs takes their grace period
         process = _process_behind(client)
-        reply = client.request("stop", jobs=jobs, restart=restart)
+        client.send("stop", jobs=jobs, restart=restart)
+        if jobs and not select.select([client.socket], [], [], TELL_AFTER)[0]:
+            tell("ending the running jobs; what does not answer to TERM is killed after its grace period")
+        reply = client.receive()
         client.socket.shutdown(socket.SHUT_WR)  # nothing more from us: it need not wait for it
         select.select([process], [], [])
         if isinstance(process, int):

@@ -140,6 +140,27 @@ def test_stop_with_jobs_ends_them_first(box: Box) -> None:
     assert box.job(waiting)["state"] == "held"
 
 
+def test_stop_with_jobs_says_what_it_waits_for(box: Box) -> None:
+    begun = box.folder / "begun"
+    job = box.submit("sh", "-c", f"trap '' TERM; : > '{begun}'; while :; do sleep 0.05; done", cpus=0, grace=1.5)
+    wait_until(begun.exists)
+    done = box.run("daemon", "stop", "--jobs")
+    assert "ending the running jobs" in done.stderr.splitlines()[0]
+    assert done.returncode == 0
+    assert box.job(job)["state"] == "cancelled"
+
+
+def test_a_daemon_that_was_stopped_by_a_signal_is_named(box: Box) -> None:
+    pid = box.daemon_pid()
+    with Client.connect(start=False) as client:
+        os.kill(pid, signal.SIGSTOP)
+        client.socket.settimeout(0.2)
+        with pytest.raises(DaemonUnreachable, match=f"kill -CONT {pid}"):
+            client.request("status")
+        os.kill(pid, signal.SIGCONT)
+    assert box.daemon_pid() == pid
+
+
 def test_restart_replaces_the_daemon_under_running_jobs_and_waiters(box: Box) -> None:
     command, begun, gate = gated(box, "a", "echo done; exit 6")
     with box.started("run", "--", *command) as run:
