@@ -191,7 +191,7 @@ def check_neighbours() -> Iterable[Check]:
             "neighbours",
             WARN,
             f"{fault}: other users' gpuq does not know of your claims, nor yours of theirs",
-            f"`sudo install -d -m 1777 {folder}`, or set GPUQ_CLAIMS_DIR, for all users alike, to such a folder of root's",
+            f"`sudo install -d -m 1777 {folder}`, or set GPUQ_CLAIMS_DIR, for all alike, to such a folder of root's",
         )
         return
     found = claim_files(folder)
