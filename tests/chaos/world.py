@@ -125,7 +125,9 @@ class World:
         return found
 
     def daemons(self) -> list[int]:
-        return [pid for pid, line in self.processes().items() if b"\0gpuq.daemon\0" in line]
+        """Not what one of them has just forked, which still shows its command line: that becomes a supervisor."""
+        found = [pid for pid, line in self.processes().items() if b"\0gpuq.daemon\0" in line]
+        return [pid for pid in found if _parent_and_session(pid)[0] not in found]
 
     def kill(self, pids: list[int]) -> None:
         """KILL, and wait until they are gone."""
@@ -138,9 +140,11 @@ class World:
                 os.waitpid(pid, os.WNOHANG)
 
     def supervisors(self) -> list[tuple[int, int, int]]:
-        """(pid, job, attempt) of those that live, by their command line."""
+        """(pid, job, attempt) of those that live, by their command line, and not what one has just forked: its job."""
         found = []
         for pid, line in self.processes().items():
+            if _parent_and_session(pid)[1] != pid:
+                continue
             words = dict(word.split(b"=", 1) for word in line.split(b"\0") if word.startswith((b"job=", b"attempt=")))
             if b"job" in words and b"attempt" in words:
                 found.append((pid, int(words[b"job"]), int(words[b"attempt"])))
@@ -215,6 +219,15 @@ def _make_cgroup() -> Path | None:
     with suppress(OSError, IndexError):
         return Path(tempfile.mkdtemp(prefix="gpuq-chaos-", dir=roots[0] / own))
     return None
+
+
+def _parent_and_session(pid: int) -> tuple[int, int]:
+    """As proc_pid_stat(5) has them; zeros for what is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return 0, 0
+    return int(fields[1]), int(fields[3])
 
 
 def _gone(pid: int) -> bool:
