@@ -5,6 +5,7 @@ How a supervisor ends is told by its pidfd; see `runner`.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -16,9 +17,32 @@ from gpuq.launch.identity import read_stat
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
+#: SIGCHLD of so many seconds is answered at once: a job that forks all the time may send thousands.
+TOGETHER = 0.01
+
+
 def take_orphans() -> None:
     """What outlives its supervisor becomes our child (prctl(2)), and can be found, whatever it did to hide."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def attend(loop: asyncio.AbstractEventLoop, supervisors: Container[int]) -> None:
+    """Look after the children whenever the kernel tells of one. Called after all other signals have their handlers."""
+    waiting: list[asyncio.TimerHandle] = []
+
+    def look() -> None:
+        waiting.clear()
+        look_after(supervisors)
+
+    def told() -> None:
+        if not waiting:
+            waiting.append(loop.call_later(TOGETHER, look))
+
+    loop.add_signal_handler(signal.SIGCHLD, told)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})  # who started us may have blocked it
+    # Where signals come faster than the loop reads, CPython 3.11 would warn, and take a lock for that within the
+    # signal's handler, which it may hold already: the process would hang.
+    signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
 
 
 def look_after(supervisors: Container[int]) -> None:
