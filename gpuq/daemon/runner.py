@@ -7,6 +7,7 @@ has just started.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
@@ -223,6 +224,8 @@ class Runner:
         body = core.store.environment(job.env_hash)
         if body is None:
             raise LaunchError("its environment was erased; submit it anew")
+        if hashlib.sha256(body).hexdigest() != job.env_hash:
+            raise LaunchError("its environment is damaged in the database; submit it anew")
         return launcher.Launch(
             job_id=job.id,
             attempt=attempt.number,

@@ -171,7 +171,7 @@ def look_for_left(
     processes, named = _with_folder(run_dir)
     pending = [stat for stat in processes.values() if stat.pid in named or stat.pid in also]
     if orphans:
-        pending += [stat for stat in processes.values() if stat.parent == os.getpid() and _is_orphan(stat.pid)]
+        pending += [stat for stat in processes.values() if stat.parent == os.getpid() and _is_orphan(stat)]
     heir = processes.get(supervisor.pid)
     if heir is None or heir.start_time == supervisor.start_time:
         pending += [stat for stat in processes.values() if stat.session == supervisor.pid]
@@ -195,10 +195,13 @@ def look_for_left(
     return Left([Identity(stat.pid, stat.start_time, boot_id()) for stat in left], groups)
 
 
-def _is_orphan(pid: int) -> bool:
-    """Whether a child of ours is no supervisor, and none that is just being started (which still shows our name)."""
+def _is_orphan(stat: Stat) -> bool:
+    """Whether a child of ours is no supervisor, none that is just being started (which still shows our name), and no
+    helper of our own: only those are in our session, which nobody can enter (setsid(2))."""
+    if stat.session == os.getsid(0):
+        return False
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        words = Path(f"/proc/{stat.pid}/cmdline").read_bytes()
         return MARKER not in words and words != Path("/proc/self/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return False

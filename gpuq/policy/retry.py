@@ -132,7 +132,10 @@ def _grown(job: Job, growth: float, capacities: Iterable[int], ram: int) -> Requ
         return replace(request, ram=larger)
     if request.vram is None:
         return GivenUp("not tried again: it had the whole card, so that its claim cannot grow")
-    larger = min(_times(max(request.vram, job.peak_vram or 0), growth), _roomiest(capacities, request.gpus))
+    known = list(capacities)
+    if len(known) < request.gpus:
+        return request  # just started, or the driver is down: how far it may grow is not known
+    larger = min(_times(max(request.vram, job.peak_vram or 0), growth), _roomiest(known, request.gpus))
     if larger <= request.vram:
         return GivenUp("not tried again: its claim cannot grow past the card")
     return replace(request, vram=larger)

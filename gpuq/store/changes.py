@@ -12,9 +12,11 @@ stand in `common`), `set` (columns that changed), `submissions` (key, first and 
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import logging
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +56,8 @@ class Changes:
         self._limit = LARGE + PER_JOB * live
         flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
+            if not stat.S_ISREG(os.lstat(self._path).st_mode):
+                return
             self._fd = os.open(self._path, flags)
             self._size = os.fstat(self._fd).st_size
             ends = self._size == 0 or os.pread(self._fd, 1, self._size - 1) == b"\n"
@@ -152,7 +156,7 @@ class Told:
 def last_event(path: Path) -> int:
     """The last event that the file knows of; 0 where it tells none. Reads only its end."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = _open(path)
     except OSError:
         return 0
     try:
@@ -205,7 +209,7 @@ def read(path: Path) -> Told:
 def _all(path: Path) -> Iterator[Values | None]:
     """Its lines; None for one that makes no sense."""
     try:
-        file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
+        file = open(_open(path), "rb")  # noqa: SIM115
     except FileNotFoundError:
         return
     except OSError as error:  # a symlink, say: nothing is followed
@@ -214,6 +218,15 @@ def _all(path: Path) -> Iterator[Values | None]:
     with file:
         for line in file:
             yield _fields(line)
+
+
+def _open(path: Path) -> int:
+    """Raises OSError, also for what is no file: a device may have no end."""
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return file
 
 
 def _fields(line: bytes) -> Values | None:

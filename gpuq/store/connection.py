@@ -46,7 +46,7 @@ class Connection(sqlite3.Connection):
         """What SQLite raises in the block becomes an error of ours."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self.translated(error) from None
 
     def senseless(self, text: str) -> StoreDamaged:
@@ -55,10 +55,11 @@ class Connection(sqlite3.Connection):
             self.on_damage(text)
         return StoreDamaged(text)
 
-    def translated(self, error: sqlite3.Error) -> StoreError:
+    def translated(self, error: sqlite3.Error | UnicodeDecodeError) -> StoreError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        # text that is none has no code: Python finds it, not SQLite
-        if code in (_CORRUPT, _NOTADB) or str(error).startswith("Could not decode to UTF-8"):
+        # text that is none has no code: Python finds it, in a row or in what SQLite says of a broken schema
+        no_text = isinstance(error, UnicodeDecodeError) or str(error).startswith("Could not decode to UTF-8")
+        if code in (_CORRUPT, _NOTADB) or no_text:
             if self.on_damage is not None:
                 self.on_damage(str(error))
             return StoreDamaged(f"SQLite cannot read the database: {error}")
@@ -83,7 +84,7 @@ class _Cursor(sqlite3.Cursor):
     def __next__(self) -> Any:
         try:
             return super().__next__()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             assert isinstance(self.connection, Connection)
             raise self.connection.translated(error) from None
 

@@ -102,6 +102,10 @@ def _opened(folder: Path, run_root: Path, network: bool) -> Store:
     try:
         check.after_opening(store.conn)
         _refuse_older(store, folder)
+        if store.next_id() > 1 and not os.path.lexists(folder / changes.NAME):
+            # it may be older than what was acknowledged, and nothing tells: ids that were given out are not again
+            with store.transaction():
+                store.start_ids_after(runrecord.reserved(run_root))
         reconcile(store, run_root, os.geteuid(), time.time(), deep=False)
         store.keep_changes(folder / changes.NAME)
         if store.next_id() > 1:

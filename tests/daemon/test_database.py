@@ -394,3 +394,16 @@ def test_what_was_cancelled_after_the_copy_stays_so(box: Box) -> None:
     for job in jobs:
         done = box.wait(job)
         assert (done["state"], done["failure"], done["attempt"]) == ("cancelled", None, 1)
+
+
+def test_a_damaged_environment_fails_its_job_and_no_other(box: Box) -> None:
+    broken = box.submit("true", hold=True, cpus=0)
+    box.ok("daemon", "stop")
+    with closing(sqlite3.connect(box.state / "queue.db")) as db, db:
+        db.execute("UPDATE environments SET body = x'deadbeef'")
+    box.ok("release", str(broken))
+    done = box.wait(broken)
+    assert (done["state"], done["failure"]) == ("failed", "launch")
+    assert "environment is damaged" in done["note"]
+    box.setenv(OTHER="1")
+    assert box.wait(box.submit("true", cpus=0))["state"] == "succeeded"

@@ -110,6 +110,15 @@ def grown(job: Job, *capacities: int) -> int | None:
     return None if step is None else step.request.vram
 
 
+def test_where_the_gpus_are_not_known_yet_a_claim_stays_as_it_is() -> None:
+    """As just after a restart: to give up for want of a number would be wrong, and so would a claim past the card."""
+    job = replace(failed(Failure.VRAM_OOM, "vram-oom:2*1.5"), request=Request(2, 4 * GiB, 0, 0))
+    for capacities in ([], [24 * GiB]):
+        step = try_again(job, 1.0, capacities, 64 * GiB, 100.0)
+        assert isinstance(step, TriedAgain)
+        assert step.request == job.request
+
+
 def test_a_claim_grows_to_the_card_and_not_past_it() -> None:
     request = Request(1, 10 * GiB, 0, 0)
     assert grown(failed(Failure.VRAM_OOM, "vram-oom:5*1.5", request=request)) == 15 * GiB
@@ -117,7 +126,7 @@ def test_a_claim_grows_to_the_card_and_not_past_it() -> None:
     assert grown(failed(Failure.VRAM_OOM, "vram-oom:5*1.5", request=request), 10 * GiB) is None, "it is all there is"
     two = Request(2, 10 * GiB, 0, 0)
     assert grown(failed(Failure.VRAM_OOM, "vram-oom:5*1.5", request=two), 24 * GiB, 12 * GiB) == 12 * GiB
-    assert grown(failed(Failure.VRAM_OOM, "vram-oom:5*1.5", request=two), 24 * GiB) is None
+    assert grown(failed(Failure.VRAM_OOM, "vram-oom:5*1.5", request=two), 24 * GiB, 10 * GiB) is None
     assert grown(failed(Failure.VRAM_OOM, "vram-oom:5", request=request)) == 10 * GiB
     assert grown(failed(Failure.EXIT, "exit,vram-oom:5*2", request=request)) == 10 * GiB, "nothing ran out"
     over = failed(Failure.OVER_MEMORY, "over-memory:1*1.5", request=request, peak_vram=14 * GiB)

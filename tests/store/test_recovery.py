@@ -158,6 +158,11 @@ def sql(*statements: str) -> Damage:
     return damage
 
 
+def no_text_in_the_schema(path: Path) -> None:
+    checkpoint(path)
+    overwrite(path, path.read_bytes().index(b"CREATE TABLE jobs") + 10, b"\xcc")
+
+
 DAMAGES: dict[str, Damage] = {
     "cut at a quarter": lambda path: cut(path, 0.25),
     "cut in the middle": lambda path: cut(path, 0.5),
@@ -180,6 +185,7 @@ DAMAGES: dict[str, Damage] = {
     "an index": sql("DROP INDEX jobs_live"),
     "no last id": sql("DELETE FROM sqlite_sequence"),
     "the version for writing": lambda path: overwrite(path, 18, b"\x03"),
+    "a schema that is no text": no_text_in_the_schema,
     "the format of the schema": lambda path: overwrite(path, 47, b"\x05"),
 }
 
@@ -267,6 +273,29 @@ def test_a_damaged_log_loses_nothing(queue: Queue, tmp_path: Path, damage: Damag
         assert report
     else:
         assert jobs.keys() >= set(range(1, RAN + 1)), "what ran has a run folder"
+
+
+@pytest.mark.parametrize("what", ["symlink", "fifo", "device", "folder"])
+def test_changes_that_are_no_file_are_not_read(queue: Queue, tmp_path: Path, what: str) -> None:
+    path = queue.crash(tmp_path / "state")
+    beside = path.parent / "changes"
+    beside.unlink()
+    if what == "symlink":
+        beside.symlink_to("/dev/zero")
+    elif what == "fifo":
+        os.mkfifo(beside)
+    elif what == "folder":
+        beside.mkdir()
+    else:
+        try:
+            os.mknod(beside, stat.S_IFCHR | 0o600, os.makedev(1, 5))  # /dev/zero: it has no end
+        except PermissionError:
+            pytest.skip("only root makes devices")
+    checkpoint(path)
+    cut(path, 0.5)
+    jobs, store, _ = reopened(path.parent)
+    store.close()
+    assert jobs.keys() >= set(range(1, RAN + 1)), "what ran has a run folder"
 
 
 def test_who_asks_again_for_jobs_that_are_lost_gets_them_anew(queue: Queue, tmp_path: Path) -> None:

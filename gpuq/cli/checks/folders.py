@@ -137,7 +137,7 @@ def check_database() -> Iterable[Check]:
             jobs = conn.execute("SELECT count(*) FROM jobs").fetchone()[0]
             version = conn.execute("PRAGMA user_version").fetchone()[0]
             faults = _page_faults(conn)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         faults, jobs, version = [str(error)], 0, 0
     if version > config.SCHEMA:
         text = f"{path} is of version {version}, and this gpuq knows {config.SCHEMA}"
@@ -174,7 +174,7 @@ def open_read_only(path: Path) -> sqlite3.Connection:
 
 def last_event(path: Path) -> float | None:
     """When the last thing happened that the database knows of, in seconds since the epoch; None if that is unknown."""
-    with suppress(sqlite3.Error, OSError):
+    with suppress(sqlite3.Error, UnicodeDecodeError, OSError):
         if path.exists():
             with closing(open_read_only(path)) as conn:
                 row = conn.execute("SELECT at FROM events ORDER BY id DESC LIMIT 1").fetchone()
