@@ -76,10 +76,10 @@ def open_store(
     try:
         recovered = _recover_if_needed(folder, run_root, tell)
         try:
-            return _opened(folder, run_root, network), recovered
+            return _opened(folder, run_root, network, recovered=recovered is not None), recovered
         except StoreDamaged as error:  # a page that is met only now: once, for what comes of it is whole
             recovered = _recover(folder, run_root, Mark(error.message), tell)
-            return _opened(folder, run_root, network), recovered
+            return _opened(folder, run_root, network, recovered=True), recovered
     except OSError as error:
         raise StoreError(
             f"the database {folder / DATABASE} cannot be used: {error.strerror or error}"
@@ -96,13 +96,13 @@ def _refuse_older(store: Store, folder: Path) -> None:
         )
 
 
-def _opened(folder: Path, run_root: Path, network: bool) -> Store:
+def _opened(folder: Path, run_root: Path, network: bool, *, recovered: bool) -> Store:
     """The database, after everything that a start reads was read. Raises StoreDamaged, StoreError, OSError."""
     store = Store(folder / DATABASE, network=network)
     try:
         check.after_opening(store.conn)
         _refuse_older(store, folder)
-        if store.next_id() > 1 and not os.path.lexists(folder / changes.NAME):
+        if not recovered and store.next_id() > 1 and not os.path.lexists(folder / changes.NAME):
             # it may be older than what was acknowledged, and nothing tells: ids that were given out are not again
             with store.transaction():
                 store.start_ids_after(runrecord.reserved(run_root))

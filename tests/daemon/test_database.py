@@ -335,6 +335,18 @@ def test_ids_are_not_given_out_again_where_nothing_is_left_that_tells_them(box: 
     assert "Nothing tells whether these ids were given out, and they are not now: 1-1" in report
 
 
+def test_where_the_changes_are_gone_the_database_may_be_old_and_ids_are_not_given_out_again(box: Box) -> None:
+    first = box.submit("true", hold=True)
+    box.ok("daemon", "stop")
+    old = (box.state / "queue.db").read_bytes()
+    late = box.submit_many([["true"]] * 3, hold=True)
+    box.ok("daemon", "stop")
+    (box.state / "queue.db").write_bytes(old)
+    (box.state / "changes").unlink()
+    assert everything(box).keys() == {first}
+    assert box.submit("true", hold=True) > late[-1]
+
+
 def test_something_else_in_the_place_of_the_database_is_set_aside(box: Box) -> None:
     held = box.submit("true", hold=True)
     box.ok("daemon", "stop")
