@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -66,24 +67,18 @@ def _leave_out(store: Store, mended: Mended) -> None:
                 ("dependencies", "job_id"),
             ):
                 store.conn.execute(f"DELETE FROM {table} WHERE {column} = ?", (row["id"],))
-    for row in store.conn.execute("SELECT rowid AS rowid_, * FROM attempts").fetchall():
-        try:
-            attempt_from_row(row, ())
-        except (ValueError, TypeError, KeyError):
-            mended.left_out.append(dict(row))
-            store.conn.execute("DELETE FROM attempts WHERE rowid = ?", (row["rowid_"],))
-    for row in store.conn.execute("SELECT rowid AS rowid_, * FROM claims").fetchall():
-        try:
-            claim_from_row(row)
-        except (ValueError, TypeError, KeyError):
-            mended.left_out.append(dict(row))
-            store.conn.execute("DELETE FROM claims WHERE rowid = ?", (row["rowid_"],))
-    for row in store.conn.execute("SELECT * FROM events").fetchall():
-        try:
-            event_from_row(row)
-        except (ValueError, TypeError, KeyError):
-            mended.left_out.append(dict(row))
-            store.conn.execute("DELETE FROM events WHERE id = ?", (row["id"],))
+    readers: dict[str, Callable[[Any], object]] = {
+        "attempts": lambda row: attempt_from_row(row, ()),
+        "claims": claim_from_row,
+        "events": event_from_row,
+    }
+    for table, read in readers.items():
+        for row in store.conn.execute(f"SELECT rowid AS rowid_, * FROM {table}").fetchall():
+            try:
+                read(row)
+            except (ValueError, TypeError, KeyError):
+                mended.left_out.append(dict(row))
+                store.conn.execute(f"DELETE FROM {table} WHERE rowid = ?", (row["rowid_"],))
 
 
 def _submissions(store: Store) -> None:

@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from gpuq.launch import leftovers
-from gpuq.launch.identity import alive, all_processes, boot_id, identity_of, job_of, members, read_stat
+from gpuq.launch.identity import (
+    alive,
+    all_processes,
+    boot_id,
+    identity_of,
+    job_of,
+    look_for_left,
+    members,
+    read_stat,
+)
 from gpuq.model import Identity
 from tests.launch.conftest import Attempts, child, gone, python, until, written
 from tests.launch.test_shim import DAEMONISE
@@ -138,3 +147,17 @@ def test_a_number_that_was_given_away_has_no_members() -> None:
         leftovers.end_leftovers(before, 0.0)
         assert len(members(identity)) == 1
         os.killpg(stranger.pid, signal.SIGKILL)
+
+
+def test_a_helper_of_our_own_is_no_orphan() -> None:
+    """The daemon's reader of a sick NVML is its child, too; what outlived a supervisor is in another session."""
+    command = ["sleep", "1000"]
+    with subprocess.Popen(command) as helper, subprocess.Popen(command, start_new_session=True) as orphan:
+        try:
+            lost = Identity(NO_PID, 1, boot_id())
+            found = {process.pid for process in look_for_left(lost, orphans=True).processes}
+        finally:
+            helper.kill()
+            orphan.kill()
+    assert orphan.pid in found
+    assert helper.pid not in found
