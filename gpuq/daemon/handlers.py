@@ -212,6 +212,8 @@ def _problem(core: Core, session: Session, job: Job, fact: Fact) -> str | None:
         if job.ended:
             return f"job {job.id} already ended: it {ended_words(job.state)}"
         return f"job {job.id} is {job.state}, and cannot {verb}"
+    if isinstance(fact, Suspended) and job.ending is not None:
+        return f"job {job.id} is being ended, and cannot {verb}"
     if isinstance(fact, Retried) and core.store.environment(job.env_hash) is None:
         return f"job {job.id} ended so long ago that its environment was erased: submit it anew"
     return None

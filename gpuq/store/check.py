@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gpuq.errors import StoreDamaged, StoreError
 from gpuq.model import LIVE
+from gpuq.store.columns import misfit
 from gpuq.store.connection import Connection, connect_readonly, refuse_symlink
 from gpuq.store.format import HEADER, MAGIC, read_header, read_log
-from gpuq.store.migrations import refuse_newer, version_of
+from gpuq.store.migrations import TABLES, refuse_newer, version_of
 
 #: SQLite asks this often, in instructions of its own, whether to go on with a thorough check.
 _ASK_EVERY = 20_000
@@ -68,10 +69,14 @@ def after_opening(conn: Connection) -> None:
     ).fetchone()
     if row is not None:
         raise StoreDamaged(f"job {row['id']} is in the state {row['state']!r:.40}, which there is not while it lives")
+    row = conn.execute(f"SELECT id FROM jobs WHERE ended_at IS NULL AND {misfit(conn, 'jobs')} LIMIT 1").fetchone()
+    if row is not None:
+        raise StoreDamaged(f"a column of job {row['id']} has a value of the wrong type")
 
 
 def thorough(path: Path, stop: Callable[[], bool]) -> list[str] | None:
-    """What SQLite's own `integrity_check` finds, line by line; None where it was told to stop.
+    """What SQLite's own `integrity_check` finds, line by line, and values of the wrong type; None where it was told to
+    stop.
 
     Uses a connection of its own. Takes seconds per gigabyte. Raises OSError, StoreError.
     """
@@ -79,14 +84,22 @@ def thorough(path: Path, stop: Callable[[], bool]) -> list[str] | None:
         conn.set_progress_handler(lambda: int(stop()), _ASK_EVERY)
         try:
             rows = conn.execute(f"PRAGMA integrity_check({_LINES})").fetchall()
+            lines = [str(row[0]) for row in rows if row[0] != "ok"]
+            return lines or list(_misfits(conn))
         except StoreDamaged as error:
             return [error.message]
         except StoreError:
             if stop():
                 return None
             raise
-    lines = [str(row[0]) for row in rows]
-    return [] if lines == ["ok"] else lines
+
+
+def _misfits(conn: Connection) -> Iterator[str]:
+    for (table,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
+        if table in TABLES:
+            row = conn.execute(f"SELECT rowid FROM {table} WHERE {misfit(conn, table)} LIMIT 1").fetchone()
+            if row is not None:
+                yield f"row {row[0]} of {table} has a value of the wrong type"
 
 
 def refuse_backup(path: Path, owner: int) -> None:

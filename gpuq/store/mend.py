@@ -12,6 +12,8 @@ from gpuq.events import Event, Kind
 from gpuq.model import ACTIVE, WAITING, Attempt, Dependency, Failure, Job, State
 from gpuq.policy.lifecycle import DependencyBroken, advance, dependency
 from gpuq.store import runrecord
+from gpuq.store.columns import misfit
+from gpuq.store.migrations import TABLES
 from gpuq.store.replay import drop_false_environments
 from gpuq.store.rows import attempt_from_row, claim_from_row, event_from_row, job_from_row
 from gpuq.store.store import Store, with_outcome
@@ -26,6 +28,15 @@ _TOLD = {
     Kind.FAILED: State.FAILED,
     Kind.RETRIED: State.QUEUED,
     Kind.REQUEUED: State.QUEUED,
+}
+
+
+#: What each row must make sense to; jobs first, for what is of a job goes with it.
+_READERS: dict[str, Callable[[Any], object]] = {
+    "jobs": job_from_row,
+    "attempts": lambda row: attempt_from_row(row, ()),
+    "claims": claim_from_row,
+    "events": event_from_row,
 }
 
 
@@ -55,30 +66,27 @@ def mend(store: Store, run_root: Path, now: float, *, mixed: bool) -> Mended:
 
 
 def _leave_out(store: Store, mended: Mended) -> None:
-    for row in store.conn.execute("SELECT * FROM jobs").fetchall():
-        try:
-            job_from_row(row)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            mended.left_out.append(dict(row))
-            for table, column in (
-                ("jobs", "id"),
-                ("attempts", "job_id"),
-                ("claims", "job_id"),
-                ("dependencies", "job_id"),
-            ):
-                store.conn.execute(f"DELETE FROM {table} WHERE {column} = ?", (row["id"],))
-    readers: dict[str, Callable[[Any], object]] = {
-        "attempts": lambda row: attempt_from_row(row, ()),
-        "claims": claim_from_row,
-        "events": event_from_row,
-    }
-    for table, read in readers.items():
+    for table in sorted(TABLES):
+        wrong = misfit(store.conn, table)
+        for row in store.conn.execute(f"SELECT rowid AS rowid_, * FROM {table} WHERE {wrong}").fetchall():
+            _drop(store, table, row, mended)
+    for table, read in _READERS.items():
         for row in store.conn.execute(f"SELECT rowid AS rowid_, * FROM {table}").fetchall():
             try:
                 read(row)
-            except (ValueError, TypeError, KeyError):
-                mended.left_out.append(dict(row))
-                store.conn.execute(f"DELETE FROM {table} WHERE rowid = ?", (row["rowid_"],))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                _drop(store, table, row, mended)
+
+
+def _drop(store: Store, table: str, row: Any, mended: Mended) -> None:
+    """Leave out a row, and with a job's whatever is of that job but its events."""
+    values = dict(row)
+    rowid = values.pop("rowid_")
+    mended.left_out.append(values)
+    store.conn.execute(f"DELETE FROM {table} WHERE rowid = ?", (rowid,))
+    if table == "jobs":
+        for other in ("attempts", "claims", "dependencies"):
+            store.conn.execute(f"DELETE FROM {other} WHERE job_id = ?", (rowid,))
 
 
 def _submissions(store: Store) -> None:

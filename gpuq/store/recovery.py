@@ -8,6 +8,7 @@ where that was left. A restore is the same, with the rows of the copy instead of
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from gpuq.events import Event, Kind
 from gpuq.model import ACTIVE
 from gpuq.store import changes, check, runrecord, salvage
 from gpuq.store.backup import stamp, sync
-from gpuq.store.connection import connect
+from gpuq.store.connection import connect, disk_full
 from gpuq.store.mend import Mended, mend
 from gpuq.store.migrations import migrate
 from gpuq.store.reconcile import Reconciled, reconcile
@@ -81,6 +82,8 @@ def open_store(
             recovered = _recover(folder, run_root, Mark(error.message), tell)
             return _opened(folder, run_root, network, recovered=True), recovered
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(folder) from None
         raise StoreError(
             f"the database {folder / DATABASE} cannot be used: {error.strerror or error}"
             + (f" ({error.filename})" if error.filename else "")

@@ -97,6 +97,9 @@ def test_a_damaged_database(box: Box, damage: str) -> None:
             file.write(b"\xa5" * (size // 3))
     found = checks(box)["database"]
     assert found["result"] == "fail" and "daemon restart" in found["fix"]
+    box.ok("daemon", "start")
+    found = checks(box)["database"]
+    assert found["result"] == "ok" and "recovered before, see " in found["text"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")

@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -173,65 +175,78 @@ def test_giving_up_on_the_end_of_jobs_lets_the_queue_go_on(box: Box) -> None:
     assert box.wait(stubborn)["state"] == "cancelled"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
-def test_a_full_disk_loses_nothing(box: Box) -> None:
+@pytest.fixture
+def small(box: Box) -> Iterator[Box]:
+    """A box whose state folder is a file system of 16 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount")
     box.state.mkdir(mode=0o700)
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=0700", "gpuq-test", str(box.state)])
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        gate, begun = box.folder / "gate", box.folder / "begun"
-        job = box.submit("sh", "-c", f'touch "{begun}"; until [ -e "{gate}" ]; do sleep 0.02; done; exit 7', cpus=0)
-        wait_until(begun.exists)
-        held = box.submit("true", hold=True)
-        waiting = box.submit("true", after=[f"any:{job}"], cpus=0)
-        filler = box.state / "filler"
-        with pytest.raises(OSError), filler.open("ab", buffering=0) as file:
-            while True:
-                file.write(b"x" * 4096)
-        gate.touch()
-        assert box.wait(job)["exit_code"] == 7, "what was kept in reserve holds its result"
-        assert "is full" in (said := box.fails(1, "submit", "--", "true")) and "gpuq prune" in said
-        assert box.job(waiting)["state"] == "queued"
-        assert "is full" in box.reason(waiting)[1]
-        box.ok("cancel", str(held))
-        filler.unlink()
-        assert box.wait(waiting)["state"] == "succeeded"
-        assert box.wait(box.submit("true"))["state"] == "succeeded"
-        assert (box.state / "reserve").stat().st_size == 4 * 1024 * 1024
-        assert box.request("list", sel={}, all=True)["total"] == 4
+        yield box
         box.ok("daemon", "stop", "--jobs")
     finally:
         box.close()
         subprocess.run(["umount", str(box.state)], check=True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
-def test_a_daemon_starts_on_a_full_disk(box: Box) -> None:
-    box.setenv(GPUQ_GPUS="sim:2x24GiB")
-    box.state.mkdir(mode=0o700)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=0700", "gpuq-test", str(box.state)])
-    if mounted.returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
-        gate, begun = box.folder / "gate", box.folder / "begun"
-        script = f'touch "{begun}"; until [ -e "{gate}" ]; do sleep 0.02; done; exit 7'
-        job = box.submit("sh", "-c", script, cpus=0, gpus=0)
-        wait_until(begun.exists)
-        filler = box.state / "filler"
-        box.kill_daemon()
-        gate.touch()
-        wait_until((box.state / "jobs" / str(job) / "1" / "result").exists)
-        with pytest.raises(OSError), filler.open("ab", buffering=0) as file:
-            while True:
-                file.write(b"x" * 4096)
-        assert box.wait(job)["exit_code"] == 7
-        filler.unlink()
-        assert box.wait(box.submit("true", gpus=0))["state"] == "succeeded"
-        box.ok("daemon", "stop", "--jobs")
-    finally:
-        box.close()
-        subprocess.run(["umount", str(box.state)], check=True)
+def fill(folder: Path) -> Path:
+    """A file that leaves no room beside it."""
+    filler = folder / "filler"
+    with pytest.raises(OSError), filler.open("ab", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+    return filler
+
+
+def test_a_full_disk_loses_nothing(small: Box) -> None:
+    gate, begun = small.folder / "gate", small.folder / "begun"
+    job = small.submit("sh", "-c", f'touch "{begun}"; until [ -e "{gate}" ]; do sleep 0.02; done; exit 7', cpus=0)
+    wait_until(begun.exists)
+    held = small.submit("true", hold=True)
+    waiting = small.submit("true", after=[f"any:{job}"], cpus=0)
+    filler = fill(small.state)
+    gate.touch()
+    assert small.wait(job)["exit_code"] == 7, "what was kept in reserve holds its result"
+    assert "is full" in (said := small.fails(1, "submit", "--", "true")) and "gpuq prune" in said
+    assert small.job(waiting)["state"] == "queued"
+    assert "is full" in small.reason(waiting)[1]
+    small.ok("cancel", str(held))
+    filler.unlink()
+    assert small.wait(waiting)["state"] == "succeeded"
+    assert small.wait(small.submit("true"))["state"] == "succeeded"
+    assert (small.state / "reserve").stat().st_size == 4 * 1024 * 1024
+    assert small.request("list", sel={}, all=True)["total"] == 4
+
+
+def test_a_daemon_starts_on_a_full_disk(small: Box) -> None:
+    small.setenv(GPUQ_GPUS="sim:2x24GiB")
+    gate, begun = small.folder / "gate", small.folder / "begun"
+    script = f'touch "{begun}"; until [ -e "{gate}" ]; do sleep 0.02; done; exit 7'
+    job = small.submit("sh", "-c", script, cpus=0, gpus=0)
+    wait_until(begun.exists)
+    small.kill_daemon()
+    gate.touch()
+    wait_until((small.state / "jobs" / str(job) / "1" / "result").exists)
+    filler = fill(small.state)
+    assert small.wait(job)["exit_code"] == 7
+    filler.unlink()
+    assert small.wait(small.submit("true", gpus=0))["state"] == "succeeded"
+
+
+def test_a_recovery_that_finds_no_room_says_so_and_goes_on_when_there_is(small: Box) -> None:
+    held = small.submit_many([["true", str(n) * 400] for n in range(500)], hold=True)
+    small.ok("daemon", "stop")
+    (small.state / "reserve").unlink()
+    with (small.state / "queue.db").open("r+b") as file:
+        file.truncate(file.seek(0, os.SEEK_END) // 2)
+    filler = fill(small.state)
+    said = small.fails(5, "list")
+    assert "is full" in said and "free some" in said
+    filler.unlink()
+    assert small.request("list", sel={}, all=True)["total"] == len(held)
 
 
 def test_one_run_folder_that_cannot_be_made_hinders_no_other_job(box: Box) -> None:

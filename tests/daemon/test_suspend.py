@@ -50,6 +50,19 @@ def test_a_suspended_job_stands_still_until_it_is_resumed(box: Box) -> None:
     assert "is running, and cannot be resumed" in box.fails(1, "resume", str(job))
 
 
+def test_what_is_being_cancelled_is_not_suspended(box: Box) -> None:
+    box.setenv(GPUQ_GRACE="30s")
+    begun, told, gate = (box.folder / name for name in ("begun", "told", "gate"))
+    script = f'trap ": > {told}" TERM; : > {begun}; until [ -e {gate} ]; do sleep 0.02; done'
+    job = box.submit("sh", "-c", script, cpus=0)
+    wait_until(begun.exists)
+    box.ok("cancel", str(job))
+    wait_until(told.exists)
+    assert "is being ended, and cannot be suspended" in box.fails(1, "suspend", str(job))
+    gate.touch()
+    assert box.wait(job)["state"] == "cancelled"
+
+
 def test_only_what_runs_is_suspended(box: Box) -> None:
     held, done = box.submit("true", hold=True), box.submit("true")
     box.wait(done)

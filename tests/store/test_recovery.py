@@ -400,6 +400,51 @@ def test_rows_that_make_no_sense_are_left_out_and_told(tmp_path: Path) -> None:
     assert '"asleep"' in next((made.folder / "damaged").glob("*/rows.jsonl")).read_text()
 
 
+MISFITS = {
+    "waiting": "UPDATE jobs SET priority = 'high' WHERE id = 19",
+    "a blob": "UPDATE jobs SET vram = x'00ff' WHERE id = 18",
+    "ended": "UPDATE jobs SET ended_at = 'then' WHERE id = 2",
+    "an attempt": "UPDATE attempts SET started_at = x'00' WHERE job_id = 3",
+    "a claim": "UPDATE claims SET bytes = 'all' WHERE job_id = 9",
+    "an event": "UPDATE events SET at = 'now' WHERE job_id = 3",
+    "a dependency": "UPDATE dependencies SET met = 'yes'",
+    "an environment": "UPDATE environments SET body = 'none'",
+    "a submission": "UPDATE submissions SET last_id = 'x'",
+}
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_values_of_the_wrong_type_are_found_and_left_out(tmp_path: Path, what: str) -> None:
+    made = Queue(tmp_path / "state", jobs=20)
+    made.start(12)
+    made.store.close()
+    assert check.thorough(made.path, lambda: False) == []
+    with closing(sqlite3.connect(made.path)) as db:
+        assert db.execute(MISFITS[what]).rowcount
+        db.commit()
+    found = check.thorough(made.path, lambda: False)
+    assert found is not None and "wrong type" in found[0]
+    recovery.mark(made.folder, found[0])
+    jobs, store, report = reopened(made.folder)
+    with closing(store):
+        assert "wrong type" in report
+        assert check.thorough(made.path, lambda: False) == []
+        assert jobs.keys() == set(range(1, 21)), "the changes tell what lives, run folders what ran"
+        assert isinstance(jobs[18].request.vram, int | None) and isinstance(jobs[19].priority, int)
+
+
+def test_a_start_finds_a_living_job_with_a_value_of_the_wrong_type(tmp_path: Path) -> None:
+    made = Queue(tmp_path / "state", jobs=20)
+    made.store.close()
+    with closing(sqlite3.connect(made.path)) as db:
+        db.execute(MISFITS["waiting"])
+        db.commit()
+    jobs, store, report = reopened(made.folder)
+    store.close()
+    assert "a column of job 19 has a value of the wrong type" in report
+    assert isinstance(jobs[19].priority, int)
+
+
 def test_an_environment_that_is_not_what_it_was_is_not_used(tmp_path: Path) -> None:
     made = Queue(tmp_path / "state", jobs=20)
     made.store.close()

@@ -153,7 +153,9 @@ def check_database() -> Iterable[Check]:
             "`gpuq daemon restart` sets it aside and recovers what can be read",
         )
     else:
-        yield Check("database", OK, f"{jobs:,} jobs, {format_size(path.stat().st_size)}")
+        report = max(config.state_dir().glob("damaged/*/report.txt"), default=None)
+        before = "" if report is None else f"; recovered before, see {report}"
+        yield Check("database", OK, f"{jobs:,} jobs, {format_size(path.stat().st_size)}{before}")
 
 
 def _page_faults(conn: sqlite3.Connection) -> list[str]:
