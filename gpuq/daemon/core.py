@@ -388,6 +388,10 @@ class Core:
         running.identity = None if stat is None else (stat.pid, stat.start_time)
         self.shims[supervisor.pid] = running.job.id
 
+    def grace(self, job: Job) -> float:
+        """Seconds between TERM and KILL."""
+        return self.settings.grace if job.grace is None else job.grace
+
     def next_run_dir(self, job: Job) -> Path:
         """The folder of the job's next attempt."""
         return self.run_root / str(job.id) / str(job.attempt + 1)

@@ -225,7 +225,7 @@ class Runner:
         if body is None:
             raise LaunchError("its environment was erased; submit it anew")
         if hashlib.sha256(body).hexdigest() != job.env_hash:
-            raise LaunchError("its environment is damaged in the database; submit it anew")
+            raise core.store.conn.senseless(f"the environment of job {job.id} is not what it was")
         return launcher.Launch(
             job_id=job.id,
             attempt=attempt.number,
@@ -238,7 +238,7 @@ class Runner:
             umask=job.umask,
             limits=job.limits,
             time_limit=job.time_limit,
-            grace=core.settings.grace if job.grace is None else job.grace,
+            grace=core.grace(job),
             warn=None if job.early_signal is None else (job.early_signal.signal, job.early_signal.before),
             log_limit=job.log_limit,
             ram=job.request.ram or None,
@@ -361,8 +361,9 @@ class Runner:
     def _lost(self, job_id: int, identity: Identity, complaint: str | None) -> None:
         """The supervisor vanished: end what it left, and only then give its GPUs to others."""
         note = complaint.splitlines()[-1] if complaint else "its supervisor vanished without a result"
-        grace = self.core.settings.grace
-        run_dir = Path(self.core.running[job_id].attempt.run_dir)
+        running = self.core.running[job_id]
+        grace = self.core.grace(running.job)
+        run_dir = Path(running.attempt.run_dir)
         self._later(
             lambda: leftovers.end_leftovers(identity, grace, run_dir, orphans=True),
             lambda: self._finish(job_id, Ended(failure=Failure.LOST, note=note)),

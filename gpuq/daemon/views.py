@@ -103,7 +103,16 @@ def ending_times(core: Core, job: Job) -> tuple[float | None, float | None]:
     asked_at = next((e.at for e in events if e.kind is Kind.ENDING and e.attempt == job.attempt), None)
     if asked_at is None:
         return None, None
-    return asked_at, asked_at + (core.settings.grace if job.grace is None else job.grace)
+    limit_at = _limit_at(job)
+    begun_at = asked_at if limit_at is None else min(asked_at, limit_at)  # the limit may have come before
+    return asked_at, begun_at + core.grace(job)
+
+
+def _limit_at(job: Job) -> float | None:
+    """When the time limit of a running attempt is reached; None where that cannot be said."""
+    if job.time_limit is None or job.started_at is None or job.suspended_at is not None:
+        return None
+    return job.started_at + job.suspended_seconds + job.time_limit
 
 
 def _running_note(core: Core, running: Running) -> str | None:

@@ -53,7 +53,7 @@ else:
         limits: list[tuple[int, int]]
         time_limit: float | None
         grace: float
-        #: a signal, and how long before the time limit it is sent to those of the job's group that handle it
+        #: a signal, and how long before the time limit it is sent to those of the job's processes that handle it
         warn: tuple[int, float] | None
         #: bytes; None keeps all of the log
         log_limit: int | None

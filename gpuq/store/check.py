@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -10,10 +11,10 @@ from pathlib import Path
 
 from gpuq.errors import StoreDamaged, StoreError
 from gpuq.model import LIVE
-from gpuq.store.columns import misfit
+from gpuq.store.columns import READ_AT_STARTS, misfits
 from gpuq.store.connection import Connection, connect_readonly, refuse_symlink
 from gpuq.store.format import HEADER, MAGIC, read_header, read_log
-from gpuq.store.migrations import TABLES, refuse_newer, version_of
+from gpuq.store.migrations import MIGRATIONS, TABLES, refuse_newer, schema_fault, version_of
 
 #: SQLite asks this often, in instructions of its own, whether to go on with a thorough check.
 _ASK_EVERY = 20_000
@@ -69,14 +70,13 @@ def after_opening(conn: Connection) -> None:
     ).fetchone()
     if row is not None:
         raise StoreDamaged(f"job {row['id']} is in the state {row['state']!r:.40}, which there is not while it lives")
-    row = conn.execute(f"SELECT id FROM jobs WHERE ended_at IS NULL AND {misfit(conn, 'jobs')} LIMIT 1").fetchone()
-    if row is not None:
-        raise StoreDamaged(f"a column of job {row['id']} has a value of the wrong type")
+    for fault in misfits(conn, READ_AT_STARTS):
+        raise StoreDamaged(fault)
 
 
 def thorough(path: Path, stop: Callable[[], bool]) -> list[str] | None:
-    """What SQLite's own `integrity_check` finds, line by line, and values of the wrong type; None where it was told to
-    stop.
+    """What SQLite's own `integrity_check` finds, line by line, and what gpuq cannot have written; None
+    where it was told to stop.
 
     Uses a connection of its own. Takes seconds per gigabyte. Raises OSError, StoreError.
     """
@@ -85,7 +85,7 @@ def thorough(path: Path, stop: Callable[[], bool]) -> list[str] | None:
         try:
             rows = conn.execute(f"PRAGMA integrity_check({_LINES})").fetchall()
             lines = [str(row[0]) for row in rows if row[0] != "ok"]
-            return lines or list(_misfits(conn))
+            return lines or list(_faults(conn))
         except StoreDamaged as error:
             return [error.message]
         except StoreError:
@@ -94,12 +94,21 @@ def thorough(path: Path, stop: Callable[[], bool]) -> list[str] | None:
             raise
 
 
-def _misfits(conn: Connection) -> Iterator[str]:
-    for (table,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
-        if table in TABLES:
-            row = conn.execute(f"SELECT rowid FROM {table} WHERE {misfit(conn, table)} LIMIT 1").fetchone()
-            if row is not None:
-                yield f"row {row[0]} of {table} has a value of the wrong type"
+def _faults(conn: Connection) -> Iterator[str]:
+    """What SQLite finds nothing wrong with, and gpuq cannot have written; of a database of ours."""
+    if not 0 < version_of(conn) <= len(MIGRATIONS) or schema_fault(conn) is not None:
+        return
+    there = {row[0] for row in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    found = list(misfits(conn, dict.fromkeys(sorted(TABLES & there), "1")))
+    yield from found
+    states = ",".join(f"'{state}'" for state in sorted(LIVE))
+    row = conn.execute(f"SELECT id FROM jobs WHERE (state IN ({states})) != (ended_at IS NULL) LIMIT 1").fetchone()
+    if row is not None:
+        yield f"job {row['id']} is in a state that does not go with the time of its end"
+    if not found and "environments" in there:
+        for row in conn.execute("SELECT hash, body FROM environments"):
+            if hashlib.sha256(row["body"]).hexdigest() != row["hash"]:
+                yield f"the environment {row['hash']:.12} is not what it was"
 
 
 def refuse_backup(path: Path, owner: int) -> None:

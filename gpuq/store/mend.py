@@ -50,32 +50,33 @@ class Mended:
     attempts: int = 0
 
 
-def mend(store: Store, run_root: Path, now: float, *, mixed: bool) -> Mended:
-    """In one transaction. `mixed` says that pages of different times may have come together: then events, too,
-    tell how a waiting job stands.
-    """
+def leave_out(store: Store) -> Mended:
+    """Take away, in one transaction, the rows that make no sense."""
     mended = Mended()
     with store.transaction():
-        _leave_out(store, mended)
+        for table in sorted(TABLES):
+            wrong = misfit(store.conn, table)
+            for row in store.conn.execute(f"SELECT rowid AS rowid_, * FROM {table} WHERE {wrong}").fetchall():
+                _drop(store, table, row, mended)
+        for table, read in _READERS.items():
+            for row in store.conn.execute(f"SELECT rowid AS rowid_, * FROM {table}").fetchall():
+                try:
+                    read(row)
+                except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                    _drop(store, table, row, mended)
         drop_false_environments(store)
+    return mended
+
+
+def mend(store: Store, run_root: Path, now: float, mended: Mended, *, mixed: bool) -> None:
+    """Put right, in one transaction, what can be told from the rest. `mixed` says that pages of different times may
+    have come together: then events, too, tell how a waiting job stands.
+    """
+    with store.transaction():
         _submissions(store)
         for job in list(store.every_job()):
             _mend(store, _by_events(store, job) if mixed else job, job, run_root, now, mended)
         _close_attempts(store, now)
-    return mended
-
-
-def _leave_out(store: Store, mended: Mended) -> None:
-    for table in sorted(TABLES):
-        wrong = misfit(store.conn, table)
-        for row in store.conn.execute(f"SELECT rowid AS rowid_, * FROM {table} WHERE {wrong}").fetchall():
-            _drop(store, table, row, mended)
-    for table, read in _READERS.items():
-        for row in store.conn.execute(f"SELECT rowid AS rowid_, * FROM {table}").fetchall():
-            try:
-                read(row)
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-                _drop(store, table, row, mended)
 
 
 def _drop(store: Store, table: str, row: Any, mended: Mended) -> None:

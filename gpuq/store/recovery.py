@@ -25,7 +25,7 @@ from gpuq.model import ACTIVE
 from gpuq.store import changes, check, runrecord, salvage
 from gpuq.store.backup import stamp, sync
 from gpuq.store.connection import connect, disk_full
-from gpuq.store.mend import Mended, mend
+from gpuq.store.mend import Mended, leave_out, mend
 from gpuq.store.migrations import migrate
 from gpuq.store.reconcile import Reconciled, reconcile
 from gpuq.store.replay import replay
@@ -105,10 +105,9 @@ def _opened(folder: Path, run_root: Path, network: bool, *, recovered: bool) -> 
     try:
         check.after_opening(store.conn)
         _refuse_older(store, folder)
-        if not recovered and store.next_id() > 1 and not os.path.lexists(folder / changes.NAME):
-            # it may be older than what was acknowledged, and nothing tells: ids that were given out are not again
-            with store.transaction():
-                store.start_ids_after(runrecord.reserved(run_root))
+        if not (recovered or store.migrated) and store.next_id() > 1 and _is_empty(folder / changes.NAME):
+            # it may be older than what was acknowledged: run folders tell of some of it, and the report of the rest
+            raise StoreDamaged(f"the file `{changes.NAME}` beside it is gone, which tells whether anything is missing")
         reconcile(store, run_root, os.geteuid(), time.time(), deep=False)
         store.keep_changes(folder / changes.NAME)
         if store.next_id() > 1:
@@ -117,6 +116,14 @@ def _opened(folder: Path, run_root: Path, network: bool, *, recovered: bool) -> 
         store.close()
         raise
     return store
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether nothing is there, or nothing in it."""
+    try:
+        return path.lstat().st_size == 0
+    except FileNotFoundError:
+        return True
 
 
 def last_report(folder: Path) -> Path | None:
@@ -219,11 +226,13 @@ def _build(fresh: Path, aside: Path, run_root: Path, found: Mark) -> _Report:
         migrate(conn)
     store = Store(fresh, network=True)
     with contextlib.closing(store):
+        mended = leave_out(store)
         replayed = 0 if found.restore else replay(store, kept, mixed=read is None or bool(read.notes))
         if found.restore:
             _drop_pruned(store, kept.removed | _pruned(read), now)
-        mended = mend(store, run_root, now, mixed=not found.restore and read is not None and bool(read.notes))
         told = reconcile(store, run_root, os.geteuid(), now, deep=True)
+        mixed = not found.restore and read is not None and bool(read.notes)
+        mend(store, run_root, now, mended, mixed=mixed)  # last, for what waits depends on the others
         last = max(_last_id(store, read), kept.last_id)
         with store.transaction():
             store.start_ids_after(last)

@@ -20,7 +20,6 @@ def replay(store: Store, told: Told, *, mixed: bool) -> int:
     defaults = store.job_defaults()
     count = 0
     with store.transaction():
-        drop_false_environments(store)  # so that those which are told take their place
         for digest, body in told.environments.items():
             store.put_environment(digest, body)
         for job_id, (event, values) in sorted(told.rows.items()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from gpuq.events import Event, Kind
 from gpuq.model import (
@@ -24,6 +24,7 @@ from gpuq.model import (
 )
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 
 def dump(value: object) -> str:
@@ -143,27 +144,30 @@ def job_from_row(row: Row) -> Job:
 
 @lru_cache(maxsize=1024)
 def _load(text: str | None) -> Any:
-    return None if text is None else json.loads(text)
+    return None if text is None else _one(json.loads(text), str)
 
 
 @lru_cache(maxsize=1024)
 def _strings(text: str) -> tuple[str, ...]:
-    return tuple(json.loads(text))
+    return tuple(_one(item, str) for item in json.loads(text))
 
 
 @lru_cache(maxsize=64)
 def _limits(text: str) -> tuple[tuple[int, int], ...]:
-    return tuple((number, soft) for number, soft in json.loads(text))
+    return tuple((_one(number, int), _one(soft, int)) for number, soft in json.loads(text))
 
 
 @lru_cache(maxsize=64)
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(json.loads(text))
+    return tuple(_one(item, int) for item in json.loads(text))
 
 
 @lru_cache(maxsize=64)
 def _rules(text: str) -> tuple[RetryRule, ...]:
-    return tuple(RetryRule(tuple(map(Failure, names)), times, growth) for names, times, growth in json.loads(text))
+    return tuple(
+        RetryRule(tuple(map(Failure, names)), _one(times, int), float(growth))
+        for names, times, growth in json.loads(text)
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -172,13 +176,19 @@ def _dependencies(text: str) -> tuple[Dependency, ...]:
     return tuple(Dependency(Condition(condition), int(job_id)) for condition, _, job_id in found)
 
 
+def _one(value: object, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise ValueError(f"{value!r:.40} is not of the type {kind.__name__}")
+    return value
+
+
 def attempt_from_row(row: Row, claims: tuple[Claim, ...]) -> Attempt:
     return Attempt(
         job_id=row["job_id"],
         number=row["number"],
         started_at=row["started_at"],
-        run_dir=json.loads(row["run_dir"]),
-        log_path=json.loads(row["log_path"]),
+        run_dir=_one(json.loads(row["run_dir"]), str),
+        log_path=_one(json.loads(row["log_path"]), str),
         claims=claims,
         ended_at=row["ended_at"],
         exit_code=row["exit_code"],

@@ -69,6 +69,8 @@ class Store:
             if backups and outdated(version) and self.conn.execute("SELECT 1 FROM jobs LIMIT 1").fetchone():
                 before_migration(self.conn, path.parent / FOLDER, version)
             migrate(self.conn)
+            #: whether an older gpuq wrote it: what that did not keep is not missing
+            self.migrated = outdated(version)
         except BaseException:
             self.conn.close()
             raise

@@ -408,14 +408,21 @@ def test_what_was_cancelled_after_the_copy_stays_so(box: Box) -> None:
         assert (done["state"], done["failure"], done["attempt"]) == ("cancelled", None, 1)
 
 
-def test_a_damaged_environment_fails_its_job_and_no_other(box: Box) -> None:
+@pytest.mark.parametrize("changes", [True, False])
+def test_a_damaged_environment_is_not_given_to_a_job(box: Box, changes: bool) -> None:
     broken = box.submit("true", hold=True, cpus=0)
     box.ok("daemon", "stop")
     with closing(sqlite3.connect(box.state / "queue.db")) as db, db:
         db.execute("UPDATE environments SET body = x'deadbeef'")
-    box.ok("release", str(broken))
-    done = box.wait(broken)
-    assert (done["state"], done["failure"]) == ("failed", "launch")
-    assert "environment is damaged" in done["note"]
+    if not changes:
+        (box.state / "changes").unlink()
+    box.run("list")
+    wait_until(lambda: list((box.state / "damaged").glob("*/report.txt")), "the recovery")
+    if changes:
+        box.run("release", str(broken))
+        assert box.wait(broken)["state"] == "succeeded", "the changes tell what it was"
+    else:
+        wait_until(lambda: "its environment was lost" in (box.job(broken)["note"] or ""), "the hold")
+        assert box.job(broken)["state"] == "held"
     box.setenv(OTHER="1")
     assert box.wait(box.submit("true", cpus=0))["state"] == "succeeded"

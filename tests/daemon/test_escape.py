@@ -51,6 +51,15 @@ def test_what_hides_and_outlives_its_supervisor_is_ended(box: Box) -> None:
     assert box.wait(box.submit("true"))["state"] == "succeeded", "nobody else's processes were taken for orphans"
 
 
+def test_what_outlives_its_supervisor_has_the_grace_that_its_owner_asked_for(box: Box) -> None:
+    box.setenv(GPUQ_GRACE="0.01s")
+    saved, ready = box.folder / "saved", box.folder / "ready"
+    script = f'trap "sleep 0.5; touch {saved}; exit 0" TERM; touch {ready}; kill -9 $PPID; while :; do sleep 0.05; done'
+    job = box.submit("sh", "-c", script, grace=1000)
+    assert box.wait(job)["failure"] == "lost"
+    assert saved.exists()
+
+
 def test_others_run_on_while_orphans_are_ended(box: Box) -> None:
     box.setenv(GPUQ_GRACE="0.2s")
     gate = box.folder / "gate"

@@ -67,6 +67,21 @@ def test_cancel_of_a_running_job_leaves_no_process(box: Box) -> None:
     assert all(gone(int(pid)) for pid in found)
 
 
+def test_a_cancel_after_the_time_limit_gives_no_more_time(box: Box) -> None:
+    told, gate = box.folder / "told", box.folder / "gate"
+    script = f'trap ": > {told}" TERM; until [ -e {gate} ]; do sleep 0.05; done; exit 3'
+    job = box.submit("sh", "-c", script, gpus=0, time_limit=1.0, grace=1000)
+    wait_until(told.exists, "the time limit")
+    box.ok("cancel", str(job))
+    found = box.job(job)
+    started, asked, killed = (
+        datetime.fromisoformat(found[name]).timestamp() for name in ("started_at", "ending_at", "kill_at")
+    )
+    assert killed == pytest.approx(started + 1 + 1000, abs=0.01) and killed < asked + 1000
+    gate.touch()
+    assert box.wait(job)["failure"] == "timeout"
+
+
 @pytest.mark.parametrize("state", ["running", "suspended"])
 def test_a_job_that_takes_its_time_to_end_says_so(box: Box, state: str) -> None:
     begun, gate = box.folder / "begun", box.folder / "gate"

@@ -131,14 +131,12 @@ def signal_children(number: int) -> set[int]:
     return groups
 
 
-def signal_handlers(group: int, number: int) -> int:
-    """The signal to those of the group that catch it or wait for it; how many those are.
+def signal_handlers(number: int) -> int:
+    """The signal to those descendants that catch it or wait for it, whatever group they are in; how many those are.
 
     Who has not said what is to happen would die of it, a wrapper's shell for one, and is left alone.
     """
-    return signal_each(
-        (s for s in descendants() if s.group == group and not s.gone and handles(s.pid, number)), (number,)
-    )
+    return signal_each((s for s in descendants() if not s.gone and handles(s.pid, number)), (number,))
 
 
 def handles(pid: int, number: int) -> bool:

@@ -127,7 +127,7 @@ class Watch:
             self.timed_out = True
             self._end_group(now)
         elif (number := self.limit.warning(now)) is not None:
-            self.warned, self.warned_processes = number, signal_handlers(self.main, number)
+            self.warned, self.warned_processes = number, signal_handlers(number)
 
     def _reap(self) -> bool:
         """Whether any process of the job is left; a sub-reaper's descendants become its children in the end."""
