@@ -51,6 +51,8 @@ MAX_TEXT = 4096
 MAX_NAME = 200
 MAX_TAGS = 100
 MAX_PRIORITY = 1000
+#: Most jobs that one job waits for.
+MAX_AFTER = 10_000
 #: Most jobs in one submission and members in one array.
 MAX_JOBS = 1_000_000
 #: Largest id: SQLite's 64-bit row id.

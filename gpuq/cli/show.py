@@ -86,7 +86,7 @@ def _about(job: Mapping[str, Any], now: float) -> Iterator[tuple[str, str]]:
         yield "suspended", fields.local_time(job.get("suspended_at"))
         yield "elapsed", format_duration(elapsed)
         yield "time left", format_duration(limit - elapsed) if limit else ""
-    yield "log", printable(job.get("log_path") or "")
+    yield "log", printable(job.get("log_path") or job.get("output") or "")
 
 
 def _signal(job: Mapping[str, Any]) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from gpuq.daemon import views
 from gpuq.daemon.asking import Answer, Daemon, Session, check_selection, selected
+from gpuq.daemon.core import Core
 from gpuq.errors import BadRequest, StoreError, UsageError
-from gpuq.model import ENDED, Job
+from gpuq.model import ENDED, WAITING, Job
 from gpuq.protocol import MAX_ID, Message
 from gpuq.store import backup, recovery, restore, runrecord
 
@@ -81,10 +82,11 @@ def _path(value: object) -> Path | None:
 
 
 async def prune(daemon: Daemon, session: Session, message: Message) -> Message:
-    """Remove ended jobs with their run folders, or only their logs. What a waiting job depends on is kept."""
+    """Remove ended jobs with their run folders, or only their logs. A job that a waiting one depends on is kept."""
     core = daemon.core
     selection = check_selection(core, session, message)
     older, larger = _number(message, "older"), _number(message, "larger")
+    logs_only = message.get("logs_only") is True
     if selection.empty and older is None and larger is None and message.get("all") is not True:
         raise UsageError("which jobs? choose with --older, --larger, --state, --tag or ids, or say --all")
     if selection.ranges:
@@ -97,14 +99,21 @@ async def prune(daemon: Daemon, session: Session, message: Message) -> Message:
     size = 0
     for start in range(0, len(chosen), SLICE):
         some = chosen[start : start + SLICE]
-        kept += [job.id for job in some if core.store.waiting_on(job.id)]
-        sizes = await asyncio.to_thread(_sizes, core.run_root, [job for job in some if job.id not in kept])
+        sizes = await asyncio.to_thread(_sizes, core.run_root, some)
         ids = [job_id for job_id, held in sizes.items() if held >= (larger or 0)]
+        needed = [] if logs_only else [job_id for job_id in ids if _is_needed(core, job_id)]
+        kept += needed
+        ids = [job_id for job_id in ids if job_id not in needed]
         size += sum(sizes[job_id] for job_id in ids)
         done += ids
         if message.get("dry_run") is not True:
-            await _remove(daemon, ids, logs_only=message.get("logs_only") is True)
+            await _remove(daemon, ids, logs_only=logs_only)
     return {"done": done, "kept": kept, "bytes": size}
+
+
+def _is_needed(core: Core, job_id: int) -> bool:
+    """Whether a job that is still to start waits for this one: those that were cancelled or skipped do not."""
+    return any(core.store.state_of(waiting) in WAITING for waiting, _ in core.store.waiting_on(job_id))
 
 
 async def _remove(daemon: Daemon, ids: list[int], *, logs_only: bool) -> None:

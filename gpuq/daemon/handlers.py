@@ -60,7 +60,8 @@ async def submit(daemon: Daemon, session: Session, message: Message) -> Message:
     template = first.get("template")
     if not isinstance(template, dict):
         raise BadRequest("a submission has a template")
-    if template.get("gpus") != 0:
+    wants_gpus = template.get("gpus") != 0
+    if wants_gpus:
         await daemon.runner.known_gpus(FIRST_READING)
     core = daemon.core
     done = core.store.submission(key)
@@ -77,7 +78,8 @@ async def submit(daemon: Daemon, session: Session, message: Message) -> Message:
         raise CannotFit(f"{problem}; see `gpuq gpus`" if about_gpus else problem)
     first_job = core.store.next_id() == 1
     ids = _queue(daemon, key, checked)
-    note = views.gpus_note(core) if first_job else None
+    # a job without GPUs did not wait for the first reading, and need not hear that there was none yet
+    note = views.gpus_note(core) if first_job and (wants_gpus or core.readings) else None
     queued = core.store.job(ids[0])
     if queued is not None and queued.state is State.SKIPPED:
         note = f"job {queued.id} is skipped: it {queued.note}"

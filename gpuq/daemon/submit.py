@@ -280,8 +280,8 @@ def _folder(value: object) -> str:
 
 
 def _after(value: object) -> tuple[Dependency, ...]:
-    if not isinstance(value, list) or len(value) > 10_000:
-        raise BadRequest("after is a list of at most 10000 dependencies")
+    if not isinstance(value, list) or len(value) > protocol.MAX_AFTER:
+        raise BadRequest(f"after is a list of at most {protocol.MAX_AFTER:,} dependencies")
     return tuple(dict.fromkeys(_dependency(_text(item, "--after", 100)) for item in value))
 
 

@@ -13,6 +13,7 @@ from gpuq.daemon.core import Core, Running, over_text
 from gpuq.daemon.evidence import broken_gpus
 from gpuq.daemon.owners import owner_name
 from gpuq.events import Event, Kind
+from gpuq.launch.environment import log_path
 from gpuq.model import WAITING, Attempt, Claim, Driver, Ending, Job, Reason, State
 from gpuq.policy.explain import asked, gpu_verdict, neighbour_lines
 from gpuq.policy.ledger import GpuState
@@ -89,6 +90,7 @@ def job_view(core: Core, job: Job) -> View:
         "suspended_at": moment(job.suspended_at),
         "suspended_seconds": job.suspended_seconds,
         "log_path": job.log_path,
+        "output": log_path(job, "") if job.output is not None else None,
     }
 
 

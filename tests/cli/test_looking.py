@@ -98,6 +98,14 @@ def test_a_timeout_names_the_limit(box: Box) -> None:
     assert box.run("wait", "1").stderr == "gpuq: job 1 failed: timeout after 1s\n"
 
 
+def test_where_a_job_will_write_is_known_before_it_runs(box: Box) -> None:
+    box.submit("true", gpus=0, hold=True, output="logs/%x-%j.txt", name="n")
+    assert box.job(1)["output"] == f"{box.folder}/logs/n-1.txt" and box.job(1)["log_path"] is None
+    assert f"log {box.folder}/logs/n-1.txt\n" in spaces(box.ok("show", "1"))
+    box.submit("true", gpus=0, hold=True)
+    assert box.job(2)["output"] is None and "\nlog" not in box.ok("show", "2")
+
+
 def test_a_running_job_shows_its_time(sim: Box) -> None:
     sim.submit("sleep", "1000", gpus=0, time_limit=7200)
     sim.submit("sleep", "1000", vram=GiB)

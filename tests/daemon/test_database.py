@@ -359,6 +359,37 @@ def test_something_else_in_the_place_of_the_database_is_set_aside(box: Box) -> N
     assert [path.read_text() for path in box.state.glob("damaged/*/queue.db/note")] == ["mine"]
 
 
+def test_only_jobs_that_still_wait_keep_others_from_being_pruned(box: Box) -> None:
+    """A job that was skipped or cancelled waits for nothing any more."""
+    box.submit("true", hold=True)
+    box.submit("true", after=["ok:1"])
+    box.submit("true", hold=True)
+    box.submit("true", after=["any:3"], hold=True)
+    box.ok("cancel", "4")
+    box.ok("cancel", "1", "3")
+    assert [box.job(n)["state"] for n in (1, 2, 3, 4)] == ["cancelled", "skipped", "cancelled", "cancelled"]
+    done = box.run("prune", "--all", "--yes")
+    assert done.stdout.split() == ["1", "2", "3", "4"] and done.stderr == ""
+    assert "were pruned" in box.run("list", "--all").stderr
+
+
+def test_what_a_waiting_job_depends_on_is_kept(box: Box) -> None:
+    """No healthy queue has such a job: the end of one settles what waits for it. Prune does not rely on that."""
+    box.submit("true", hold=True)
+    box.submit("true", after=["any:1"], hold=True)
+    box.ok("cancel", "1")
+    box.ok("daemon", "stop")
+    with closing(sqlite3.connect(box.state / "queue.db")) as base, base:
+        assert base.execute("UPDATE dependencies SET met = 0").rowcount == 1
+    done = box.run("prune", "--larger", "1GiB", "--yes")
+    assert "nothing was chosen" in done.stderr and "kept" not in done.stderr
+    assert box.run("prune", "--all", "--logs-only", "--yes").stderr == ""
+    done = box.run("prune", "--all", "--yes")
+    assert (done.stdout, done.stderr) == ("", "gpuq: kept, because jobs that wait depend on them: 1\n")
+    box.ok("cancel", "2")
+    assert box.ok("prune", "--all", "--yes").split() == ["1", "2"]
+
+
 def test_prune_removes_what_was_chosen_and_nothing_else(box: Box) -> None:
     ended = box.submit_many([["sh", "-c", f"exit {n % 2}"] for n in range(6)], cpus=0)
     box.wait(*ended)

@@ -408,6 +408,13 @@ def test_a_box_that_was_told_to_have_no_gpus_says_so_once(box: Box, quick: FakeN
     assert quick.calls() == []
 
 
+def test_a_cpu_job_is_not_told_that_the_gpus_are_still_unknown(box: Box, quick: FakeNvml) -> None:
+    quick.set(gpus=fake_gpus(24 * GiB), hang=1000)
+    said = box.run("submit", "--gpus", "0", "--", "true")
+    assert (said.returncode, said.stdout, said.stderr) == (0, "1\n", "")
+    quick.set(gpus=fake_gpus(24 * GiB))
+
+
 def test_a_library_that_cannot_be_loaded(box: Box, quick: FakeNvml) -> None:
     quick.break_library()
     driver = any(path.exists() for path in KERNEL_MODULE)
