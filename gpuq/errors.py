@@ -65,6 +65,10 @@ class ProtocolMismatch(DaemonUnreachable):
     """Client and daemon are of versions that do not understand each other."""
 
 
+class OutputFailed(GpuqError):
+    """What was to be printed could not be written."""
+
+
 class IllegalTransition(GpuqError):
     """A job is in a state from which the operation is not possible."""
 

@@ -3,12 +3,13 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
-from gpuq.errors import GpuqError, UsageError
+from gpuq.errors import OutputFailed, UsageError
 from gpuq.protocol import Selection, parse_ids
 from gpuq.units import printable
 
@@ -99,19 +100,61 @@ def count_jobs(count: int) -> str:
     return "1 job" if count == 1 else f"{count:,} jobs"
 
 
-def flush() -> None:
-    """Everything printed so far to stdout. Raises BrokenPipeError, GpuqError where it cannot be written."""
+@contextmanager
+def printing() -> Iterator[None]:
+    """What the block prints is written when it ends. Raises BrokenPipeError, OutputFailed where it cannot be."""
     try:
+        yield
         sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left need not be tried again
-        raise GpuqError(f"the output could not be written: {error.strerror}") from None
+        raise _unwritten(error) from None
+
+
+def absolute(path: str) -> str:
+    """The path from the root. Raises UsageError where it is named from a folder that is gone."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise UsageError("this folder has been removed; cd to another, or name the file by its whole path") from None
+
+
+#: Nobody has so many of anything that is counted.
+MOST = 2**31 - 1
+
+
+def check_number(number: int | None, what: str, hint: str = "") -> None:
+    """Raises UsageError for a `-n` that is no count."""
+    if number is not None and number < 0:
+        raise UsageError(f"-n {number} is not a number of {what}{hint}")
+    if number is not None and number > MOST:
+        raise UsageError(f"-n {number} is too large: at most {MOST:,} {what}{hint}")
+
+
+def flush() -> None:
+    """Everything printed so far to stdout. Raises BrokenPipeError, OutputFailed."""
+    with printing():
+        pass
 
 
 def write_raw(data: bytes) -> None:
-    """Bytes to stdout past Python's buffer, all of them. Raises BrokenPipeError."""
+    """Bytes to stdout past Python's buffer, all of them. Raises BrokenPipeError, OutputFailed."""
     view = memoryview(data)
     while view:
-        view = view[os.write(1, view) :]
+        view = view[write_some(view) :]
+
+
+def write_some(data: memoryview) -> int:
+    """As many of the bytes to stdout as it takes now; how many. Raises BrokenPipeError, OutputFailed."""
+    try:
+        return os.write(1, data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _unwritten(error) from None
+
+
+def _unwritten(error: OSError) -> OutputFailed:
+    return OutputFailed(f"the output could not be written: {error.strerror}")

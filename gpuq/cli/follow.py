@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from gpuq.cli.common import tell
+from gpuq.cli.common import tell, write_some
 from gpuq.cli.link import Retries
 from gpuq.client import Client, request
 from gpuq.errors import ConnectionLost, GpuqError
@@ -37,6 +37,9 @@ MOMENT = 1.0
 #: A pipe that select calls writable takes this much without blocking (PIPE_BUF, pipe(7)).
 ATOMIC = select.PIPE_BUF
 
+#: Signals that ask nobody to end. A window whose edge is dragged sends many.
+PASSING = frozenset({signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT})
+
 Job = dict[str, Any]
 
 
@@ -47,7 +50,7 @@ class Detached(Exception):
 class Signals:
     """Turns signals into numbers on a descriptor that select can wait for, while the block runs.
 
-    Where nobody takes them, because a request hangs, the third raises KeyboardInterrupt.
+    Where nobody takes them, because a request hangs, the third that asks to end raises KeyboardInterrupt.
     """
 
     def __init__(self, *numbers: signal.Signals) -> None:
@@ -75,7 +78,7 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 (as signal(2) calls it)
         """Python has written the number to the wakeup descriptor already."""
-        self._unheard += 1
+        self._unheard += number not in PASSING
         if self._unheard > 2:
             raise KeyboardInterrupt
 
@@ -372,7 +375,7 @@ class Follower:
             _, writable, _ = select.select(self._signal_fds(), [1], [])
             self._handle_signals()
             if writable:
-                view = view[os.write(1, view[:ATOMIC]) :]
+                view = view[write_some(view[:ATOMIC]) :]
 
     def _wait(self, fds: list[int]) -> list[int]:
         left = self._waiting.left()

@@ -1,10 +1,13 @@
 """Tables and pictures on a terminal. The only importer of rich, and imported only when stdout is a terminal."""
 
+import errno
 import io
 import os
 import re
 import sys
+import termios
 import time
+import tty
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -312,30 +315,53 @@ class Screen:
 
     def __init__(self) -> None:
         self._console = make_console()
-        self._live = Live(console=self._console, screen=True, auto_refresh=False, transient=True)
+        self._live: Live | None = None
+        #: the terminal's settings before it was taken
         self._former: list[Any] | None = None
 
     def __enter__(self) -> "Screen":
-        if sys.stdin.isatty():
-            import termios
-            import tty
-
-            self._former = termios.tcgetattr(0)
-            tty.setcbreak(0)
-        self._live.start()
+        self.take()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._live.stop()
-        if self._former is not None:
-            import termios
+        self.give_back()
 
-            termios.tcsetattr(0, termios.TCSADRAIN, self._former)
+    def take(self) -> None:
+        """Draw on the alternate screen, and read single keys; also where a shell has undone that in between."""
+        if sys.stdin.isatty():
+            if self._former is None:
+                self._former = termios.tcgetattr(0)
+            _undisturbed(lambda: tty.setcbreak(0, termios.TCSADRAIN))  # what was typed is not lost
+        if self._live is not None:
+            self._live.stop()
+        self._live = Live(console=self._console, screen=True, auto_refresh=False, transient=True)
+        self._live.start()
+
+    def give_back(self) -> None:
+        """Leave the terminal as it was."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._former is not None:
+            former, self._former = self._former, None
+            _undisturbed(lambda: termios.tcsetattr(0, termios.TCSADRAIN, former))
 
     def show(self, data: Object) -> None:
+        assert self._live is not None
         size = os.get_terminal_size(1)
         hint = Text("q leaves", "dim")
         room = max(0, size.lines - 2)  # the hint and the blank line above it
         self._live.update(Group(frame(data, size.columns, room), *([Text()] if room else []), hint), refresh=True)
+
+
+def _undisturbed(change: Callable[[], object]) -> None:
+    """Change the terminal's settings. From the background that stops us, and is to be done again afterwards."""
+    while True:
+        try:
+            change()
+            return
+        except termios.error as error:
+            if error.args[0] != errno.EINTR:
+                raise

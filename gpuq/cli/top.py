@@ -4,18 +4,24 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from gpuq.cli.common import examples, new_app, on_terminal, print_json
-from gpuq.errors import ConnectionLost, GpuqError
+from gpuq.errors import ConnectionLost, GpuqError, UsageError
 
 app = new_app()
 
+#: Signals that end it.
+LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Seconds after which elapsed times are drawn anew.
 CLOCK = 1.0
+
+#: Values of TERM for a terminal that cannot draw over what it shows (term(7)).
+BLIND = ("dumb", "unknown")
 
 Frame = dict[str, Any]
 
@@ -32,9 +38,11 @@ def top(
     """Watch GPUs, running jobs and the head of the queue, until q or Ctrl-C.
 
     A bar per GPU shows what jobs use, what they have claimed and not used yet, foreign use, what is free, and the
-    margin. Off a terminal one frame is printed.
+    margin. Off a terminal, and on one that cannot move its cursor (TERM=dumb), one frame is printed.
     """
-    if svg is None and not as_json and not once and on_terminal():
+    if svg == "":
+        raise UsageError("--svg is empty: name a file")
+    if svg is None and not as_json and not once and on_terminal() and os.environ.get("TERM") not in BLIND:
         _live()
         return
     data = _first()
@@ -65,12 +73,12 @@ def _first() -> Frame:
 
 
 def _live() -> None:
-    from gpuq.cli.follow import Signals
+    from gpuq.cli.follow import PASSING, Signals
     from gpuq.cli.link import Retries
     from gpuq.cli.render import Screen
 
     retries = Retries()
-    with Signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH) as signals, Screen() as screen:
+    with Signals(*LEAVING, *PASSING) as signals, Screen() as screen:
         while True:
             try:
                 with retries.connect() as client:
@@ -89,7 +97,7 @@ def _watch(client: Any, screen: Any, signals: Any) -> None:
         ready: list[int] = []
         if not client.buffered():
             ready, _, _ = select.select([client.socket.fileno(), signals.fd, *keys], [], [], CLOCK)
-        if signals.fd in ready and set(signals.take()) - {signal.SIGWINCH}:
+        if signals.fd in ready and _ends(signals.take(), screen):
             return
         if 0 in ready and _leaves(os.read(0, 64)):
             return
@@ -97,6 +105,21 @@ def _watch(client: Any, screen: Any, signals: Any) -> None:
             data = client.receive()
         if data is not None:
             screen.show(data)
+
+
+def _ends(signals: Iterable[int], screen: Any) -> bool:
+    """Whether the person leaves. Ctrl-Z stops us with the terminal as it was; `fg` takes it again."""
+    heard = set(signals)
+    if heard & set(LEAVING):
+        return True
+    if signal.SIGTSTP in heard:
+        screen.give_back()
+        former = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)  # here we stop, and go on when somebody says so
+        signal.signal(signal.SIGTSTP, former)
+    if heard & {signal.SIGTSTP, signal.SIGCONT}:
+        screen.take()
+    return False
 
 
 def _leaves(typed: bytes) -> bool:

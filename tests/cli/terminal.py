@@ -13,7 +13,7 @@ import termios
 import threading
 import time
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from tests.harness import GPUQ, PATIENCE
 
@@ -43,7 +43,14 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
 class Terminal:
     """A command whose standard streams are a terminal of the given size."""
 
-    def __init__(self, *args: str, columns: int = 80, rows: int = 24, program: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        *args: str,
+        columns: int = 80,
+        rows: int = 24,
+        program: list[str] | None = None,
+        term: str = "xterm-256color",
+    ) -> None:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.before = termios.tcgetattr(slave)
@@ -54,7 +61,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            env={k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm-256color"},
+            env={k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": term},
         )
         self.raw = ""
 
@@ -82,9 +89,13 @@ class Terminal:
         """The terminal's settings now."""
         return termios.tcgetattr(self._slave)
 
-    def read_until(self, wanted: str) -> str:
+    def set_mode(self, mode: list[Any]) -> None:
+        termios.tcsetattr(self._slave, termios.TCSANOW, mode)
+
+    def read_until(self, wanted: str, times: int = 1) -> str:
+        """All that was shown, once the wanted text was, so many times."""
         deadline = time.monotonic() + PATIENCE
-        while wanted not in self.text:
+        while self.text.count(wanted) < times:
             assert time.monotonic() < deadline, f"{wanted!r} was not shown:\n{self.text}"
             if select.select([self._master], [], [], 0.05)[0]:
                 self.raw += os.read(self._master, 65536).decode(errors="replace")

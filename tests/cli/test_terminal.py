@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import signal
+import sys
+import termios
 import xml.etree.ElementTree as ET
 
 import pytest
 from rich.cells import cell_len
 
+from gpuq.cli.follow import Signals
 from tests.cli.terminal import Terminal, shown
-from tests.harness import Box
+from tests.harness import GPUQ, Box, wait_until
 
 
 @pytest.fixture
@@ -134,6 +137,80 @@ def test_top_ended_by_a_signal(sim: Box, number: signal.Signals) -> None:
         assert code == 0
         assert "\x1b[?1049l" in terminal.raw
         assert terminal.mode() == terminal.before
+    assert sim.ok("list", "-q") == ""
+
+
+#: A shell with job control: as a child of a new session, it makes the terminal its own first.
+SHELL = [
+    sys.executable,
+    "-c",
+    "import fcntl, os, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    "os.execvp('bash', ['bash', '--norc', '--noprofile', '--noediting', '-i'])",
+]
+
+
+def test_top_gives_the_terminal_back_while_it_is_stopped(sim: Box) -> None:
+    sim.setenv(PS1="prompt> ")
+    with Terminal(program=SHELL) as shell:
+        shell.read_until("prompt> ")
+        shell.type(" ".join([*GPUQ, "top\n"]))
+        shell.read_until("GPU 1")
+        assert not _line_mode(shell)
+        shell.type("\x1a")
+        shell.read_until("prompt> ", 2)
+        assert "Stopped" in shell.text
+        assert shell.raw.rindex("\x1b[?1049l") > shell.raw.rindex("\x1b[?1049h")
+        assert shell.raw.rindex("\x1b[?25h") > shell.raw.rindex("\x1b[?25l")
+        assert _line_mode(shell)
+        sim.submit("true", gpus=0, hold=True, name="meanwhile")
+        shell.type("fg\n")
+        shell.read_until("meanwhile")
+        assert shell.raw.rindex("\x1b[?1049h") > shell.raw.rindex("\x1b[?1049l")
+        assert not _line_mode(shell)
+        shell.type("\x1a")
+        shell.read_until("prompt> ", 3)
+        shell.type("bg\n")  # in the background it may not touch the terminal: it waits for its turn
+        shell.read_until("prompt> ", 4)
+        shell.type("fg\n")
+        shell.read_until("meanwhile", shell.text.count("meanwhile") + 1)
+        shell.type("q")
+        shell.read_until("prompt> ", 5)
+        assert _line_mode(shell)
+        shell.type("exit\n")
+        assert shell.finish()[0] == 0
+
+
+def test_top_takes_the_terminal_again_when_it_goes_on(sim: Box) -> None:
+    """After SIGSTOP, which nobody hears, a shell has set the terminal as it wants it."""
+    with Terminal("top") as terminal:
+        terminal.read_until("GPU 1")
+        terminal.set_mode(terminal.before)
+        terminal.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: not _line_mode(terminal), "single keys being read")
+        terminal.type("q")
+        assert terminal.finish()[0] == 0
+        assert terminal.mode() == terminal.before
+    assert sim.ok("list", "-q") == ""
+
+
+def _line_mode(terminal: Terminal) -> bool:
+    flags = terminal.mode()[3]
+    assert isinstance(flags, int)
+    return bool(flags & termios.ICANON)
+
+
+def test_a_window_that_is_dragged_ends_nothing() -> None:
+    with Signals(signal.SIGWINCH, signal.SIGCONT) as heard:
+        for _ in range(10):
+            signal.raise_signal(signal.SIGWINCH)
+            signal.raise_signal(signal.SIGCONT)
+        assert heard.take() == [signal.SIGWINCH, signal.SIGCONT] * 10
+
+
+def test_top_on_a_terminal_that_cannot_be_redrawn(sim: Box) -> None:
+    with Terminal("top", term="dumb") as terminal:
+        code, text = terminal.finish()
+    assert code == 0 and text.count("GPU 1") == 1 and "\x1b" not in terminal.raw
     assert sim.ok("list", "-q") == ""
 
 
