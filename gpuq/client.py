@@ -140,13 +140,28 @@ def restore_alone(path: str, *, dry_run: bool) -> Message:
 
     words = [sys.executable, "-P", "-X", "utf8", "-m", "gpuq.daemon.restore", path, "dry" if dry_run else ""]
     env = {**os.environ, "GPUQ_STATE_DIR": str(config.state_dir())}
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
+    try:
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
+        )
+    except OSError as error:
+        raise _unstartable("the restore", error) from None
     if not done.stdout:
         raise DaemonUnreachable(f"the restore ended without a word, with exit code {done.returncode}")
     reply = protocol.decode(done.stdout)
     if reply.get("ok") is False:
         protocol.raise_error(reply.get("error", {}))
     return reply
+
+
+def _unstartable(what: str, error: OSError) -> DaemonUnreachable:
+    """A process of ours that could not be made; where its program is at fault the error names that file."""
+    if not error.filename:
+        return DaemonUnreachable(f"{what} could not be started: {error.strerror}")
+    return DaemonUnreachable(
+        f"{what} could not be started: {error.filename}: {error.strerror}; that is the Python of this gpuq: "
+        "let it be executable, or install gpuq anew"
+    )
 
 
 def request_then_anew(op: str, *, anew: Callable[[Message], bool], **fields: Any) -> Message:
@@ -273,7 +288,7 @@ def spawn(folder: Path) -> None:
         process.returncode = 0  # it outlives us: Popen need not complain that nobody waits
     except OSError as error:
         os.close(read)
-        raise DaemonUnreachable(f"the daemon could not be started: {error.strerror}") from None
+        raise _unstartable("the daemon", error) from None
     finally:
         os.close(write)
     said = []

@@ -24,10 +24,19 @@ def state_dir(environ: Mapping[str, str] = os.environ) -> Path:
     """`$GPUQ_STATE_DIR`, or `$XDG_STATE_HOME/gpuq/HOSTNAME`: homes are shared between hosts, daemons are not."""
     override = environ.get("GPUQ_STATE_DIR")
     if override:
-        return Path(os.path.abspath(override))
+        return _absolute("GPUQ_STATE_DIR", override)
     base = environ.get("XDG_STATE_HOME")
     root = Path(base) if base and os.path.isabs(base) else _home(environ) / ".local" / "state"
     return root / "gpuq" / socket.gethostname()
+
+
+def _absolute(name: str, path: str) -> Path:
+    try:
+        return Path(os.path.abspath(path))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{name} {path!r} is named from this folder, which has been removed; cd to another, or give the whole path"
+        ) from None
 
 
 def config_file(environ: Mapping[str, str] = os.environ) -> Path:

@@ -161,10 +161,23 @@ def invoke(args: Sequence[str]) -> int:
             import traceback
 
             traceback.print_exc()
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            return _complain("no space is left where the output goes, or in the state folder; jobs run on", 1)
-        return _complain(f"internal error: {type(error).__name__}: {error}", 1)
+        return _unforeseen(error)
     return code if isinstance(code, int) else 0
+
+
+def _unforeseen(error: Exception) -> int:
+    from gpuq.cli.common import flush
+
+    try:
+        if isinstance(error, OSError):
+            flush()  # was it the output? then it fails again
+    except BrokenPipeError:
+        return _closed_pipe()
+    except GpuqError as unwritten:
+        return _complain(unwritten.message, unwritten.exit_code)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return _complain("no space is left in the state folder; jobs run on", 1)
+    return _complain(f"internal error: {type(error).__name__}: {error}", 1)
 
 
 def _typed_wrongly(error: Exception, args: Sequence[str]) -> str:

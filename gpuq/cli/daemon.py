@@ -12,9 +12,9 @@ import typer
 
 from gpuq import __version__, config, systemd
 from gpuq.cli import plain
-from gpuq.cli.common import Json, count_jobs, examples, new_app, print_json, tell
+from gpuq.cli.common import Json, check_number, count_jobs, examples, new_app, print_json, tell
 from gpuq.client import Client, begin, only_starter, refuse_within_job
-from gpuq.errors import DaemonUnreachable, NoDaemon, UsageError
+from gpuq.errors import DaemonUnreachable, NoDaemon
 from gpuq.units import printable
 
 app = new_app()
@@ -178,8 +178,7 @@ def logs(
     """Print the daemon's own log: every decision, and who asked for it."""
     from gpuq.cli.daemonlog import print_log
 
-    if number is not None and not 0 <= number < 2**31:
-        raise UsageError(f"-n {number} is not a number of lines")
+    check_number(number, "lines")
     print_log(config.state_dir(), lines=number, follow=follow, raw=as_json)
 
 

@@ -1,12 +1,11 @@
 """`db check|backup|restore`."""
 
-import os
 import sys
 from typing import Annotated
 
 import typer
 
-from gpuq.cli.common import Json, count_jobs, examples, new_app, print_json, tell
+from gpuq.cli.common import Json, absolute, count_jobs, examples, new_app, print_json, tell
 from gpuq.client import request, request_then_anew, restore_alone
 from gpuq.errors import DaemonUnreachable, GpuqError
 from gpuq.protocol import Message, ranges
@@ -49,7 +48,7 @@ def backup(
     as_json: Json = False,
 ) -> None:
     """Copy the database while the queue goes on; without FILE into `backups/` of the state folder."""
-    path = None if file is None else os.path.abspath(file)
+    path = None if file is None else absolute(file)
     reply = request("db-backup", path=path, force=force)
     if as_json:
         print_json("gpuq.db/1", path=reply["path"], bytes=reply["bytes"])
@@ -69,7 +68,7 @@ def restore(
     copy was made runs again, and no id is used twice. Jobs that are not in the copy and have not run are lost: it asks
     first, or, where nobody can answer, wants --yes. What was cancelled before it ran waits again if the copy has it so.
     """
-    path = os.path.abspath(file)
+    path = absolute(file)
     try:
         told = request("db-restore", path=path, dry_run=True)
         alone = False

@@ -7,8 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from gpuq.cli.common import Ids, Json, States, Tags, examples, flush, new_app, print_json, screen_width, select
-from gpuq.errors import UsageError
+from gpuq.cli.common import (
+    Ids,
+    Json,
+    States,
+    Tags,
+    check_number,
+    examples,
+    flush,
+    new_app,
+    print_json,
+    screen_width,
+    select,
+)
 from gpuq.protocol import spans
 
 app = new_app()
@@ -37,8 +48,7 @@ def events(
     With --json one object with `events`; with -f and --json one event per line.
     """
     selection = select(ids, state, tag)
-    if not 0 <= number < 2**31:
-        raise UsageError(f"-n {number} is not a number of events: 0 for all, or more")
+    check_number(number, "events", ", 0 for all")
     fields: dict[str, Any] = {"limit": number or None, "follow": follow}
     if not selection.empty:
         fields["sel"] = selection.to_json()

@@ -12,6 +12,7 @@ from gpuq.cli.common import (
     Quiet,
     States,
     Tags,
+    check_number,
     examples,
     flush,
     new_app,
@@ -20,7 +21,7 @@ from gpuq.cli.common import (
     select,
     tell,
 )
-from gpuq.errors import NoSuchJob, UsageError
+from gpuq.errors import NoSuchJob
 from gpuq.protocol import Selection
 from gpuq.units import printable
 
@@ -54,8 +55,7 @@ def list_(
     used than was claimed; TIME is how long a job runs or has waited.
     """
     selection = select(ids, state, tag)
-    if number is not None and not 0 <= number < 2**31:
-        raise UsageError(f"-n {number} is not a number of rows: 0 for all, or more")
+    check_number(number, "rows", ", 0 for all")
     limit = number if number is not None else _default_limit(bare=as_json or quiet)
     reply = _ask(selection, everything, limit or None)
     jobs: list[dict[str, Any]] = reply["jobs"]
@@ -66,7 +66,7 @@ def list_(
     elif quiet:
         sys.stdout.writelines(f"{job['id']}\n" for job in jobs)
     elif not jobs:
-        chosen = "no job was chosen" if state or tag else "no job was submitted yet"
+        chosen = "no job was chosen" if state or tag else "there is no job: none was submitted yet, or all were pruned"
         tell(chosen if state or tag or everything else "no jobs are waiting or running")
     else:
         command = ["gpuq", "list", *(ids or []), *(["--all"] if everything else [])]

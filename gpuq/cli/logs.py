@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpuq.cli.common import examples, new_app, select, tell, write_raw
+from gpuq.cli.common import check_number, examples, new_app, select, tell, write_raw
 from gpuq.cli.outcome import sentence
 from gpuq.errors import GpuqError, UsageError
 
@@ -33,8 +33,7 @@ def logs(
 
     With -f a job that has not started is waited for. Exit code 1 for a job that ended before it ever ran.
     """
-    if number is not None and not 0 <= number < 2**31:
-        raise UsageError(f"-n {number} is not a number of lines")
+    check_number(number, "lines")
     if follow and attempt is not None:
         raise UsageError("--follow and --attempt exclude each other: a former attempt does not grow")
     found = _show(job)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -51,7 +52,8 @@ After = Annotated[
         "--after",
         "-d",
         metavar="[ok|any|failed:]ID",
-        help="Start after that job ended; ok if not said. Repeat, or separate by commas.",
+        help="Start after that job ended; ok if not said. 12-20 is each of those, as of an array. Repeat, or separate "
+        "by commas.",
         show_default=False,
     ),
 ]
@@ -173,16 +175,30 @@ def make_template(options: Resources, now: float) -> dict[str, Any]:
     }
 
 
-def check_command(command: list[str]) -> None:
-    """Raises UsageError for what no kernel would run."""
+def check_command(command: list[str], verb: str) -> None:
+    """Raises UsageError for what no kernel would run, and for ids that a shell took apart."""
     if not command:
-        raise UsageError("there is no command: write it after `--`, as in `gpuq submit -- python train.py`")
+        raise UsageError(f"there is no command: write it after `--`, as in `gpuq {verb} -- python train.py`")
     if not command[0].strip():
         raise UsageError(f"the command {command[0]!r} is empty")
+    _refuse_stray_ids(command)
     size = sum(len(os.fsencode(word)) + 1 for word in command)
     if size > MAX_COMMAND:
         raise UsageError(
             f"the command is {size:,} bytes long, and at most {MAX_COMMAND:,} are taken; put it into a script"
+        )
+
+
+def _refuse_stray_ids(command: list[str]) -> None:
+    """Of `--after ok:$ids -- true`, with several lines in `ids`, the option gets the first; the rest lead the command.
+
+    Raises UsageError.
+    """
+    numbers = list(takewhile(lambda word: word.isascii() and word.isdigit(), command))
+    if numbers and command[len(numbers) :][:1] == ["--"]:
+        raise UsageError(
+            f"the command begins with {' '.join(numbers[:5])}{' …' if len(numbers) > 5 else ''} before `--`, as if the "
+            "shell had split a list of ids: write --after ok:12-20, or --after ok:$(echo $ids | tr ' ' ,)"
         )
 
 
@@ -248,6 +264,8 @@ def _folder(cwd: str | None) -> str:
         here = Path("/")
     if cwd is None:
         return str(here)
+    if not cwd:
+        raise UsageError("--cwd is empty: name a folder")
     path = here / cwd
     if not path.is_dir():
         problem = "is not a folder" if os.path.lexists(path) else "does not exist"

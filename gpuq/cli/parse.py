@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from gpuq.errors import UsageError
-from gpuq.protocol import MAX_JOBS
+from gpuq.protocol import MAX_AFTER, MAX_JOBS
 from gpuq.units import MAX_TIME, parse_duration
 
 #: Larger array indexes are refused, as a typing error.
@@ -110,20 +110,38 @@ def _date(word: str, text: str, now: float) -> float:
 
 
 def parse_after(values: Iterable[str]) -> list[str]:
-    """Conditions as the protocol takes them, `ok:12`, and `ok:@last` still to be resolved. Raises UsageError."""
-    found: list[str] = []
+    """Conditions as the protocol takes them: `ok:1` to `ok:3` from `ok:1-3`; `ok:@last` is still to be resolved.
+
+    Raises UsageError.
+    """
+    found: dict[str, None] = {}
     for value in values:
         for word in value.split(","):
-            condition, colon, job = word.strip().rpartition(":")
-            if not colon:
-                condition = "ok"
-            number = job.isascii() and job.isdigit() and len(job) <= 18
-            if condition not in ("ok", "any", "failed") or not (number or job == "@last"):
-                raise UsageError(
-                    f"--after {value!r} is not a dependency: write ok:12, any:12, failed:12, or 12 for ok:12"
-                )
-            found.append(f"{condition}:{job if job == '@last' else int(job)}")
-    return list(dict.fromkeys(found))
+            condition, colon, jobs = word.strip().rpartition(":")
+            if (colon and condition not in ("ok", "any", "failed")) or not jobs:
+                raise _no_dependency(value)
+            ids = ["@last"] if jobs == "@last" else _after_range(jobs, value)
+            found.update(dict.fromkeys(f"{condition or 'ok'}:{job}" for job in ids))
+            if len(found) > MAX_AFTER:
+                raise UsageError(f"--after {value!r}: a job waits for {MAX_AFTER:,} others at most")
+    return list(found)
+
+
+def _after_range(word: str, value: str) -> range:
+    """The ids of `12` or `12-20`."""
+    first, dash, last = word.partition("-")
+    if not all(n.isascii() and n.isdigit() and len(n) <= 18 for n in (first, last if dash else first)):
+        raise _no_dependency(value)
+    low, high = int(first), int(last) if dash else int(first)
+    if high < low:
+        raise UsageError(f"--after {value!r}: the range {word!r} is upside down: write {high}-{low}")
+    return range(low, min(high, low + MAX_AFTER) + 1)
+
+
+def _no_dependency(value: str) -> UsageError:
+    return UsageError(
+        f"--after {value!r} is not a dependency: write ok:12, any:12, failed:12, 12 for ok:12, or ok:12-20 for each"
+    )
 
 
 def parse_env(values: Iterable[str]) -> dict[str, str]:

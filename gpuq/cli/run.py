@@ -10,6 +10,7 @@ from gpuq.cli.follow import Detached, Follower, Signals
 from gpuq.cli.outcome import exit_code, sentence
 from gpuq.cli.submit import send
 from gpuq.client import request
+from gpuq.errors import OutputFailed
 
 app = new_app()
 
@@ -51,7 +52,7 @@ def run(
     Ctrl-C cancels the job and waits for its end; a second Ctrl-C stops waiting. Ctrl-\\ or closing the terminal
     leaves the job running, as does TERM. The exit code is the job's own, 128+n for a signal or its time limit.
     """
-    opt.check_command(command or [])
+    opt.check_command(command or [], "run")
     resources = opt.Resources(
         name,
         gpus,
@@ -84,6 +85,8 @@ def run(
         except BrokenPipeError:
             tell(f"nobody reads the output any more; job {job_id} goes on, see `gpuq logs {job_id}`")
             raise
+        except OutputFailed as error:
+            raise OutputFailed(f"{error.message}; job {job_id} goes on, `gpuq logs -f {job_id}` follows it") from None
     if job["state"] != "succeeded":
         tell(sentence(job))
     return exit_code(job)

@@ -10,9 +10,9 @@ import typer
 
 from gpuq.cli import options as opt
 from gpuq.cli import parse
-from gpuq.cli.common import Json, Quiet, count_jobs, examples, new_app, on_terminal, print_json, tell
+from gpuq.cli.common import Json, Quiet, count_jobs, examples, new_app, on_terminal, print_json, printing, tell
 from gpuq.client import PATIENCE, Client
-from gpuq.errors import ConnectionLost, UsageError
+from gpuq.errors import ConnectionLost, GpuqError, UsageError
 from gpuq.protocol import MAX_JOBS, MAX_LINE, Message, encode
 
 #: A part of a submission, in commands and in bytes of them.
@@ -36,6 +36,7 @@ app = new_app()
         "gpuq submit --gpus 2 --time 8h --name big -- ./train.sh",
         "gpuq submit --array 0-99%4 --vram 4GiB -- ./eval.sh   sees GPUQ_ARRAY_INDEX",
         "gpuq submit --after ok:12 -- python report.py",
+        "gpuq submit --after ok:13-112 -- ./merge.sh   after a whole array",
         "gpuq submit --retry vram-oom:2*1.5 --requeue --vram 8GiB -- ./train.sh",
         "gpuq submit --time 8h --signal USR1@300 --grace 2m -- ./train.sh",
         "gpuq submit --gpus 0 --from commands.txt   a shell command per line",
@@ -86,7 +87,7 @@ def submit(
     if from_ is not None and array is not None:
         raise UsageError("--from and --array exclude each other: each line of a file is a job already")
     if from_ is None:
-        opt.check_command(command or [])
+        opt.check_command(command or [], "submit")
     members = parse.parse_array(array) if array is not None else None
     resources = opt.Resources(
         name,
@@ -212,8 +213,19 @@ def _read_lines(file: BinaryIO, where: str) -> list[list[str]]:
 
 
 def _report(first: int, last: int, *, as_json: bool, quiet: bool) -> None:
-    if as_json:
-        print_json("gpuq.jobs/1", jobs=_objects(first, last))
+    """Print the ids. Where that fails the message has them, so that nobody submits again what is queued."""
+    try:
+        objects = _objects(first, last) if as_json else None
+        with printing():
+            _print_ids(first, last, objects, quiet=quiet)
+    except GpuqError as error:
+        queued = f"job {first} is" if first == last else f"jobs {first}-{last} are"
+        raise type(error)(f"{error.message}; {queued} queued all the same: do not submit again") from None
+
+
+def _print_ids(first: int, last: int, objects: list[Any] | None, *, quiet: bool) -> None:
+    if objects is not None:
+        print_json("gpuq.jobs/1", jobs=objects)
     elif quiet or not on_terminal():
         sys.stdout.writelines(f"{job}\n" for job in range(first, last + 1))
     elif first == last:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -133,13 +135,80 @@ def test_a_reader_that_leaves_ends_us_quietly(box: Box) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.parametrize("words", ["config show", "list", "list -n 1", "events", "show 1"])
+@pytest.mark.parametrize("words", ["config show", "list", "list -n 1", "events", "show 1", "--help"])
 def test_a_full_disk_is_reported(box: Box, words: str) -> None:
     box.submit_many([["true"]] * 2, hold=True, gpus=0)
     with open("/dev/full", "w") as full:
         done = subprocess.run([*GPUQ, *words.split()], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "gpuq: the output could not be written: No space left on device\n"
+
+
+def _on_a_full_disk(*args: str) -> str:
+    """The one message of a command whose output cannot be written."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*GPUQ, *args], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    start = "gpuq: the output could not be written: No space left on device"
+    assert done.stderr.startswith(start) and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr.removeprefix(start).strip()
+
+
+def test_jobs_whose_ids_could_not_be_printed_are_named(box: Box) -> None:
+    """Whoever is told that it failed, and not that it is queued, submits again."""
+    box.submit("true")  # the first is told of the GPUs
+    submit = ["submit", "--gpus", "0", "--hold"]
+    assert _on_a_full_disk(*submit, "--", "true") == "; job 2 is queued all the same: do not submit again"
+    told = "; jobs 3-5 are queued all the same: do not submit again"
+    assert _on_a_full_disk(*submit, "--array", "0-2", "--", "true") == told
+    told = "; jobs 6-5005 are queued all the same: do not submit again"
+    assert _on_a_full_disk(*submit, "--array", "0-4999", "--", "true") == told, "more than a buffer holds"
+    assert _on_a_full_disk(*submit, "--json", "--", "true").startswith("; job 5006 is queued")
+    assert _on_a_full_disk("run", "--", "echo", "x") == "; job 5007 goes on, `gpuq logs -f 5007` follows it"
+    assert box.wait(5007)["state"] == "succeeded"
+
+
+def test_a_log_that_cannot_be_printed(box: Box) -> None:
+    job = box.submit("echo", "x")
+    box.wait(job)
+    assert _on_a_full_disk("logs", "1") == "" and _on_a_full_disk("logs", "-f", "1") == ""
+
+
+def test_in_a_folder_that_was_removed(box: Box) -> None:
+    """Names of files mean nothing there; whole paths do."""
+    gone = "mkdir gone; cd gone; rmdir ../gone; exec " + " ".join(GPUQ)
+    env = {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def there(words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", "-c", f"{gone} {words}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **env, **more},
+        )
+
+    for words in ("db backup x.db", "db restore x.db", "submit -g0 -- true"):
+        done = there(words)
+        assert done.returncode == 2 and done.stderr.startswith("gpuq: this folder has been removed; cd to another"), (
+            words
+        )
+    done = there("list", GPUQ_STATE_DIR="state")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "GPUQ_STATE_DIR 'state'" in done.stderr
+    assert there(f"db backup {box.folder}/copy.db").stdout == f"{box.folder}/copy.db\n"
+
+
+@pytest.mark.parametrize("words", [["list"], ["db", "restore", "/x"]])
+def test_an_interpreter_that_cannot_be_executed_is_named(box: Box, words: list[str]) -> None:
+    """As where somebody took the rights of a virtual environment's files."""
+    python = box.folder / "python"
+    python.write_text("")
+    program = (
+        f"import sys; from gpuq.cli.app import invoke; sys.executable = {str(python)!r}; sys.exit(invoke({words}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 5
+    assert f"could not be started: {python}: Permission denied; " in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.usefixtures("box")

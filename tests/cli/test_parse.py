@@ -98,13 +98,35 @@ def test_bad_begin(text: str) -> None:
         (["any:@last"], ["any:@last"]),
         (["5", "ok:5"], ["ok:5"]),
         (["007"], ["ok:7"]),
+        (["ok:1-3"], ["ok:1", "ok:2", "ok:3"]),
+        (["2-3", "any:4-4,failed:1-2"], ["ok:2", "ok:3", "any:4", "failed:1", "failed:2"]),
+        (["1-10000"], [f"ok:{n}" for n in range(1, 10_001)]),
     ],
 )
 def test_after(values: list[str], expected: list[str]) -> None:
     assert parse.parse_after(values) == expected
 
 
-@pytest.mark.parametrize("value", ["", "x", "ok:", "ok:x", "maybe:3", "3,", "ok:-1", "1-3", "9" * 40])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "x",
+        "ok:",
+        "ok:x",
+        "maybe:3",
+        "3,",
+        "ok:-1",
+        "9" * 40,
+        "1-",
+        ":3",
+        "3-1",
+        "1-2-3",
+        "ok:1\n2",
+        "1-10001",
+        "0-" + "9" * 18,
+    ],
+)
 def test_bad_after(value: str) -> None:
     with pytest.raises(UsageError, match="after"):
         parse.parse_after([value])
@@ -226,7 +248,16 @@ def test_a_folder_that_is_gone(clean: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("command", [[], [""], ["  "], ["x", "y" * 600_000]])
 def test_bad_commands(command: list[str]) -> None:
     with pytest.raises(UsageError, match="command"):
-        check_command(command)
+        check_command(command, "submit")
+
+
+@pytest.mark.parametrize("command", ["7 8 -- true", "7 -- true", "7 8 --"])
+def test_ids_that_the_shell_split_are_no_command(command: str) -> None:
+    """`--after ok:$ids -- true`, with three ids on a line each."""
+    with pytest.raises(UsageError, match=r"7.* before `--`.* --after ok:12-20"):
+        check_command(command.split(), "submit")
+    for harmless in (["7", "8", "true"], ["true", "7", "--", "x"], ["--"], ["./7", "--", "x"]):
+        check_command(harmless, "submit")
 
 
 # --- files of commands ----------------------------------------------------------------------------

@@ -98,6 +98,8 @@ def test_dependencies(box: Box) -> None:
     box.ok("submit", "--gpus", "0", "--after", "any:1,ok:2", "-d", "1", "--", "true")
     assert box.job(2)["after"] == ["ok:1"]
     assert sorted(box.job(3)["after"]) == ["any:1", "ok:1", "ok:2"]
+    box.ok("submit", "--gpus", "0", "--after", "any:1-3", "--", "true")
+    assert box.job(4)["after"] == ["any:1", "any:2", "any:3"]
     assert box.fails(3, "submit", "--after", "9", "--", "true") == "gpuq: --after ok:9: there is no job 9\n"
 
 
@@ -193,7 +195,12 @@ BAD: list[tuple[int, list[str], str]] = [
     (2, ["submit", "--gpus", "0", "--from", "-", "--", "true"], "exclude each other"),
     (2, ["submit", "--gpus", "0", "--from", "-", "--array", "1-2"], "exclude each other"),
     (2, ["submit", "--gpus", "0", "--from", "-"], "holds no command"),
-    (2, ["run"], "no command"),
+    (2, ["submit", "--gpus", "0", "--after", "ok:3-1", "--", "true"], "write 1-3"),
+    (2, ["submit", "--gpus", "0", "--after", "1", "2", "3", "--", "true"], "begins with 2 3 before `--`"),
+    (2, ["submit", "--gpus", "0", "--cwd", "", "--", "true"], "--cwd is empty"),
+    (2, ["submit"], "`gpuq submit -- python train.py`"),
+    (2, ["run"], "`gpuq run -- python train.py`"),
+    (2, ["top", "--svg", ""], "--svg is empty"),
     (3, ["show", "1"], "there is no job 1"),
     (3, ["list", "1"], "there is no job 1"),
     (3, ["logs", "1"], "there is no job 1"),
@@ -207,6 +214,9 @@ BAD: list[tuple[int, list[str], str]] = [
     (2, ["retry", "--state", "bogus"], "no state 'bogus'"),
     (2, ["wait", "1", "--timeout", "5"], "'5' is not a time"),
     (2, ["list", "-n", "-1"], "-n -1"),
+    (2, ["list", "-n", "9" * 20], "at most 2,147,483,647 rows, 0 for all"),
+    (2, ["events", "-n", "9" * 20], "at most 2,147,483,647 events"),
+    (2, ["logs", "1", "-n", "9" * 20], "at most 2,147,483,647 lines"),
     (2, ["completion", "tcsh"], "'tcsh'"),
 ]
 
