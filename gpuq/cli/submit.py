@@ -11,6 +11,7 @@ import typer
 from gpuq.cli import options as opt
 from gpuq.cli import parse
 from gpuq.cli.common import Json, Quiet, count_jobs, examples, new_app, on_terminal, print_json, printing, tell
+from gpuq.cli.link import Retries
 from gpuq.client import PATIENCE, Client
 from gpuq.errors import ConnectionLost, GpuqError, UsageError
 from gpuq.protocol import MAX_JOBS, MAX_LINE, Message, encode
@@ -20,8 +21,6 @@ PART_COMMANDS = 2000
 PART_BYTES = 1024 * 1024
 #: MAX_ARG_STRLEN of Linux: 32 pages for one argument with its NUL (execve(2)).
 MAX_SHELL_LINE = 128 * 1024 - 1
-#: How often a submission is sent again where the daemon went away in the middle.
-RESENDS = 2
 #: What the slowest disk may take for the one commit of a large submission.
 JOBS_PER_SECOND = 500
 
@@ -127,15 +126,15 @@ def send(
     if array is not None:
         head["array"] = {"indexes": array[0], "limit": array[1]}
     jobs = len(commands) * (len(array[0]) if array is not None else 1)
-    for left in reversed(range(RESENDS + 1)):
+    retries = Retries()
+    while True:
         try:
-            with Client.connect() as client:
+            with retries.connect() as client:
                 client.socket.settimeout(PATIENCE + jobs / JOBS_PER_SECOND)
                 reply = _send_parts(client, head, commands)
             break
-        except ConnectionLost:
-            if not left:
-                raise
+        except ConnectionLost as error:
+            retries.lost(error)
     for note in reply.get("notes", []):
         tell(str(note))
     first, last = reply["ids"]

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -297,3 +298,27 @@ def test_names_are_escaped_wherever_they_are_shown(box: Box) -> None:
     assert "a\\nb\\x1b[31m\\x07🎉\\u202e" in shown
     assert json.loads(box.ok("list", "--json"))["jobs"][0]["name"] == name
     assert os.linesep not in box.ok("list", "-q").strip()
+
+
+def test_a_submission_is_sent_again_until_it_is_answered(box: Box) -> None:
+    """Under its key, so that however often its daemon dies it is one submission."""
+    box.state.mkdir(mode=0o700)
+    keys: list[str] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(box.state / "sock"))
+        listener.listen()
+
+        def answer() -> None:
+            for left in reversed(range(8)):
+                connection, _ = listener.accept()
+                with connection, connection.makefile("rwb") as file:
+                    keys.append(json.loads(file.readline())["key"])
+                    if not left:
+                        file.write(b'{"ok": true, "ids": [7, 7], "notes": []}\n')
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        assert box.ok("submit", "--", "true") == "7\n"
+        answering.join()
+    (box.state / "sock").unlink()
+    assert len(keys) == 8 and len(set(keys)) == 1

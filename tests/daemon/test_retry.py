@@ -219,12 +219,13 @@ def test_the_help_names_every_failure_that_can_be_tried_again(box: Box) -> None:
 
 def test_a_cancelled_job_whose_supervisor_dies_is_not_tried_again(quick: Box) -> None:
     """The answer to `cancel` was that it ends, and that is what it does, by whatever it ends."""
-    stubborn = "trap '' TERM; echo up; while :; do sleep 0.05; done"
+    stubborn = "trap '' TERM; echo $$ up; while :; do sleep 0.05; done"
     job = quick.submit("sh", "-c", stubborn, retry=["lost:3"], grace=600.0)
     log = quick.state / "jobs" / str(job) / "1" / "log"
     wait_until(lambda: log.exists() and "up" in log.read_text())
     quick.ok("cancel", str(job))
     kill_supervisor(quick, job)
+    os.kill(int(log.read_text().split()[0]), signal.SIGKILL)  # long before its grace is over
     done = quick.wait(job)
     assert (done["state"], done["failure"], done["attempt"], done["retries"]) == ("cancelled", None, 1, 0)
     assert "SIGKILL" in done["note"]
