@@ -19,7 +19,8 @@ SHORTEST_PAUSE = 0.01
 class Retries:
     """Counts connections that broke soon after they were made."""
 
-    def __init__(self) -> None:
+    def __init__(self, tries: int = TRIES) -> None:
+        self._tries = tries
         self._failures = 0
         self._began = 0.0
 
@@ -34,7 +35,7 @@ class Retries:
     def lost(self, error: ConnectionLost) -> None:
         """Note that the connection broke, and wait a little. Raises it again once that has happened too often."""
         self._failures = self._failures + 1 if time.monotonic() - self._began < SHORT else 1
-        if self._failures >= TRIES:
+        if self._failures >= self._tries:
             raise error
         time.sleep(min(LONGEST_PAUSE, SHORTEST_PAUSE * 2 ** (self._failures - 1)))
 

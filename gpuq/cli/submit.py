@@ -21,6 +21,8 @@ PART_COMMANDS = 2000
 PART_BYTES = 1024 * 1024
 #: MAX_ARG_STRLEN of Linux: 32 pages for one argument with its NUL (execve(2)).
 MAX_SHELL_LINE = 128 * 1024 - 1
+#: How often in a row a daemon may go away in the middle of a submission, in some three seconds.
+TRIES = 10
 #: What the slowest disk may take for the one commit of a large submission.
 JOBS_PER_SECOND = 500
 
@@ -126,7 +128,7 @@ def send(
     if array is not None:
         head["array"] = {"indexes": array[0], "limit": array[1]}
     jobs = len(commands) * (len(array[0]) if array is not None else 1)
-    retries = Retries()
+    retries = Retries(TRIES)
     while True:
         try:
             with retries.connect() as client:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpuq.cli.options import make_environment
+from gpuq.cli.submit import TRIES
 from gpuq.errors import ConnectionLost, UsageError
 from gpuq.protocol import decode
 from tests.cli.terminal import finish
@@ -152,7 +153,7 @@ def test_gives_up_where_no_daemon_stays(box: Box) -> None:
         dying.listen()
         dying.settimeout(PATIENCE)
         with box.started("submit", "--gpus", "0", "--", "true") as process:
-            for _ in range(3):
+            for _ in range(TRIES):
                 connection, _ = dying.accept()
                 connection.recv(1)
                 connection.close()
