@@ -1,7 +1,7 @@
-"""How fast gpuq is: `python -m tests.bench [--short] [--json] [--rounds N] [--folder DIR]`.
+"""How fast gpuq is, beside its peers and the machine's own limit: `python -m tests.bench [--short] [--json] …`.
 
-Times depend on the machine and on what else it does, so they are told as ratios to `python -c pass` and to a Typer
-command that does nothing, taken in the same interleaved rounds. Nothing is asserted about them.
+Times depend on the machine and on what else it does, so they are told as ratios, taken in the same interleaved rounds.
+Nothing is asserted about them. Peers are measured where they are installed; `tests/bench/peers/` says how.
 """
 
 from __future__ import annotations
@@ -10,69 +10,119 @@ import argparse
 import json
 import os
 import platform
-import random
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from gpuq.config import filesystem_type
-from tests.bench.bed import Bed
-from tests.bench.measures import CPUS, Beds, Measure, commands, fill, launches, rest, throughput
-from tests.bench.report import Row, as_json, as_table
-from tests.fakenvml import FakeNvml, GiB, fake_gpus
+from tests.bench import batches, commands, large, latency, machine, peers, rest
+from tests.bench.measure import Measure, interleave
+from tests.bench.report import SECTIONS, Row, as_json, as_table
+from tests.bench.world import CPUS, Scale, World
+
+_LONG = Scale(
+    rounds=30,
+    warm_up=1,
+    batches=3,
+    count=5000,
+    lines=100_000,
+    waiting=10_000,
+    watched=64,
+    settle=3,
+    seconds=10,
+)
+_SHORT = Scale(rounds=2, warm_up=0, batches=1, count=40, lines=1000, waiting=1000, watched=8, settle=0.3, seconds=0.5)
+#: Sections of what takes milliseconds: all of it is in the same rounds.
+_QUICK: dict[str, Callable[[World], list[Measure]]] = {
+    "machine": machine.measures,
+    "commands": commands.measures,
+    "first": latency.first,
+    "next": latency.following,
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--short", action="store_true", help="a quick look: few rounds, few jobs, a short rest")
-    parser.add_argument("--json", action="store_true", help="print one object, gpuq.bench/1")
-    parser.add_argument("--rounds", type=int, help="rounds of all commands (default 30, with --short 2)")
-    parser.add_argument("--folder", type=Path, help="where state folders are made: launching depends on the disk")
-    options = parser.parse_args()
+    options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemons are stopped
     about = _about(options.folder)
-    rows = measure(options.folder, options.rounds or (2 if options.short else 30), short=options.short)
-    about["load after"] = _load()
-    print(json.dumps(as_json(rows, about)) if options.json else as_table(rows, about))
-
-
-def measure(where: Path | None, rounds: int, *, short: bool) -> list[Row]:
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpuq-bench-", dir=where)))
-        nvml = FakeNvml(folder / "nvml", fake_gpus(24 * GiB, 24 * GiB))
-        beds = Beds(
-            idle=stack.enter_context(Bed(folder / "idle", GPUQ_GPUS="none")),
-            gpus=stack.enter_context(Bed(folder / "gpus", **nvml.env)),
-            some=stack.enter_context(Bed(folder / "some", GPUQ_GPUS="none")),
-            many=stack.enter_context(Bed(folder / "many", GPUQ_GPUS="none")),
-        )
-        runs = fill(beds.some, 1000)
-        fill(beds.many, 10_000)
-        resting = rest(beds, runs, 1 if short else 20)
-        rows = interleave([*commands(folder, beds), *launches(folder, beds)], rounds, warm_up=1 if short else 3)
-        return [*rows, throughput(beds.idle, 40 if short else 1000), *resting]
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpuq-bench-", dir=options.folder)))
+        begun, left_out = peers.begin(stack, folder, options.peers)
+        world = World(stack, folder, _scale(options), begun)
+        rows, given_up = measure(world, options.only)
+    about["load after"] = _load()
+    left_out += given_up
+    print(json.dumps(as_json(rows, left_out, about)) if options.json else as_table(rows, left_out, about))
 
 
-def interleave(measures: Sequence[Measure], rounds: int, warm_up: int) -> list[Row]:
-    """Every measure once a round, in an order that changes, so that none follows the same one each time."""
-    values: dict[str, list[float]] = {measure.name: [] for measure in measures}
-    for number in range(warm_up + rounds):
-        for measure in random.sample(measures, len(measures)):
-            taken = measure.take()
-            if number >= warm_up:
-                values[measure.name].append(taken)
-    return [Row(measure.name, "s", tuple(values[measure.name]), measure.goal) for measure in measures]
+def measure(world: World, only: Sequence[str]) -> tuple[list[Row], list[str]]:
+    """The rows of these sections, and what was given up of peers."""
+    scale = world.scale
+    quick = [one for section, measures in _QUICK.items() if section in only for one in measures(world)]
+    slow = batches.measures(world) if "batch" in only else []
+    rows, given_up = interleave(quick, scale.rounds, scale.warm_up)
+    more, given_up_later = interleave(slow, scale.batches, warm_up=0)
+    rows += more
+    if "large" in only:
+        rows += large.rows(world)
+    if "rest" in only:
+        rows += rest.rows(world)
+    return rows, given_up + given_up_later
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--short", action="store_true", help="a quick look: few rounds, few jobs, a short rest")
+    parser.add_argument("--json", action="store_true", help="print one object, gpuq.bench/2")
+    parser.add_argument("--only", type=_sections, default=tuple(SECTIONS), help=f"of {','.join(SECTIONS)}")
+    parser.add_argument("--peers", type=_peers, help="names of those to measure, or none; all that are installed")
+    parser.add_argument("--folder", type=Path, help="where state folders are made: launching depends on the disk")
+    for name, help_text in (
+        ("rounds", "of what takes milliseconds"),
+        ("batches", "rounds of batches"),
+        ("count", "jobs of a batch"),
+        ("lines", "of the large file"),
+        ("waiting", "jobs where a long queue is looked at"),
+    ):
+        long, short = getattr(_LONG, name), getattr(_SHORT, name)
+        parser.add_argument(f"--{name}", type=int, help=f"{help_text} ({long}, with --short {short})")
+    return parser.parse_args()
+
+
+def _scale(options: argparse.Namespace) -> Scale:
+    given = {field: getattr(options, field) for field in ("rounds", "batches", "count", "lines", "waiting")}
+    scale = _SHORT if options.short else _LONG
+    return replace(scale, **{name: value for name, value in given.items() if value is not None})
+
+
+def _sections(text: str) -> tuple[str, ...]:
+    """Raises ArgumentTypeError."""
+    words = tuple(text.split(","))
+    if unknown := set(words) - set(SECTIONS):
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: there are {', '.join(SECTIONS)}")
+    return words
+
+
+def _peers(text: str) -> set[str]:
+    """Raises ArgumentTypeError."""
+    words = set() if text == "none" else set(text.split(","))
+    if unknown := words - {peer.name for peer in peers.PEERS}:
+        known = ", ".join(peer.name for peer in peers.PEERS)
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: there are {known}, and none")
+    return words
 
 
 def _about(where: Path | None) -> dict[str, Any]:
     folder = Path(where or tempfile.gettempdir()).resolve()
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "command": " ".join(["python -m tests.bench", *sys.argv[1:]]),
         "python": platform.python_version(),
         "machine": f"{CPUS} CPUs, {platform.system()} {platform.release()}",
         "file system": filesystem_type(folder, Path("/proc/self/mountinfo").read_text()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import select
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from gpuq.client import Client
+from tests.bench.kernel import children
 
 #: Longest wait for a daemon to end, in seconds.
 PATIENCE = 30
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def program() -> list[str]:
@@ -36,6 +35,8 @@ class Bed:
         ours = ("GPUQ_", "XDG_", "CUDA_", "PYTHONDONTWRITEBYTECODE")
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         self.env |= {"HOME": str(folder / "home"), "GPUQ_STATE_DIR": str(self.state), "NO_COLOR": "1", **env}
+        #: the job that takes all CPUs, None while there is none
+        self.runs: int | None = None
 
     def __enter__(self) -> Bed:
         self.call("daemon", "start")
@@ -78,6 +79,12 @@ class Bed:
             accepted = time.monotonic()
         return int(reply["ids"][1]), accepted
 
+    def fill(self, count: int) -> None:
+        """One job that takes all CPUs, and `count` jobs that wait for it."""
+        self.runs, _ = self.submit([["sleep", "86400"]], cpus=len(os.sched_getaffinity(0)))
+        for left in range(count, 0, -1000):
+            self.submit([["true"]] * min(left, 1000), name="waits")
+
     def wait(self, first: int, last: int | None = None) -> dict[str, Any]:
         """The first of these jobs, once all have ended."""
         with self.client() as client:
@@ -92,31 +99,25 @@ class Bed:
 
     def supervisor(self, job_id: int) -> int:
         """Pid of a running job's supervisor, from the file in which it says who it is."""
-        attempt = self.request("show", sel={"ranges": [[job_id, job_id]]})["jobs"][0]["attempts"][-1]
-        identity = Path(attempt["run_dir"]) / "identity"
         deadline = time.monotonic() + PATIENCE
-        while not identity.exists():
+        while not (identity := self._run_dir(job_id) / "identity").exists():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{identity} did not appear")
             time.sleep(0.01)
         return int(json.loads(identity.read_bytes())["pid"])
 
+    def _run_dir(self, job_id: int) -> Path:
+        """Of its newest attempt; before the first one the folder of none."""
+        attempts = self.request("show", sel={"ranges": [[job_id, job_id]]})["jobs"][0]["attempts"]
+        return Path(attempts[-1]["run_dir"]) if attempts else self.folder / "none"
 
-def memory(pid: int) -> tuple[int, int]:
-    """Bytes: what is the process's alone (USS, Private_* of /proc/PID/smaps_rollup, proc(5)), and all it has (RSS).
-
-    Pages of programs and libraries that another Python on this machine also has mapped are in the second only.
-    """
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    sizes = [(words[0], int(words[1]) * 1024) for line in text.splitlines()[1:] if (words := line.split())]
-    private = sum(size for name, size in sizes if name.startswith("Private_"))
-    return private, dict(sizes)["Rss:"]
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of all threads. In nanoseconds, where utime and stime have ticks: clock_getcpuclockid(3)."""
-    clock = ctypes.c_int()
-    error = _LIBC.clock_getcpuclockid(pid, ctypes.byref(clock))
-    if error:
-        raise OSError(error, os.strerror(error))
-    return time.clock_gettime(clock.value)
+    def running_on(self, job_id: int) -> tuple[str, int]:
+        """UUID of the GPU of a job that has one, and the job's pid, once it runs."""
+        supervisor = self.supervisor(job_id)
+        deadline = time.monotonic() + PATIENCE
+        while not (pids := children(supervisor)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"job {job_id} did not begin")
+            time.sleep(0.01)
+        job = self.request("show", sel={"ranges": [[job_id, job_id]]})["jobs"][0]
+        return str(job["gpus"][0]), pids[0]

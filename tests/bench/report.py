@@ -8,16 +8,36 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+#: What each section is about, and the row of it that its ratios are made of.
+SECTIONS = {
+    "machine": ("The machine's own limit", ""),
+    "commands": ("A command, from before its fork until after its exit", "no-op Typer command"),
+    "first": ("From the submission to the job's first instruction, idle queue", "gpuq, typed"),
+    "next": ("From a job's exit to the first instruction of the next, which waited for its slot", "gpuq"),
+    "batch": ("`true` jobs, 2 at a time, until the last has ended", "gpuq submit --from FILE"),
+    "large": ("Many at once", ""),
+    "rest": ("What nothing to do, or little, costs", ""),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What is wished for: at most (`least`: at least) so much, in the row's unit or times the section's base."""
+
+    bound: float
+    times: bool = False
+    least: bool = False
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was measured, in `unit`: s, jobs/s, bytes or cores (1.0 is one core in full)."""
+    """What was measured, in `unit`: s, /s, bytes, cores (1.0 is one core in full) or a word for what was counted."""
 
+    section: str
     name: str
     unit: str
     values: tuple[float, ...]
-    #: most that is wished for, times the no-op command (`noop`) or in `unit` (`unit`); None: nothing is promised
-    goal: tuple[str, float] | None = None
+    goal: Goal | None = None
 
     @property
     def median(self) -> float:
@@ -25,78 +45,82 @@ class Row:
 
     @property
     def p95(self) -> float:
-        """Nearest rank."""
-        return sorted(self.values)[math.ceil(0.95 * len(self.values)) - 1]
+        """The value that 95 % are no worse than, by nearest rank: of rates the 5th percentile."""
+        ranked = sorted(self.values, reverse=self.unit == "/s")
+        return ranked[math.ceil(0.95 * len(ranked)) - 1]
 
 
-PASS = "python -c pass"
-NOOP = "no-op Typer command"
-
-
-def as_json(rows: Sequence[Row], about: dict[str, Any]) -> dict[str, Any]:
-    """`gpuq.bench/1`. Ratios are of medians, and only where the unit is seconds."""
-    python, noop = _of(rows, PASS), _of(rows, NOOP)
+def as_json(rows: Sequence[Row], left_out: Sequence[str], about: dict[str, Any]) -> dict[str, Any]:
+    """`gpuq.bench/2`. A ratio is that of the medians, to the base of the section, where both have one unit."""
     found = []
     for row in rows:
-        seconds = _seconds(row)
+        ratio = _ratio(row, rows)
+        goal = row.goal
         found.append(
             {
+                "section": row.section,
                 "name": row.name,
                 "unit": row.unit,
                 "n": len(row.values),
                 "median": row.median,
                 "p95": row.p95,
-                "times_python": seconds / python if seconds else None,
-                "times_noop": seconds / noop if seconds else None,
-                "goal": None if row.goal is None else {"of": row.goal[0], "most": row.goal[1], "met": _met(row, noop)},
+                "ratio": ratio,
+                "goal": goal
+                and {"bound": goal.bound, "times": goal.times, "least": goal.least, "met": _met(goal, row, ratio)},
             }
         )
-    return {"schema": "gpuq.bench/1", **about, "rows": found}
+    bases = {section: base or None for section, (_, base) in SECTIONS.items()}
+    return {"schema": "gpuq.bench/2", **about, "left_out": list(left_out), "bases": bases, "rows": found}
 
 
-def as_table(rows: Sequence[Row], about: dict[str, Any]) -> str:
-    python, noop = _of(rows, PASS), _of(rows, NOOP)
+def as_table(rows: Sequence[Row], left_out: Sequence[str], about: dict[str, Any]) -> str:
     lines = [f"{key}: {value}" for key, value in about.items()]
-    lines += ["", f"{'':52} {'median':>10} {'p95':>10} {'× python':>9} {'× no-op':>8} {'n':>3}  goal"]
-    for row in rows:
-        seconds = _seconds(row)
-        ratios = f"{seconds / python:9.2f} {seconds / noop:8.2f}" if seconds else f"{'':9} {'':8}"
-        shown = f"{_show(row.median, row.unit):>10} {_show(row.p95, row.unit):>10}"
-        lines.append(f"{row.name:52} {shown} {ratios} {len(row.values):3}  {_goal(row, noop)}".rstrip())
+    lines += [f"left out: {line}" for line in left_out]
+    for section, (title, base) in SECTIONS.items():
+        of_it = [row for row in rows if row.section == section]
+        if of_it:
+            lines += ["", f"{title}{f' (ratio: to {base})' if base else ''}"]
+            lines += [f"  {'':58} {'median':>11} {'p95':>11} {'ratio':>7} {'n':>3}  goal"]
+            lines += [_line(row, _ratio(row, rows)) for row in of_it]
     return "\n".join(lines)
 
 
-def _of(rows: Sequence[Row], name: str) -> float:
-    return next(row.median for row in rows if row.name == name)
+def _line(row: Row, ratio: float | None) -> str:
+    shown = f"{_show(row.median, row.unit):>11} {_show(row.p95, row.unit):>11}"
+    times = "" if ratio is None else f"{ratio:.2f}"
+    return f"  {row.name:58} {shown} {times:>7} {len(row.values):3}  {_goal(row, ratio)}".rstrip()
 
 
-def _seconds(row: Row) -> float | None:
-    """What the ratios are made from: a time, or the time per job."""
-    if row.unit == "jobs/s":
-        return 1 / row.median
-    return row.median if row.unit == "s" else None
+def _ratio(row: Row, rows: Sequence[Row]) -> float | None:
+    base = SECTIONS[row.section][1]
+    found = [other.median for other in rows if (other.section, other.name, other.unit) == (row.section, base, row.unit)]
+    return row.median / found[0] if found and found[0] else None
 
 
-def _met(row: Row, noop: float) -> bool:
-    assert row.goal is not None
-    of, most = row.goal
-    return row.median / (noop if of == "noop" else 1) <= most
+def _met(goal: Goal, row: Row, ratio: float | None) -> bool | None:
+    """None where there is nothing to compare with."""
+    value = ratio if goal.times else row.median
+    if value is None:
+        return None
+    return value >= goal.bound if goal.least else value <= goal.bound
 
 
-def _goal(row: Row, noop: float) -> str:
+def _goal(row: Row, ratio: float | None) -> str:
     if row.goal is None:
         return ""
-    of, most = row.goal
-    text = f"{most} × no-op" if of == "noop" else _show(most, row.unit)
-    return f"≤ {text}: {'yes' if _met(row, noop) else 'NO'}"
+    text = f"{row.goal.bound:g} ×" if row.goal.times else _show(row.goal.bound, row.unit)
+    said = {True: "yes", False: "NO", None: "?"}[_met(row.goal, row, ratio)]
+    return f"{'≥' if row.goal.least else '≤'} {text}: {said}"
 
 
 def _show(value: float, unit: str) -> str:
     match unit:
         case "s":
-            return f"{value * 1000:.1f} ms"
+            return f"{value * 1000:,.2f} ms" if value < 0.01 else f"{value * 1000:,.1f} ms"
+        case "/s":
+            return f"{value:,.0f}/s" if value >= 10 else f"{value:.1f}/s"
         case "bytes":
-            return f"{value / 1e6:.1f} MB"
+            return f"{value / 1e6:.2f} MB"
         case "cores":
             return f"{value * 100:.3f} %"
-    return f"{value:.1f}/s"
+    return f"{value:,.6g}"
