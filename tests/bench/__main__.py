@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from gpuq.config import filesystem_type
-from tests.bench import batches, commands, large, latency, machine, peers, rest
+from gpuq.errors import GpuqError
+from tests.bench import batches, commands, large, latency, machine, peers, planning, rest
 from tests.bench.measure import Measure, interleave
 from tests.bench.report import SECTIONS, Row, as_json, as_table
 from tests.bench.world import CPUS, Scale, World
@@ -44,6 +46,7 @@ _QUICK: dict[str, Callable[[World], list[Measure]]] = {
     "commands": commands.measures,
     "first": latency.first,
     "next": latency.following,
+    "plan": planning.measures,
 }
 
 
@@ -69,11 +72,14 @@ def measure(world: World, only: Sequence[str]) -> tuple[list[Row], list[str]]:
     rows, given_up = interleave(quick, scale.rounds, scale.warm_up)
     more, given_up_later = interleave(slow, scale.batches, warm_up=0)
     rows += more
-    if "large" in only:
-        rows += large.rows(world)
-    if "rest" in only:
-        rows += rest.rows(world)
-    return rows, given_up + given_up_later
+    left_out = given_up + given_up_later
+    for section, single in (("large", large.rows), ("rest", rest.rows)):
+        if section in only:
+            try:
+                rows += single(world)
+            except (GpuqError, OSError, subprocess.SubprocessError) as error:
+                left_out.append(f"the rest of {section!r}: gpuq failed: {error}")  # the other rows are true
+    return rows, left_out
 
 
 def _options() -> argparse.Namespace:

@@ -63,7 +63,9 @@ class Bed:
 
     def client(self) -> Client:
         os.environ["GPUQ_STATE_DIR"] = str(self.state)  # where the client looks; there are several beds
-        return Client.connect(start=False)
+        client = Client.connect(start=False)
+        client.socket.settimeout(None)  # however long: it is measured
+        return client
 
     def request(self, op: str, **fields: Any) -> dict[str, Any]:
         with self.client() as client:
@@ -88,7 +90,6 @@ class Bed:
     def wait(self, first: int, last: int | None = None) -> dict[str, Any]:
         """The first of these jobs, once all have ended."""
         with self.client() as client:
-            client.socket.settimeout(None)
             found = client.request("wait", sel={"ranges": [[first, last or first]]})["jobs"][0]
         assert isinstance(found, dict)
         return found

@@ -15,6 +15,7 @@ SECTIONS = {
     "first": ("From the submission to the job's first instruction, idle queue", "gpuq, typed"),
     "next": ("From a job's exit to the first instruction of the next, which waited for its slot", "gpuq"),
     "batch": ("`true` jobs, 2 at a time, until the last has ended", "gpuq submit --from FILE"),
+    "plan": ("A planning pass: 200 distinct requests, 16 GPUs, 64 jobs run (at most 1.5 times)", "1,000 wait"),
     "large": ("Many at once", ""),
     "rest": ("What nothing to do, or little, costs", ""),
 }

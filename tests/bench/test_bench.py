@@ -20,6 +20,7 @@ ROWS = {
     "first": ["gpuq, accepted", "gpuq, accepted, for a GPU (fake NVML)", "gpuq, typed"],
     "next": ["gpuq", "gpuq, for a GPU (fake NVML)"],
     "batch": ["gpuq submit --from FILE", "xargs -P2, no shell, nothing kept"],
+    "plan": ["1,000 wait", "100,000 wait"],
     "large": ["submit --from 300 lines", "cancel of 300 that wait", "the longest of these"],
     "rest": ["idle daemon: USS", "supervisor of a running job: USS"],
 }
@@ -66,4 +67,4 @@ def test_ratios_goals_and_percentiles() -> None:
     assert found["rest", "other"]["ratio"] is None
     table = as_table(rows, ["tsp: not here"], {"date": "today"})
     assert "left out: tsp: not here" in table and "date: today" in table
-    assert [table.count(title) for title, _ in SECTIONS.values()] == [0, 0, 0, 1, 1, 0, 1]
+    assert [table.count(title) for title, _ in SECTIONS.values()] == [0, 0, 0, 1, 1, 0, 0, 1]

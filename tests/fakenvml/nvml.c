@@ -251,8 +251,9 @@ static int begin(const char *function, struct box **box) {
     if (sessions <= 0) return UNINITIALIZED;
     *box = look();
     if (!*box) return UNKNOWN;
-    const struct timespec pause = {(time_t)(*box)->slow, (long)(((*box)->slow - (double)(time_t)(*box)->slow) * 1e9)};
-    nanosleep(&pause, NULL);
+    const double slow = (*box)->slow;
+    const struct timespec pause = {(time_t)slow, (long)((slow - (double)(time_t)slow) * 1e9)};
+    if (slow > 0) nanosleep(&pause, NULL); /* a sleep of no time would be a wake-up, too */
     return fit(*box);
 }
 
