@@ -9,7 +9,7 @@ import asyncio
 import ctypes
 import os
 import signal
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
 
 from gpuq.launch.identity import read_stat
@@ -26,13 +26,16 @@ def take_orphans() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def attend(loop: asyncio.AbstractEventLoop, supervisors: Container[int]) -> None:
-    """Look after the children whenever the kernel tells of one. Called after all other signals have their handlers."""
+def attend(loop: asyncio.AbstractEventLoop, ours: Callable[[], Container[int]]) -> None:
+    """Look after the children whenever the kernel tells of one; `ours` are the pids of those that are waited for.
+
+    Called after all other signals have their handlers.
+    """
     waiting: list[asyncio.TimerHandle] = []
 
     def look() -> None:
         waiting.clear()
-        look_after(supervisors)
+        look_after(ours())
 
     def told() -> None:
         if not waiting:
@@ -45,16 +48,16 @@ def attend(loop: asyncio.AbstractEventLoop, supervisors: Container[int]) -> None
     signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
 
 
-def look_after(supervisors: Container[int]) -> None:
-    """A supervisor that its job stopped goes on; an orphan that ended is forgotten. `supervisors` are pids."""
+def look_after(ours: Container[int]) -> None:
+    """One of ours that a job stopped goes on; an orphan that ended is forgotten. `ours` are pids."""
     try:
         while (stopped := os.waitid(os.P_ALL, 0, os.WSTOPPED | os.WNOHANG)) is not None:
-            if stopped.si_pid in supervisors:
+            if stopped.si_pid in ours:
                 os.kill(stopped.si_pid, signal.SIGCONT)  # it was not waited for, so that the number is its own
     except ChildProcessError:
         return
     for pid in _children():
-        stat = None if pid in supervisors else read_stat(pid)
+        stat = None if pid in ours else read_stat(pid)
         if stat is not None and stat.gone:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
 

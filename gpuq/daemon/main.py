@@ -140,7 +140,7 @@ async def _live(settings: Settings, store: Store, home: Home, run_root: Path, li
         loop.add_signal_handler(number, daemon.end, False)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
     children.take_orphans()
-    children.attend(loop, core.shims)
+    children.attend(loop, runner.children)
     _note(core, Kind.DAEMON_STARTED, pid=os.getpid())
     upkeep = daemon.upkeep = Upkeep(core, daemon.begin_anew)
     runner.begin()

@@ -1,4 +1,4 @@
-"""The loop: wakes, plans, launches attempts and takes their results. Events from the kernel come in here.
+"""The loop: wakes, plans, has attempts launched and takes their results. Events from the kernel come in here.
 
 Whatever becomes of an attempt is learnt in one place, `_take`, whether its supervisor has just ended or the daemon
 has just started.
@@ -7,16 +7,15 @@ has just started.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from gpuq import config, crash
 from gpuq.daemon import decisions, evidence, threads
+from gpuq.daemon.attempts import Attempts
 from gpuq.daemon.clock import WallClock
 from gpuq.daemon.core import Core, Running, over_text
 from gpuq.daemon.sharing import Sharing
@@ -24,16 +23,14 @@ from gpuq.daemon.turns import Turns
 from gpuq.daemon.watch import Watcher
 from gpuq.errors import GpuqError, HostBusy, LaunchError, StoreBusy, StoreError
 from gpuq.gpus.source import open_source
-from gpuq.launch import adoption, launcher, leftovers, outcome
+from gpuq.launch import adoption, launcher, leftovers
 from gpuq.launch.cgroup import Supervision
-from gpuq.launch.environment import job_environment, log_path
 from gpuq.launch.runfolder import FULL, for_a_while
-from gpuq.model import Attempt, Claim, Ending, Failure, Identity, Job, OverClaim, Readings, Reason, State
+from gpuq.model import Ending, Failure, Identity, Job, OverClaim, Readings, Reason, State
 from gpuq.policy import ledger, scheduler
 from gpuq.policy.explain import Verdict
-from gpuq.policy.lifecycle import EndAsked, Ended, Fact, NeverStarted, Resumed, Started, Suspended, advance
+from gpuq.policy.lifecycle import EndAsked, Ended, Fact, NeverStarted, Resumed, Suspended
 from gpuq.policy.waiting import GroupKey
-from gpuq.store import runrecord
 
 log = logging.getLogger("gpuq.runner")
 
@@ -76,9 +73,19 @@ class Runner:
         self._read_at = float("-inf")
         #: the loop itself holds its tasks only weakly
         self._tasks: set[asyncio.Task[None]] = set()
+        self.launcher = launcher.Launcher()
+        self._attempts = Attempts(core, supervision)
+        self._heard: int | None = None
+        #: more could be started than may be at once
+        self._held_back = False
 
     def begin(self) -> None:
         """Take back what an earlier daemon left running, then start what can start."""
+        try:
+            self.launcher.begin()
+            self._hear()
+        except LaunchError as error:  # each start tries again, and says so of its job
+            log.error("no supervisor can be started: %s", error.message)
         for job in self.core.load():
             self._take(job.id, restarted=True)
         self._publish()
@@ -90,6 +97,7 @@ class Runner:
     def end(self) -> None:
         """The daemon ends."""
         self._watcher.close()
+        self.launcher.close()
 
     # --- waking and planning ----------------------------------------------------------------------
 
@@ -137,7 +145,10 @@ class Runner:
         try:
             for start in plan.starts:
                 if self._paused is None:
-                    launcher.check_room()
+                    self._held_back = self.launcher.full
+                    if self._held_back:
+                        break
+                    self.launcher.check_room()
                     self._launch(start)
         except HostBusy as error:
             self._pause(error.message)
@@ -168,82 +179,81 @@ class Runner:
     # --- launching --------------------------------------------------------------------------------
 
     def _launch(self, start: scheduler.Start) -> None:
-        core = self.core
-        job = core.store.job(start.job_id)
-        assert job is not None and job.state is State.QUEUED, f"job {start.job_id} was planned and does not wait"
-        number = job.attempt + 1
-        run_dir = core.next_run_dir(job)
-        indexes = tuple(map(core.gpu_index, start.gpus))
-        step = advance(job, Started(start.gpus, log_path(job, str(run_dir)), indexes), time.time())
-        assert step.job.log_path is not None and step.job.started_at is not None
-        broken = _make_work_folder(run_dir)
-        claims = tuple(Claim(job.id, number, uuid, job.request.vram) for uuid in start.gpus)
-        attempt = Attempt(job.id, number, step.job.started_at, str(run_dir), step.job.log_path, claims)
-        if broken is None:
-            runrecord.write(run_dir, step.job, attempt)  # should the database be lost, it is known what runs there
-        crash.point("claim-before")
-        with core.store.transaction():
-            core.store.change(job, step.job, step.event)
-            core.store.add_attempt(attempt)
-        crash.point("claim-after")
-        core.waiting.remove(job.id)
-        running = core.running[job.id] = Running(step.job, attempt, claims)
-        self._turns.planned.pop(job.id, None)
-        core.history = ledger.disturb(core.history, start.gpus, time.monotonic())
-        core.hub.tell([job.id])
-        self._tell_start(step.job)
+        """Claim what the plan gives a job, then have it started: once claimed, the attempt is never forgotten."""
+        job_id = start.job_id
+        running, broken = self._attempts.claim(start)
+        self._turns.planned.pop(job_id, None)
+        self._tell_start(running.job)
         if broken is not None:
-            self._finish(job.id, Ended(failure=Failure.LAUNCH, note=broken))
+            self._finish(job_id, Ended(failure=Failure.LAUNCH, note=broken))
             return
         try:
             crash.point("spawn-before")
-            core.supervised(running, launcher.start(self._orders(step.job, attempt)))
+            self.launcher.start(self._attempts.orders(running))
             crash.point("spawn-after")
-        except HostBusy as error:
-            log.warning("job %d cannot be started yet: %s", job.id, error)
-            self._pause(error.message)
-            self._finish(job.id, NeverStarted())
-            return
+            self._hear()
         except LaunchError as error:
-            self._finish(job.id, Ended(failure=Failure.LAUNCH, note=error.message))
-            return
+            self._not_launched(job_id, error)
         except Exception as error:  # it is claimed, and may have begun: look at it as after a crash
-            log.exception("the start of job %d broke", job.id)
+            log.exception("the start of job %d broke", job_id)
             self._pause(f"a start broke: {error}")
-            self._loop.call_later(RETRY_WRITE, lambda: self._take(job.id, restarted=True))
+            self._loop.call_later(RETRY_WRITE, lambda: self._take(job_id, restarted=True))
+
+    def _not_launched(self, job_id: int, error: LaunchError) -> None:
+        if not isinstance(error, HostBusy):
+            self._finish(job_id, Ended(failure=Failure.LAUNCH, note=error.message))
             return
-        assert running.supervisor is not None
-        self._watch(job.id, running.supervisor)
+        log.warning("job %d cannot be started yet: %s", job_id, error)
+        self._pause(error.message)
+        self._finish(job_id, NeverStarted())
+
+    def _hear(self) -> None:
+        """Be told of what was launched, by whichever zygote there is now."""
+        channel = self.launcher.channel
+        if channel is not None and channel != self._heard:
+            self._heard = channel
+            self._loop.add_reader(channel, self.launched)
+
+    def launched(self) -> None:
+        """Learn what became of the attempts that were to be started."""
+        found = self.launcher.receive()
+        if not found and self.launcher.channel is not None:
+            return
+        if self.launcher.channel is None and self._heard is not None:
+            self._loop.remove_reader(self._heard)
+            self._heard = None
+            self._pause("the process that supervisors are forked from ended; another one is made")
+        for started in found:
+            running = self.core.running.get(started.launch.job_id)
+            if running is None or running.attempt.number != started.launch.attempt:
+                continue
+            if started.failure is not None:
+                self._not_launched(running.job.id, started.failure)
+            elif started.supervisor is not None:
+                self._supervise(running, started.supervisor)
+                if running.job.ending is not None or running.job.state is State.SUSPENDED:
+                    self._steer(running)  # it was asked meanwhile
+            else:
+                self._take(running.job.id, restarted=True)
+        self._publish()  # with the supervisors, who stand for the claims if we die
+        if self._held_back:
+            self.wake()
+
+    def _supervise(self, running: Running, supervisor: launcher.Supervisor) -> None:
+        """A supervisor of the attempt runs: its end is its result."""
+        self.core.supervised(running, supervisor)
+        # a pidfd becomes readable when its process ends (pidfd_open(2))
+        self._loop.add_reader(supervisor.pidfd, self._exited, running.job.id, supervisor)
+
+    def children(self) -> Collection[int]:
+        """The pids of all children that are waited for: supervisors, and what they are forked from."""
+        self.launched()  # one may have ended already that we have not been told of
+        zygote = self.launcher.zygote
+        return self.core.shims.keys() if zygote is None else self.core.shims.keys() | {zygote}
 
     def _tell_start(self, job: Job) -> None:
         states = self.core.gpu_states() if job.gpus else ()
         decisions.started(job, (gpu for gpu in states if gpu.uuid in job.gpus))
-
-    def _orders(self, job: Job, attempt: Attempt) -> launcher.Launch:
-        core = self.core
-        body = core.store.environment(job.env_hash)
-        if body is None:
-            raise LaunchError("its environment was erased; submit it anew")
-        if hashlib.sha256(body).hexdigest() != job.env_hash:
-            raise core.store.conn.senseless(f"the environment of job {job.id} is not what it was")
-        return launcher.Launch(
-            job_id=job.id,
-            attempt=attempt.number,
-            run_dir=Path(attempt.run_dir),
-            argv=job.command,
-            cwd=job.cwd,
-            env=job_environment(json.loads(body), job, attempt.run_dir, str(core.state_dir)),
-            log_path=attempt.log_path,
-            private_log=job.output is None,
-            umask=job.umask,
-            limits=job.limits,
-            time_limit=job.time_limit,
-            grace=core.grace(job),
-            warn=None if job.early_signal is None else (job.early_signal.signal, job.early_signal.before),
-            log_limit=job.log_limit,
-            ram=job.request.ram or None,
-            cgroup=self.supervision.leaf(Path(attempt.run_dir), job.id, attempt.number),
-        )
 
     def _pause(self, why: str) -> None:
         """Start nothing for a while: the host has no room for another process, which no event tells the end of."""
@@ -275,10 +285,6 @@ class Runner:
             launcher.resume(running.supervisor)
 
     # --- results ----------------------------------------------------------------------------------
-
-    def _watch(self, job_id: int, supervisor: launcher.Supervisor) -> None:
-        # a pidfd becomes readable when its process ends (pidfd_open(2))
-        self._loop.add_reader(supervisor.pidfd, self._exited, job_id, supervisor)
 
     def _exited(self, job_id: int, supervisor: launcher.Supervisor) -> None:
         self._loop.remove_reader(supervisor.pidfd)
@@ -312,14 +318,11 @@ class Runner:
         job_id = running.job.id
         match found:
             case adoption.Running(supervisor):
-                self.core.supervised(running, supervisor)
-                self._watch(job_id, supervisor)
+                self._supervise(running, supervisor)
                 self._steer(running)
             case adoption.Starting():
                 self._later(lambda: adoption.wait_unlocked(run_dir), lambda: self._take(job_id, restarted=restarted))
-            case adoption.Ended():
-                result = outcome.read_result(run_dir)
-                assert result is not None, f"{run_dir} has a result that is gone again"
+            case adoption.Ended(result):
                 failure = result.start_failure
                 if failure is not None and for_a_while(failure.step, failure.errno):
                     self._pause(failure.text)
@@ -486,17 +489,3 @@ class Runner:
                     self.direct(running.job, EndAsked(Ending.OVER_MEMORY, over_text(running, self.core.gpu_index)))
                 except GpuqError as error:
                     log.error("job %d could not be ended: %s", running.job.id, error)
-
-
-def _make_work_folder(run_dir: Path) -> str | None:
-    """Before the claim: a claimed attempt without a folder is one whose folder is gone.
-
-    What is wrong with this folder alone is returned. Raises OSError where no folder could be made.
-    """
-    try:
-        (run_dir / "work").mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        if not os.path.lexists(run_dir.parent):
-            raise
-        return f"the run folder {run_dir} cannot be made: {error.strerror}"
-    return None

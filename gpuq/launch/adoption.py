@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpuq.errors import StoreBusy, StoreError
-from gpuq.launch import outcome, runfolder
+from gpuq.launch import runfolder
 from gpuq.launch.identity import find_supervisor, is_supervisor, leftover, pidfd_of
 from gpuq.launch.launcher import Supervisor
+from gpuq.launch.outcome import Result, read_result
 from gpuq.launch.runfolder import LOCK, RESULT, read_identity, unreadable
 from gpuq.model import Identity
 
@@ -28,7 +29,9 @@ class Starting:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """There is a result: see `outcome.read_result`."""
+    """There is a result."""
+
+    result: Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +85,8 @@ def _running(run_dir: Path) -> Running | Starting | Ended | None:
         supervisor = _named_supervisor(run_dir)
         if supervisor is not None:
             return Running(supervisor)
-    elif held is False and _has_true_result(run_dir):
-        return Ended()
+    elif held is False and (result := _true_result(run_dir)) is not None:
+        return Ended(result)
     identity = find_supervisor(run_dir)
     supervisor = None if identity is None else _supervisor(identity, run_dir)
     if supervisor is not None:
@@ -91,14 +94,14 @@ def _running(run_dir: Path) -> Running | Starting | Ended | None:
     return Starting(run_dir / LOCK) if held and _held(run_dir) else None
 
 
-def _has_true_result(run_dir: Path) -> bool:
-    """False also for one that is damaged, which `_after` looks into."""
+def _true_result(run_dir: Path) -> Result | None:
+    """None also for one that is damaged, which `_after` looks into."""
     try:
-        return outcome.read_result(run_dir) is not None
+        return read_result(run_dir)
     except StoreBusy:
         raise
     except StoreError:
-        return False
+        return None
 
 
 def _held(run_dir: Path) -> bool | None:
@@ -126,9 +129,8 @@ def _after(run_dir: Path) -> Ended | Lost | NeverStarted | Gone:
 
 def _read(run_dir: Path) -> Ended | Lost | NeverStarted | Gone:
     """The same. Raises StoreError for what makes no sense."""
-    if runfolder.has_result(run_dir):
-        outcome.read_result(run_dir)
-        return Ended()
+    if runfolder.has_result(run_dir) and (result := read_result(run_dir)) is not None:
+        return Ended(result)
     if (identity := read_identity(run_dir)) is not None:
         return Lost(identity, runfolder.complaint(run_dir))
     there = runfolder.is_there(run_dir)

@@ -12,8 +12,8 @@ from gpuq.model import Identity
 
 #: Longest parent chain that is followed. PIDs can be used again while a chain is read, so a loop is possible.
 MAX_ANCESTORS = 512
-#: The end of a supervisor's code as its arguments show it, by which it is known.
-MARKER = b"# gpuq supervisor"
+#: How the first of a supervisor's last four arguments ends, by which it is known.
+MARKER = b"gpuq supervisor"
 
 
 class Stat(NamedTuple):
@@ -260,8 +260,8 @@ def supervisors_of(uid: int) -> dict[bytes, int]:
 
 
 def _marked(words: list[bytes]) -> bool:
-    """Whether these are a supervisor's arguments: `… CODE job=N attempt=M RUN_DIR`."""
-    return len(words) > 4 and words[-4].endswith(MARKER) and words[-3].startswith(b"job=")
+    """Whether these are a supervisor's arguments: `gpuq supervisor`, `job=N`, `attempt=M`, RUN_DIR."""
+    return len(words) > 3 and words[-4].endswith(MARKER) and words[-3].startswith(b"job=")
 
 
 def _words(pid: int, name: str) -> list[bytes]:
@@ -272,7 +272,7 @@ def _words(pid: int, name: str) -> list[bytes]:
 def _read_words(pid: int, name: str) -> list[bytes]:
     try:
         with open(f"/proc/{pid}/{name}", "rb") as file:
-            return file.read().split(b"\0")[:-1]
+            return file.read().rstrip(b"\0").split(b"\0")  # what follows a supervisor's words are zeros
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return []  # gone, or a set-user-id program
 

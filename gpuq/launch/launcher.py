@@ -12,40 +12,29 @@ import fcntl
 import marshal
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.abc import InspectLoader
 from pathlib import Path
-from typing import cast
 
 from gpuq import crash
-from gpuq.errors import LaunchError
+from gpuq.errors import HostBusy, LaunchError
 from gpuq.launch import keptlog, shim
 from gpuq.launch.identity import MARKER, boot_id, read_stat
 from gpuq.launch.leftovers import end_leftovers
-from gpuq.launch.parts import files, keeper, leaf, memory, processes, watch
+from gpuq.launch.parts import files, fork, keeper, leaf, memory, processes, watch
 from gpuq.launch.parts import start as start_of_job
 from gpuq.launch.runfolder import LOCK, launch_failure, read_identity, valid_text
+from gpuq.launch.zygote import Zygote
 from gpuq.model import Identity
 
-#: The supervisor's code travels with its orders, compiled: a script would be compiled at each start, which takes longer
-#: than what it does before the job runs, and an upgrade on disk must not change the code under a running daemon.
-_PARTS = (files, memory, processes, leaf, keptlog, keeper, start_of_job, watch, shim)
-_CODE = tuple((part.__name__, cast(InspectLoader, part.__loader__).get_code(part.__name__)) for part in _PARTS)
-#: Each part becomes a module of its name, for those after it to import; the last is run.
-_BOOTSTRAP = """\
-import marshal, sys
-parts, spec = marshal.load(open(0, 'rb', closefd=False))
-for name, code in parts:
-    part = sys.modules[name] = type(sys)(name)
-    exec(code, vars(part))
-part.main(spec)
-""" + MARKER.decode("ascii")
+#: What the zygote is made of, each part after those that it imports.
+_PARTS = (files, memory, processes, leaf, keptlog, keeper, start_of_job, watch, shim, fork)
 DISK_FULL = shim.DISK_FULL
-#: Files that a start has open at a time (lock, orders, Popen's pipe, /dev/null, folder, pidfd), and one for a client.
+#: Files that a start has open at a time (lock, orders, folder, pidfd), one for a client, and those of a new zygote.
 _FILES_AT_START = 8
+#: Most starts that are under way at a time: two processors are busy with fewer.
+_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,44 +74,136 @@ class Supervisor:
     pidfd: int
 
 
-def check_room() -> None:
-    """Raises HostBusy where the files that a start needs at a time could not be opened: nothing is claimed then."""
-    held: list[int] = []
-    try:
-        for _ in range(_FILES_AT_START):
-            held.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:
-        raise launch_failure(_explain(error), error) from None
-    finally:
-        for file in held:
-            os.close(file)
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What became of an attempt that was to be started."""
+
+    launch: Launch
+    #: its supervisor; None where none runs, or it is not known: then only the run folder tells
+    supervisor: Supervisor | None = None
+    #: why none runs; HostBusy where the same may succeed later, in the same folder
+    failure: LaunchError | None = None
 
 
-def start(launch: Launch) -> Supervisor:
-    """Start the attempt's supervisor, which starts the job. An attempt's run folder is started in once only.
+class Launcher:
+    """Starts attempts, one zygote's child each. `channel` is readable when `receive` has something to tell.
 
-    Raises LaunchError, with nothing running; HostBusy where the same may succeed later, in the same folder.
+    Not for several threads. Close it with `close`; what was started runs on.
     """
+
+    def __init__(self) -> None:
+        self._zygote = Zygote(_PARTS)
+        #: by the number of the order
+        self._ordered: dict[int, Launch] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether as many starts are under way as may be at once; `receive` makes room."""
+        return len(self._ordered) >= _AT_ONCE
+
+    def check_room(self) -> None:
+        """Raises HostBusy where the files that one more start needs could not be opened: nothing is claimed then."""
+        held: list[int] = []
+        try:
+            for _ in range(_FILES_AT_START + len(self._ordered)):  # each that is under way will have a pidfd
+                held.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            raise launch_failure(_explain(error), error) from None
+        finally:
+            for file in held:
+                os.close(file)
+
+    def start(self, launch: Launch) -> None:
+        """Have the attempt's supervisor started, which starts the job. An attempt's run folder is started in once only.
+
+        `receive` tells later what became of it. Raises LaunchError, with nothing running; HostBusy where the same may
+        succeed later, in the same folder.
+        """
+        try:
+            lock = _take_lock(launch.run_dir)
+        except FileExistsError:
+            raise LaunchError(valid_text(f"an attempt was already started in {launch.run_dir}")) from None
+        except OSError as error:
+            text = f"the run folder {launch.run_dir} cannot be made: {error.strerror}"
+            raise launch_failure(text, error) from None
+        try:
+            number = self._order(launch, lock)
+        except UnicodeEncodeError as error:
+            (launch.run_dir / LOCK).unlink()
+            raise LaunchError(
+                f"the command or its environment holds text that no program can be given: {error.reason}"
+            ) from None
+        except ConnectionError:  # `receive` tells of those that it had taken
+            (launch.run_dir / LOCK).unlink()
+            raise HostBusy("the process that supervisors are forked from has just ended") from None
+        except OSError as error:
+            (launch.run_dir / LOCK).unlink()
+            raise launch_failure(_explain(error), error) from None
+        finally:
+            os.close(lock)
+        self._ordered[number] = launch
+
+    def _order(self, launch: Launch, lock: int) -> int:
+        orders = _orders(launch)
+        try:
+            # By the folder an attempt's supervisor is found even if the job removed all files, see `find_supervisor`.
+            words = [MARKER, b"job=%d" % launch.job_id, b"attempt=%d" % launch.attempt, os.fsencode(launch.run_dir)]
+            return self._zygote.order(b"\0".join(words), lock, orders)
+        finally:
+            os.close(orders)
+
+    @property
+    def channel(self) -> int | None:
+        """The descriptor that is readable when `receive` has something to tell; another one after the zygote died."""
+        return self._zygote.channel
+
+    @property
+    def zygote(self) -> int | None:
+        """The pid of the zygote, a child of ours; None while there is none."""
+        return self._zygote.pid
+
+    def begin(self) -> None:
+        """Have everything ready for the first start. Raises LaunchError."""
+        try:
+            self._zygote.begin()
+        except OSError as error:
+            raise launch_failure(_explain(error), error) from None
+
+    def receive(self) -> list[Started]:
+        """What became of attempts since the last call."""
+        found = []
+        for number, pid, failed in self._zygote.replies():
+            launch = self._ordered.pop(number, None)
+            if launch is not None:
+                found.append(_started(launch, pid, failed))
+        if self._zygote.channel is None:
+            found += map(Started, self._ordered.values())
+            self._ordered.clear()
+        return found
+
+    def close(self) -> None:
+        """Start nothing more. What was ordered is started yet."""
+        self._zygote.close()
+
+
+def _started(launch: Launch, pid: int, failed: int) -> Started:
+    if failed:
+        error = OSError(failed, os.strerror(failed))
+        (launch.run_dir / LOCK).unlink(missing_ok=True)
+        return Started(launch, failure=launch_failure(_explain(error), error))
+    if not pid:
+        return Started(launch)
     try:
-        lock = _take_lock(launch.run_dir)
-    except FileExistsError:
-        raise LaunchError(valid_text(f"an attempt was already started in {launch.run_dir}")) from None
-    except OSError as error:
-        text = f"the run folder {launch.run_dir} cannot be made: {error.strerror}"
-        raise launch_failure(text, error) from None
-    try:
-        supervisor = _spawn(launch, lock)
-    except UnicodeEncodeError as error:
-        (launch.run_dir / LOCK).unlink()
-        raise LaunchError(
-            f"the command or its environment holds text that no program can be given: {error.reason}"
-        ) from None
-    except OSError as error:
-        (launch.run_dir / LOCK).unlink()
-        raise launch_failure(_explain(error), error) from None
-    finally:
-        os.close(lock)
-    return supervisor
+        return Started(launch, Supervisor(pid, os.pidfd_open(pid)))
+    except ProcessLookupError:  # somebody else waited for it
+        return Started(launch)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        if (begun := read_identity(launch.run_dir)) is not None:
+            end_leftovers(begun, 0.0, launch.run_dir)
+        text = "its supervisor could not be watched and was ended"
+        return Started(launch, failure=LaunchError(text))
 
 
 def _take_lock(run_dir: Path) -> int:
@@ -138,48 +219,17 @@ def _take_lock(run_dir: Path) -> int:
     return lock
 
 
-def _spawn(launch: Launch, lock: int) -> Supervisor:
-    """A new interpreter in a session of its own. What it says when it breaks goes into the lock file."""
-    orders = _orders(launch, lock)
-    argv = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP]
-    # By the folder an attempt's supervisor is found even if the job removed all files, see `find_supervisor`.
-    argv += [f"job={launch.job_id}", f"attempt={launch.attempt}", str(launch.run_dir)]
-    # A request that comes before the supervisor can take it stays pending: the mask is inherited (execve(2)).
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, watch.SUSPEND, watch.RESUME})
-    try:
-        process = subprocess.Popen(
-            argv,
-            stdin=orders,
-            stdout=subprocess.DEVNULL,
-            stderr=lock,
-            pass_fds=(lock,),
-            cwd="/",
-            start_new_session=True,
-        )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.close(orders)
-    try:
-        pidfd = os.pidfd_open(process.pid)
-    except OSError:
-        process.kill()
-        process.wait()
-        if (begun := read_identity(launch.run_dir)) is not None:
-            end_leftovers(begun, 0.0, launch.run_dir)
-            raise LaunchError("its supervisor could not be watched and was ended, after the job began") from None
-        raise
-    process.returncode = 0  # `reap` waits for it; without this, Popen would complain that nobody did
-    return Supervisor(process.pid, pidfd)
-
-
-def _orders(launch: Launch, lock: int) -> int:
-    """Code and orders in a file that has no name, so that no environment value touches a disk (memfd_create(2))."""
+def _orders(launch: Launch) -> int:
+    """What to do, in a file that has no name, so that no environment value touches a disk (memfd_create(2))."""
     spec: shim.Spec = {
         "run_dir": os.fsencode(launch.run_dir),
-        "lock_fd": lock,
-        "argv": [os.fsencode(word) for word in launch.argv],
+        "program": marshal.dumps(
+            (
+                [os.fsencode(word) for word in launch.argv],
+                {os.fsencode(name): os.fsencode(value) for name, value in launch.env.items()},
+            )
+        ),
         "cwd": os.fsencode(launch.cwd),
-        "env": {os.fsencode(name): os.fsencode(value) for name, value in launch.env.items()},
         "log_path": os.fsencode(launch.log_path),
         "private_log": launch.private_log,
         "umask": launch.umask,
@@ -193,7 +243,7 @@ def _orders(launch: Launch, lock: int) -> int:
     }
     if (at := crash.in_supervisor(launch.job_id, launch.attempt)) is not None:
         spec["crash"] = at
-    data = memoryview(marshal.dumps((_CODE, dict(spec))))
+    data = memoryview(marshal.dumps(dict(spec)))
     orders = os.memfd_create("gpuq-orders")
     try:
         while data:

@@ -7,8 +7,7 @@ parts import nothing else of gpuq and little besides, for each import comes betw
 * `_signal` is what `signal` wraps, without `enum` (8 ms);
 * `_ctypes` is what `ctypes` wraps; one call of prctl(2) is not worth the other 4 ms.
 
-All are the same modules of CPython since 3.3 or before. The code arrives compiled, with its orders, on standard
-input (see `launcher`); `supervise` is apart from `main` so that a process which is already there can call it.
+All are the same modules of CPython since 3.3 or before. `parts/fork.py` makes the process and calls `supervise`.
 """
 
 import posix as os
@@ -37,16 +36,15 @@ if not TYPE_CHECKING:
     import _signal
 else:
     import signal as _signal
-    from typing import NoReturn, NotRequired, TypedDict
+    from typing import NotRequired, TypedDict
 
     class Spec(TypedDict):
         """The orders. Durations in seconds."""
 
         run_dir: bytes
-        lock_fd: int
-        argv: list[bytes]
+        #: arguments and environment, marshalled: only the job's process unpacks them
+        program: bytes
         cwd: bytes
-        env: dict[bytes, bytes]
         log_path: bytes
         private_log: bool
         umask: int
@@ -68,11 +66,6 @@ else:
 DISK_FULL = 75  # EX_TEMPFAIL, sysexits.h
 
 
-def main(spec: "Spec") -> "NoReturn":
-    # nothing is left to flush, and taking the interpreter down would cost milliseconds
-    os._exit(supervise(spec, spec["lock_fd"]))
-
-
 def supervise(spec: "Spec", lock_fd: int) -> int:
     """Run the attempt to its end; the exit code. The caller has made this process the leader of its own session."""
     os.set_inheritable(lock_fd, False)
@@ -81,7 +74,6 @@ def supervise(spec: "Spec", lock_fd: int) -> int:
     # Blocked signals stay pending: those in HANDLED are taken by sigtimedwait(2), the others never.
     _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    os.dup2(null, 0)  # drops the orders, and the environment in them
     folder = os.open(spec["run_dir"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         draft = reserve(folder)

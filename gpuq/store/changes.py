@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpuq.store.rows import dump
+
 log = logging.getLogger("gpuq.changes")
 
 NAME = "changes"
@@ -134,7 +136,7 @@ class Changes:
 
 
 def _line(fields: Values) -> bytes:
-    return json.dumps(fields, separators=(",", ":")).encode("ascii") + b"\n"
+    return dump(fields).encode("ascii") + b"\n"
 
 
 @dataclass(slots=True)

@@ -27,9 +27,13 @@ Row = Mapping[str, Any]
 T = TypeVar("T")
 
 
+#: Made once: `json.dumps` would make an encoder for each of the thirty values that a job's life writes.
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def dump(value: object) -> str:
     """ASCII JSON: lone surrogates, which stand for undecodable bytes (PEP 383), survive SQLite's UTF-8."""
-    return json.dumps(value, separators=(",", ":"))
+    return _ENCODE(value)
 
 
 def job_values(job: Job) -> dict[str, Any]:
@@ -85,6 +89,24 @@ def live_values(job: Job) -> dict[str, Any]:
         "peak_ram": job.peak_ram,
         "log_path": None if job.log_path is None else dump(job.log_path),
     }
+
+
+#: The names of `live_values`.
+LIVE_COLUMNS = (
+    *("state", "vram", "ram", "spent", "suspended_at", "suspended_seconds", "begin_at", "attempt", "gpus"),
+    *(
+        "started_at",
+        "ended_at",
+        "exit_code",
+        "signal",
+        "failure",
+        "note",
+        "ending",
+        "peak_vram",
+        "peak_ram",
+        "log_path",
+    ),
+)
 
 
 def clean(text: str | None) -> str | None:

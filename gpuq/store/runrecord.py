@@ -19,7 +19,7 @@ from gpuq.errors import StoreError
 from gpuq.launch import identity, outcome, runfolder
 from gpuq.model import Attempt, Claim, Job, State
 from gpuq.protocol import MAX_ID
-from gpuq.store.rows import job_from_row, job_values
+from gpuq.store.rows import dump, job_from_row
 
 log = logging.getLogger("gpuq.runrecord")
 
@@ -41,12 +41,12 @@ class Record:
     attempt: Attempt
 
 
-def write(run_dir: Path, job: Job, attempt: Attempt) -> None:
-    """Write down a job as it is with the attempt that is about to be claimed. Raises OSError."""
-    fields = {"id": job.id, **job_values(job), "claims": [[c.uuid, c.bytes] for c in attempt.claims]}
+def write(run_dir: Path, row: Mapping[str, Any], attempt: Attempt) -> None:
+    """Write down a job's row as it is with the attempt that is about to be claimed. Raises OSError."""
+    fields = {**row, "claims": [[c.uuid, c.bytes] for c in attempt.claims]}
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(run_dir / NAME, flags, 0o600), "wb") as file:
-        file.write(json.dumps(fields, separators=(",", ":")).encode("ascii"))
+        file.write(dump(fields).encode("ascii"))
 
 
 def read(run_dir: Path, owner: int, defaults: Mapping[str, Any]) -> Record | None:

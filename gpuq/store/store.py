@@ -28,6 +28,7 @@ from gpuq.store.changes import Changes
 from gpuq.store.connection import connect
 from gpuq.store.migrations import migrate, outdated, schema_fault, version_of
 from gpuq.store.rows import (
+    LIVE_COLUMNS,
     attempt_from_row,
     claim_from_row,
     clean,
@@ -44,6 +45,7 @@ T = TypeVar("T")
 
 #: True of jobs that have not ended, and what the partial index on them asks for.
 _LIVE = "ended_at IS NULL"
+_SET_LIVE = f"UPDATE jobs SET {','.join(f'{c} = :{c}' for c in LIVE_COLUMNS)} WHERE id = :id"
 #: Newest submissions whose keys stay in the file of changes: a client that lost the answer asks again at once.
 _KEYS_KEPT = 1000
 
@@ -267,8 +269,7 @@ class Store:
     def overwrite(self, job: Job) -> None:
         """Write a job whatever the store believed of it: for what run folders know better."""
         values = live_values(job)
-        columns = ",".join(f"{c} = :{c}" for c in values)
-        self.conn.execute(f"UPDATE jobs SET {columns} WHERE id = :id", {"id": job.id, **values})
+        self.conn.execute(_SET_LIVE, {"id": job.id, **values})
         if self.changes is not None:
             self.changes.set(job.id, values)
 
@@ -334,9 +335,8 @@ class Store:
     def change(self, before: Job, after: Job, event: Event) -> None:
         """Write a job after a fact. Raises IllegalTransition when the job has left the state it was read in."""
         values = live_values(after)
-        columns = ",".join(f"{c} = :{c}" for c in values)
         count = self.conn.execute(
-            f"UPDATE jobs SET {columns} WHERE id = :id AND state = :before",
+            f"{_SET_LIVE} AND state = :before",
             {"id": after.id, "before": before.state.value, **values},
         ).rowcount
         if count != 1:
@@ -383,6 +383,8 @@ class Store:
     def set_peaks(self, claims: Iterable[Claim]) -> None:
         """Keep the observed peaks of claims, and the largest of each job beside it."""
         rows = list(claims)
+        if not rows:
+            return
         self.conn.executemany(
             "UPDATE claims SET peak = ? WHERE job_id = ? AND attempt = ? AND uuid = ?",
             ((c.peak, c.job_id, c.attempt, c.uuid) for c in rows),
@@ -413,6 +415,8 @@ class Store:
 
     def renew_dependencies(self, job_ids: Sequence[int]) -> None:
         """Jobs that are tried again wait for what has not ended, or is tried again with them; not for the rest."""
+        if not job_ids:
+            return
         together = dump(job_ids)
         self.conn.executemany(
             """UPDATE dependencies SET met = on_id NOT IN (SELECT id FROM jobs WHERE ended_at IS NULL)
@@ -424,9 +428,10 @@ class Store:
 
     def job(self, job_id: int) -> Job | None:
         row = self.conn.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
-        return None if row is None else self._job(row)
+        return None if row is None else self.job_of(row)
 
-    def _job(self, row: Any) -> Job:
+    def job_of(self, row: Any) -> Job:
+        """The job in a row. Raises StoreDamaged for one that makes no sense."""
         return self._made(f"the row of job {row['id']}", lambda: job_from_row(row))
 
     def _made(self, what: str, make: Callable[[], T]) -> T:
@@ -438,7 +443,7 @@ class Store:
 
     def every_job(self) -> Iterator[Job]:
         for row in self.conn.execute("SELECT * FROM jobs ORDER BY id"):
-            yield self._job(row)
+            yield self.job_of(row)
 
     def job_defaults(self) -> dict[str, object]:
         """The columns of a job that may be left out, as SQLite would fill them in."""
@@ -454,7 +459,7 @@ class Store:
 
     def live_jobs(self, state: State) -> Iterator[Job]:
         for row in self.conn.execute(f"SELECT * FROM jobs WHERE state = ? AND {_LIVE} ORDER BY id", (state.value,)):
-            yield self._job(row)
+            yield self.job_of(row)
 
     def unmet_counts(self) -> dict[int, int]:
         """Open dependencies by waiting job."""
@@ -508,7 +513,7 @@ class Store:
         rows = self.conn.execute(
             f"SELECT * FROM jobs WHERE {clause} ORDER BY {order} LIMIT ?", [*values, -1 if limit is None else limit]
         )
-        return [self._job(row) for row in rows], total
+        return [self.job_of(row) for row in rows], total
 
     def counts(self) -> dict[str, int]:
         """Jobs that have not ended, by state."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gpuq.daemon.claimsfile import encode, parse
+from gpuq.daemon.claimsfile import Published, encode, parse
 from gpuq.daemon.neighbours import LAUNCH_PATIENCE
 from gpuq.launch.identity import read_stat
 from tests.fakenvml import FakeNvml, fake_gpus
@@ -164,11 +164,25 @@ def test_a_whole_gpu_is_not_shared_with_a_neighbour_nor_taken_from_one(pair: Pai
     assert box.wait(second)["state"] == "succeeded"
 
 
+def supervised(pair: Pair) -> tuple[Path, Published]:
+    """The only file of claims, and what is in it once that names the supervisor of the first."""
+    said = wait_until(
+        lambda: next(
+            (told for file in pair.files() if (told := parse(file.read_bytes())).claims and told.claims[0].supervisor),
+            None,
+        ),
+        "the supervisor",
+    )
+    (file,) = pair.files()
+    assert said is not None
+    return file, said
+
+
 def test_a_daemon_that_was_killed_before_its_job_allocates(pair: Pair, card: FakeNvml) -> None:
     box = pair.box
     allocate, gate = box.folder / "allocate", box.folder / "go"
     first = share(box, 16, *card.allocate("16GiB", after=allocate, until=gate))
-    box.wait_state(first, "running")
+    supervised(pair)
     box.kill_daemon()
     with pair.other() as other:
         second = share(other, 16, *card.allocate("16GiB"))
@@ -200,10 +214,8 @@ def test_a_daemon_that_was_killed_while_it_started_a_job(pair: Pair) -> None:
     box, gate = pair.box, pair.box.folder / "go"
     first = share(box, 16, *sleeps(gate))
     box.wait_state(first, "running")
+    file, said = supervised(pair)
     box.kill_daemon()
-    (file,) = pair.files()
-    said = parse(file.read_bytes())
-    assert said.claims[0].supervisor is not None
     file.write_bytes(encode(replace(said, claims=(replace(said.claims[0], supervisor=None),))))
     with pair.other() as other:
         second = share(other, 16, "true")
@@ -224,8 +236,7 @@ def test_a_new_daemon_tells_what_it_takes_back_and_removes_what_was_left(pair: P
     box, gate = pair.box, pair.box.folder / "go"
     first = share(box, 16, *sleeps(gate))
     box.wait_state(first, "running")
-    (left,) = pair.files()
-    before = parse(left.read_bytes())
+    left, before = supervised(pair)
     box.kill_daemon()
     half = pair.claims / f"gpuq-claims.{os.geteuid()}.{'a' * 32}.new"
     half.write_bytes(b"half")
@@ -246,7 +257,7 @@ def test_a_new_daemon_tells_what_it_takes_back_and_removes_what_was_left(pair: P
 def test_a_file_that_was_cleaned_away_is_written_again(pair: Pair) -> None:
     box, gate = pair.box, pair.box.folder / "go"
     box.wait_state(share(box, 16, *sleeps(gate)), "running")
-    (file,) = pair.files()
+    file, _ = supervised(pair)
     said = file.read_bytes()
     file.unlink()
     (again,) = wait_until(pair.files, "the file")

@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 
 import pytest
 
+from gpuq.daemon.children import PR_SET_CHILD_SUBREAPER
 from gpuq.launch import cgroup, launcher
 from gpuq.launch.cgroup import Supervision
-from gpuq.launch.launcher import Launch, Supervisor
+from gpuq.launch.launcher import Launch, Launcher, Started, Supervisor
 from gpuq.launch.outcome import Result, read_result
 from gpuq.launch.parts.leaf import Leaf
 from gpuq.launch.runfolder import RECORD
@@ -101,6 +102,36 @@ def claimed(run_dir: Path) -> None:
     (run_dir / RECORD).touch()
 
 
+def answer(starter: Launcher) -> Started:
+    """What became of the one attempt that is being started."""
+    while not (found := starter.receive()):
+        channel = starter.channel
+        assert channel is not None and select.select([channel], [], [], DEADLINE)[0], "no answer"
+    (started,) = found
+    return started
+
+
+def started(starter: Launcher, launch: Launch) -> Supervisor:
+    """The supervisor of an attempt, once it runs. Raises LaunchError."""
+    starter.start(launch)
+    found = answer(starter)
+    if found.failure is not None:
+        raise found.failure
+    assert found.supervisor is not None, "the zygote is gone"
+    return found.supervisor
+
+
+@contextmanager
+def reaping() -> Iterator[None]:
+    """We adopt what loses its parent, as the daemon does, so that supervisors become our children."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
 @dataclass
 class Attempts:
     """Makes launches with defaults, waits for their ends, and leaves nothing behind."""
@@ -108,6 +139,7 @@ class Attempts:
     folder: Path
     #: where each attempt gets a cgroup of its own, None for none
     cgroups: Path | None = None
+    launcher: Launcher = field(default_factory=Launcher)
     _count: int = 0
     _running: list[Supervisor] = field(default_factory=list)
     _sessions: set[int] = field(default_factory=set)
@@ -134,7 +166,7 @@ class Attempts:
         return launch if leaf is None else replace(launch, cgroup=leaf)
 
     def start(self, launch: Launch) -> Supervisor:
-        supervisor = launcher.start(launch)
+        supervisor = started(self.launcher, launch)
         self._running.append(supervisor)
         self._sessions.add(supervisor.pid)
         return supervisor
@@ -161,6 +193,10 @@ class Attempts:
 
     def close(self) -> None:
         """Kill what a failed test left, without the code under test."""
+        zygote = self.launcher.zygote
+        self.launcher.close()
+        if zygote is not None:
+            os.waitpid(zygote, 0)
         for supervisor in self._running:
             os.kill(supervisor.pid, signal.SIGKILL)
             launcher.reap(supervisor)
@@ -215,6 +251,7 @@ def both(request: pytest.FixtureRequest, attempts: Attempts) -> Attempts:
 
 @pytest.fixture
 def attempts(tmp_path: Path) -> Iterator[Attempts]:
-    made = Attempts(tmp_path)
-    yield made
-    made.close()
+    with reaping():
+        made = Attempts(tmp_path)
+        yield made
+        made.close()

@@ -65,7 +65,7 @@ def test_what_stands_in_place_of_a_file_is_an_error_and_no_wait(
 ) -> None:
     make(tmp_path / name)
     with pytest.raises(StoreError, match=f"{name} cannot be read"):
-        unprivileged(lambda: adopt(tmp_path) == Ended() and read_result(tmp_path))
+        unprivileged(lambda: isinstance(adopt(tmp_path), Ended) and read_result(tmp_path))
 
 
 @pytest.mark.parametrize("make", NOT_READABLE)
@@ -200,7 +200,7 @@ def test_a_job_that_removes_our_files_is_still_found_running(attempts: Attempts,
     (tmp_path / "go").touch()
     result = attempts.finish(launch, supervisor)
     assert os.waitstatus_to_exitcode(result.wait_status or 0) == 7
-    assert adopt(run_dir) == Ended()
+    assert isinstance(adopt(run_dir), Ended)
 
 
 def test_a_job_that_removes_its_run_folder_runs_until_it_is_gone(attempts: Attempts, tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ def test_a_true_result_is_not_lost_for_a_trifle(attempts: Attempts, tmp_path: Pa
     launch = attempts.launch(shell(f"cd {tmp_path}/run-1 && {OBSTACLES[what]} && exit 7"))
     supervisor = unprivileged(lambda: attempts.start(launch))
     attempts.wait(supervisor)
-    assert unprivileged(lambda: adopt(launch.run_dir)) == Ended()
+    assert isinstance(unprivileged(lambda: adopt(launch.run_dir)), Ended)
     result = unprivileged(lambda: read_result(launch.run_dir))
     assert result is not None
     assert os.waitstatus_to_exitcode(result.wait_status or 0) == 7
@@ -466,7 +466,7 @@ def test_a_run_folder_whose_name_is_not_text(attempts: Attempts, tmp_path: Path)
     (tmp_path / os.fsdecode(b"\xff")).touch()
     run_dir = tmp_path / os.fsdecode(b"\xff/run")
     with pytest.raises(LaunchError, match="cannot be made") as caught:
-        launcher.start(attempts.launch(["true"], run_dir=run_dir))
+        attempts.launcher.start(attempts.launch(["true"], run_dir=run_dir))
     caught.value.message.encode()
     run_dir = tmp_path / os.fsdecode(b"\xfe")
     run_dir.mkdir()

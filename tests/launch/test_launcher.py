@@ -5,21 +5,24 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from gpuq.errors import LaunchError, StoreError
+from gpuq.errors import HostBusy, LaunchError, StoreError
 from gpuq.launch import adoption, launcher, leftovers
 from gpuq.launch.adoption import Ended, Gone, Lost, NeverStarted, Running, Starting, adopt
-from gpuq.launch.identity import identity_of
+from gpuq.launch.identity import identity_of, is_supervisor, read_stat
+from gpuq.launch.launcher import Started
 from gpuq.launch.outcome import read_result
-from tests.launch.conftest import SHELL_ENV, Attempts, claimed, gone, python, shell, until, written
+from tests.launch.conftest import DEADLINE, SHELL_ENV, Attempts, claimed, gone, python, shell, until, written
 
 ROOT = str(Path(launcher.__file__).parents[2])
 
@@ -31,20 +34,20 @@ def test_a_folder_is_started_in_once(attempts: Attempts, tmp_path: Path) -> None
     launch = attempts.launch(shell("echo ran >> ran"))
     attempts.run(launch)
     with pytest.raises(LaunchError, match="already started"):
-        launcher.start(launch)
+        attempts.launcher.start(launch)
     assert (tmp_path / "ran").read_text() == "ran\n"
 
 
 def test_a_run_folder_that_cannot_be_made(attempts: Attempts, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LaunchError, match="cannot be made"):
-        launcher.start(attempts.launch(["true"], run_dir=tmp_path / "file" / "run"))
+        attempts.launcher.start(attempts.launch(["true"], run_dir=tmp_path / "file" / "run"))
 
 
 def test_text_that_no_program_can_be_given(attempts: Attempts) -> None:
     launch = attempts.launch(["echo", "\ud800"])
     with pytest.raises(LaunchError, match="no program can be given"):
-        launcher.start(launch)
+        attempts.launcher.start(launch)
     attempts.run(replace(launch, argv=("true",)))  # nothing was started, so it may be
 
 
@@ -54,16 +57,20 @@ def test_without_free_file_numbers_nothing_is_started_and_it_may_be_tried_again(
         "from pathlib import Path\n"
         "from gpuq.errors import HostBusy\n"
         "from gpuq.launch import adoption, launcher\n"
+        "from tests.launch.conftest import answer\n"
         "folder = Path(sys.argv[1])\n"
         "log = str(folder / 'log')\n"
         "launch = launcher.Launch(1, 1, folder / 'run', ('/bin/true',), '/', {}, log, True, 0o22, (), None, 1.0)\n"
+        "starter = launcher.Launcher()\n"
         "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(3)]\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1] + 1, hard))\n"
         "failures = 0\n"
         "while True:\n"
         "    try:\n"
-        "        supervisor = launcher.start(launch)\n"
+        "        starter.start(launch)\n"
+        "        started = answer(starter)\n"
+        "        if started.failure is not None: raise started.failure\n"
         "        break\n"
         "    except HostBusy as error:\n"
         "        assert 'ulimit -n' in str(error) or 'Too many open files' in str(error), error\n"
@@ -87,6 +94,7 @@ def test_without_free_file_numbers_nothing_is_started_and_it_may_be_tried_again(
 
 
 def test_a_reaped_supervisor_leaves_no_zombie_and_no_file(attempts: Attempts) -> None:
+    attempts.run(attempts.launch(["true"]))
     before = os.listdir("/proc/self/fd")
     launch = attempts.launch(["true"])
     supervisor = attempts.start(launch)
@@ -102,7 +110,7 @@ def test_ending_what_has_ended(attempts: Attempts) -> None:
     pidfd = os.dup(supervisor.pidfd)
     attempts.wait(supervisor)
     launcher.end(launcher.Supervisor(supervisor.pid, pidfd))
-    launcher.reap(launcher.Supervisor(supervisor.pid, pidfd))  # somebody else's child by now
+    launcher.reap(launcher.Supervisor(supervisor.pid, pidfd))  # nobody's child by now
 
 
 # --- adopting -------------------------------------------------------------------------------------
@@ -118,7 +126,7 @@ def test_adopt_running_and_then_ended(attempts: Attempts, tmp_path: Path) -> Non
     (tmp_path / "go").touch()
     attempts.wait(supervisor)
     launcher.reap(found.supervisor)
-    assert adopt(launch.run_dir) == Ended()
+    assert isinstance(adopt(launch.run_dir), Ended)
     result = read_result(launch.run_dir)
     assert result is not None
     assert os.waitstatus_to_exitcode(result.wait_status or 0) == 5
@@ -211,16 +219,89 @@ def test_leftovers_that_go_when_asked_are_not_killed(attempts: Attempts, tmp_pat
     assert (tmp_path / "asked").exists()
 
 
-def test_a_supervisor_that_breaks_says_why(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/cat")  # an interpreter that is none
+def test_a_supervisor_that_breaks_says_why(attempts: Attempts) -> None:
+    launch = attempts.launch(["true"], log_limit="none")
+    claimed(launch.run_dir)
+    attempts.wait(attempts.start(launch))
+    found = adopt(launch.run_dir)
+    assert isinstance(found, Lost)
+    assert found.complaint is not None and found.complaint.startswith("TypeError")
+
+
+def test_an_interpreter_that_is_none(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/cat")
     launch = attempts.launch(["true"])
     claimed(launch.run_dir)
+    attempts.launcher.begin()
+    channel = attempts.launcher.channel
+    assert channel is not None and select.select([channel], [], [], DEADLINE)[0]
+    with pytest.raises(HostBusy, match="has just ended"):
+        attempts.launcher.start(launch)
+    assert attempts.launcher.receive() == [] and attempts.launcher.channel is None
+    assert adopt(launch.run_dir) == NeverStarted()
+    reap_children()
+
+
+def test_orders_that_a_killed_zygote_had_not_taken_are_told_of(attempts: Attempts, tmp_path: Path) -> None:
+    attempts.run(attempts.launch(["true"]))
+    zygote = attempts.launcher.zygote
+    assert zygote is not None
+    os.kill(zygote, signal.SIGSTOP)
+    launches = [attempts.launch(shell("echo ran >> ran")) for _ in range(3)]
+    for launch in launches:
+        claimed(launch.run_dir)
+        attempts.launcher.start(launch)
+        assert isinstance(adopt(launch.run_dir), Starting), "its lock is on its way"
+    os.kill(zygote, signal.SIGKILL)
+    assert until(attempts.launcher.receive) == list(map(Started, launches))
+    assert attempts.launcher.channel is None
+    assert [adopt(launch.run_dir) for launch in launches] == [NeverStarted()] * 3
+    reap_children()
+    assert attempts.output(shell("echo again")) == "again\n", "there is another one"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_was_forked_outlives_the_zygote_and_is_our_child(attempts: Attempts, tmp_path: Path) -> None:
+    launch = attempts.launch(shell("while [ ! -e go ]; do sleep 0.02; done; exit 5"))
     supervisor = attempts.start(launch)
-    attempts.wait(supervisor)
-    found = adopt(launch.run_dir)
-    assert isinstance(found, NeverStarted)
-    assert found.complaint is not None
-    assert "cat" in found.complaint
+    until((launch.run_dir / "identity").exists)
+    stat = read_stat(supervisor.pid)
+    assert stat is not None and (stat.parent, stat.session) == (os.getpid(), supervisor.pid)
+    zygote = attempts.launcher.zygote
+    assert zygote is not None
+    os.kill(zygote, signal.SIGKILL)
+    (tmp_path / "go").touch()
+    assert os.waitstatus_to_exitcode(attempts.finish(launch, supervisor).wait_status or 0) == 5
+    until(lambda: attempts.launcher.receive() == [] and attempts.launcher.channel is None)
+    reap_children()
+
+
+def test_a_supervisor_has_nothing_of_the_zygote(attempts: Attempts, tmp_path: Path) -> None:
+    """Neither its channel, nor another attempt's orders; and it is called what it is."""
+    launches = [attempts.launch(shell("until [ -e go ]; do sleep 0.02; done"), env={"SECRET": "x"}) for _ in range(2)]
+    started = [(launch, attempts.start(launch)) for launch in launches]
+    for launch, supervisor in started:
+        until((launch.run_dir / "identity").exists)
+        files = {os.readlink(f"/proc/{supervisor.pid}/fd/{name}") for name in os.listdir(f"/proc/{supervisor.pid}/fd")}
+        assert files <= {"/dev/null", str(launch.run_dir / "lock"), str(launch.run_dir), launch.log_path} | {
+            name for name in files if name.startswith(("pipe:", f"{launch.run_dir}/result."))
+        }
+        words = Path(f"/proc/{supervisor.pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        assert words == [b"gpuq supervisor", b"job=%d" % launch.job_id, b"attempt=1", os.fsencode(launch.run_dir)]
+        assert is_supervisor(supervisor.pid, launch.run_dir)
+    zygote = attempts.launcher.zygote
+    assert Path(f"/proc/{zygote}/cmdline").read_bytes().rstrip(b"\0") == b"gpuq zygote"
+    assert b"SECRET" not in Path(f"/proc/{zygote}/environ").read_bytes()
+    (tmp_path / "go").touch()
+    for pair in started:
+        attempts.finish(*pair)
+
+
+def reap_children() -> None:
+    """As `daemon.children` does with what nobody waits for."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
 
 
 def test_an_interpreter_that_is_gone(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +309,7 @@ def test_an_interpreter_that_is_gone(attempts: Attempts, monkeypatch: pytest.Mon
     launch = attempts.launch(["true"])
     claimed(launch.run_dir)
     with pytest.raises(LaunchError, match="/no/such/python, is gone"):
-        launcher.start(launch)
+        attempts.launcher.start(launch)
     assert adopt(launch.run_dir) == NeverStarted()
 
 
@@ -247,7 +328,7 @@ def test_a_lock_that_is_a_link_is_not_followed(attempts: Attempts, tmp_path: Pat
     with pytest.raises(StoreError, match="cannot be read"):
         adopt(run_dir)
     with pytest.raises(LaunchError, match="already started"):
-        launcher.start(attempts.launch(["true"], run_dir=run_dir, env=SHELL_ENV))
+        attempts.launcher.start(attempts.launch(["true"], run_dir=run_dir, env=SHELL_ENV))
 
 
 def test_many_at_once(attempts: Attempts) -> None:

@@ -76,10 +76,13 @@ def test_a_time_limit_and_its_warning_hold_after_the_daemon_was_killed(tmp_path:
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from gpuq.launch.launcher import Launch, start\n"
+        "from gpuq.launch.launcher import Launch, Launcher\n"
+        "from tests.launch.conftest import answer\n"
         "folder = Path(sys.argv[1])\n"
         "argv, log = (sys.executable, '-ISc', sys.argv[2]), str(folder / 'log')\n"
-        "start(Launch(1, 1, folder / 'run', argv, '/', {}, log, True, 0o22, (), 1.5, 5.0, (10, 0.5)))\n"
+        "starter = Launcher()\n"
+        "starter.start(Launch(1, 1, folder / 'run', argv, '/', {}, log, True, 0o22, (), 1.5, 5.0, (10, 0.5)))\n"
+        "answer(starter)\n"
         "print('started', flush=True)\n"
         "time.sleep(1000)\n"
     )

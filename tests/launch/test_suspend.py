@@ -39,8 +39,8 @@ def stopped(supervisor: Supervisor) -> bool:
 
 def frozen(supervisor: Supervisor) -> bool:
     """Whether the job has a cgroup, and that is frozen with something in it."""
-    words = Path(f"/proc/{supervisor.pid}/cmdline").read_text().split("\0")
-    path = Path(*words[-2:]) / "identity"  # the run folder comes last
+    words = Path(f"/proc/{supervisor.pid}/cmdline").read_text().rstrip("\0").split("\0")
+    path = Path(words[-1]) / "identity"  # the run folder comes last
     identity = json.loads(path.read_text()) if path.exists() else {}
     if "cgroup" not in identity:
         return False  # it has none, or is no supervisor yet

@@ -25,6 +25,7 @@ from gpuq.model import Attempt, Claim, Condition, Dependency, Job, State
 from gpuq.policy.lifecycle import Ended, Started, advance
 from gpuq.protocol import MAX_ID, Selection
 from gpuq.store import check, recovery, runrecord, salvage
+from gpuq.store.rows import job_values
 from gpuq.store.store import Store, with_outcome
 from tests.policy.build import make_job
 
@@ -75,7 +76,7 @@ class Queue:
         step = advance(job, Started((), str(run_dir / "log")), 5.0)
         claims = (Claim(n, step.job.attempt, "GPU-a", n * 2**20), Claim(n, step.job.attempt, "GPU-b", None, peak=n))
         attempt = Attempt(n, step.job.attempt, 5.0, str(run_dir), str(run_dir / "log"), claims if n % 2 else ())
-        runrecord.write(run_dir, step.job, attempt)
+        runrecord.write(run_dir, {"id": n, **job_values(step.job)}, attempt)
         (run_dir / "lock").touch()
         with self.store.transaction():
             self.store.change(job, step.job, step.event)

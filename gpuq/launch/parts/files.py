@@ -18,6 +18,18 @@ RESULT_ROOM = 16 * 1024
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.ENFILE)
 
 
+def slurp(path: "str | bytes | int") -> bytes:
+    """The whole file, by its path or descriptor, with a third of the system calls that `open` makes. Raises OSError."""
+    file = path if isinstance(path, int) else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = b""
+        while more := os.read(file, 65536):
+            data += more
+        return data
+    finally:
+        os.close(file)
+
+
 class Draft:
     """A file under a name that nobody can have taken before, until it is put in its place. Raises OSError.
 

@@ -7,6 +7,8 @@ import errno
 import posix as os
 import time
 
+from gpuq.launch.parts.files import slurp
+
 #: Known to type checkers without the import of `typing`.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,8 +108,7 @@ class Leaf:
 def read(path: bytes) -> bytes:
     """The whole file, nothing for one that is not there."""
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return slurp(path)
     except OSError:
         return b""
 

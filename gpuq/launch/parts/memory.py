@@ -1,6 +1,6 @@
 """Host memory: whom the kernel's out-of-memory killer takes first, and how often it struck."""
 
-import posix as os
+from gpuq.launch.parts.files import slurp
 
 #: Added to the job's `oom_score_adj` (proc(5)), in thousandths of the memory there is. A supervisor or a daemon of some
 #: 25 MB is then never taken before the job that filled the memory; nor is the job taken before a stranger that uses
@@ -25,17 +25,9 @@ def oom_kills() -> int | None:
     `oom_kill` of /proc/vmstat, which Linux has since 4.13.
     """
     try:
-        file = os.open("/proc/vmstat", os.O_RDONLY | os.O_CLOEXEC)
+        text = slurp("/proc/vmstat")
     except OSError:
         return None
-    try:
-        text = b""
-        while chunk := os.read(file, 65536):
-            text += chunk
-    except OSError:
-        return None
-    finally:
-        os.close(file)
     found = text.partition(b"\noom_kill ")[2].partition(b"\n")[0]
     return int(found) if found.isdigit() else None
 

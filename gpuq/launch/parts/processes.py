@@ -3,6 +3,8 @@
 import posix as os
 import time
 
+from gpuq.launch.parts.files import slurp
+
 #: Known to type checkers without the import of `typing`.
 TYPE_CHECKING = False
 if not TYPE_CHECKING:
@@ -36,8 +38,7 @@ class Stat:
 
 def read_stat(pid: int) -> Stat | None:
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        fields = slurp(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     except OSError:
         return None
     return Stat(pid, fields) if len(fields) >= 20 else None
@@ -117,8 +118,7 @@ def signal_children(number: int) -> set[int]:
     """
     groups: set[int] = set()
     try:
-        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
-            children = [int(word) for word in file.read().split()]
+        children = [int(word) for word in slurp(f"/proc/self/task/{os.getpid()}/children").split()]
         own = os.getpgrp()
         for pid in reversed(children):
             os.kill(pid, number)
@@ -156,8 +156,7 @@ def handles(pid: int, number: int) -> bool:
 def read_masks(folder: str) -> dict[bytes, int]:
     """SigBlk, of one thread, SigIgn and SigCgt of its process (proc(5)); nothing for one that is gone."""
     try:
-        with open(f"{folder}/status", "rb") as file:
-            lines = file.read().splitlines()
+        lines = slurp(f"{folder}/status").splitlines()
     except OSError:
         return {}
     words = [line.split() for line in lines if line.startswith(b"Sig")]

@@ -2,10 +2,11 @@
 
 import _ctypes
 import errno
+import marshal
 import posix as os
 import resource
 
-from gpuq.launch.parts.files import to_json, write_durably
+from gpuq.launch.parts.files import slurp, to_json, write_durably
 from gpuq.launch.parts.keeper import Keeper
 from gpuq.launch.parts.leaf import Leaf
 from gpuq.launch.parts.memory import offer_first
@@ -22,6 +23,8 @@ else:
     from gpuq.launch.shim import Spec
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+#: None: looked for in the interpreter itself, dlopen(3).
+PRCTL = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]
 #: Where a program is looked for when the job has no PATH, as execvp(3) does.
 DEFAULT_PATH = b"/bin:/usr/bin"
 
@@ -36,9 +39,7 @@ class StartError(Exception):
 
 def become_subreaper() -> None:
     """Descendants of the job whose parent died become our children, whatever they do (prctl(2))."""
-    program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]  # None: the interpreter itself, dlopen(3)
-    prctl = _ctypes.dlsym(program, "prctl")
-    if _ctypes.call_cdeclfunction(prctl, (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) != 0:
+    if _ctypes.call_cdeclfunction(PRCTL, (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) != 0:
         raise StartError("identity", 0, "the kernel does not let a supervisor adopt what its job leaves behind")
 
 
@@ -58,10 +59,9 @@ def leaf_of(spec: "Spec") -> Leaf | None:
 def write_identity(folder: int, leaf: Leaf | None) -> None:
     """Before the job starts: without this file, it never did."""
     own = read_stat(os.getpid())
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        boot_id = file.read().strip()
     assert own is not None
-    identity = {"pid": os.getpid(), "start_time": own.start_time, "boot_id": boot_id}
+    boot_id = slurp("/proc/sys/kernel/random/boot_id").strip()
+    identity = {"pid": os.getpid(), "start_time": own.start_time, "boot_id": boot_id.decode("utf-8")}
     if leaf is not None:
         identity["cgroup"] = leaf.path.decode("utf-8", "surrogateescape")
     text = to_json(identity)
@@ -159,7 +159,7 @@ def become_job(spec: "Spec", log: int, null: int, leaf: Leaf | None) -> "NoRetur
         leaf.enter()
     offer_first()
     for number in _signal.valid_signals():
-        if number not in (_signal.SIGKILL, _signal.SIGSTOP):
+        if _signal.getsignal(number) == _signal.SIG_IGN:  # what has a handler loses it with the program (execve(2))
             _signal.signal(number, _signal.SIG_DFL)
     os.umask(spec["umask"])
     os.dup2(null, 0)
@@ -169,7 +169,8 @@ def become_job(spec: "Spec", log: int, null: int, leaf: Leaf | None) -> "NoRetur
     for limit, soft in spec["limits"]:
         set_soft_limit(limit, soft)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-    execute(spec["argv"], spec["env"])
+    argv, env = marshal.loads(spec["program"])
+    execute(argv, env)
 
 
 def enter(cwd: bytes) -> None:
@@ -188,11 +189,12 @@ def enter(cwd: bytes) -> None:
 def set_soft_limit(limit: int, soft: int) -> None:
     """The submitter's soft limit, as far as the hard one allows. One that this kernel does not know is left alone."""
     try:
-        hard = resource.getrlimit(limit)[1]
+        own, hard = resource.getrlimit(limit)
         endless = resource.RLIM_INFINITY
         if hard != endless and (soft == endless or soft > hard):
             soft = hard
-        resource.setrlimit(limit, (soft, hard))
+        if soft != own:
+            resource.setrlimit(limit, (soft, hard))
     except (OSError, ValueError, OverflowError):
         pass
 

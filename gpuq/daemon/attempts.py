@@ -1,0 +1,117 @@
+"""From a start that was planned to an attempt that is claimed, and the orders for its supervisor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from gpuq import crash
+from gpuq.daemon.core import Core, Running
+from gpuq.errors import LaunchError
+from gpuq.launch.cgroup import Supervision
+from gpuq.launch.environment import job_environment, log_path
+from gpuq.launch.launcher import Launch
+from gpuq.model import Attempt, Claim, Job, State
+from gpuq.policy import ledger
+from gpuq.policy.lifecycle import Started, advance
+from gpuq.policy.scheduler import Start
+from gpuq.store import runrecord
+from gpuq.store.rows import live_values
+
+#: Most environments that are kept ready for jobs to come.
+ENVIRONMENTS = 16
+
+
+class Attempts:
+    def __init__(self, core: Core, supervision: Supervision) -> None:
+        self._core = core
+        self._supervision = supervision
+        #: the newest that were used, by their hashes
+        self._environments: dict[str, Mapping[str, str]] = {}
+
+    def claim(self, start: Start) -> tuple[Running, str | None]:
+        """Record what the plan gives a job as its next attempt; with what is wrong with the attempt's folder alone.
+
+        Raises StoreError where that cannot be recorded, OSError where no folder can be made.
+        """
+        core = self._core
+        row = core.store.row(start.job_id)
+        assert row is not None, f"job {start.job_id} was planned and is gone"
+        job = core.store.job_of(row)
+        assert job.state is State.QUEUED, f"job {job.id} was planned and does not wait"
+        number = job.attempt + 1
+        run_dir = core.next_run_dir(job)
+        indexes = tuple(map(core.gpu_index, start.gpus))
+        step = advance(job, Started(start.gpus, log_path(job, str(run_dir)), indexes), time.time())
+        assert step.job.log_path is not None and step.job.started_at is not None
+        broken = _make_work_folder(run_dir)
+        claims = tuple(Claim(job.id, number, uuid, job.request.vram) for uuid in start.gpus)
+        attempt = Attempt(job.id, number, step.job.started_at, str(run_dir), step.job.log_path, claims)
+        if broken is None:  # should the database be lost, it is known what runs there
+            runrecord.write(run_dir, {**row, **live_values(step.job)}, attempt)
+        crash.point("claim-before")
+        with core.store.transaction():
+            core.store.change(job, step.job, step.event)
+            core.store.add_attempt(attempt)
+        crash.point("claim-after")
+        core.waiting.remove(job.id)
+        running = core.running[job.id] = Running(step.job, attempt, claims)
+        core.history = ledger.disturb(core.history, start.gpus, time.monotonic())
+        core.hub.tell([job.id])
+        return running, broken
+
+    def orders(self, running: Running) -> Launch:
+        """What its supervisor needs to know. Raises LaunchError, StoreError."""
+        core, job, attempt = self._core, running.job, running.attempt
+        return Launch(
+            job_id=job.id,
+            attempt=attempt.number,
+            run_dir=Path(attempt.run_dir),
+            argv=job.command,
+            cwd=job.cwd,
+            env=job_environment(self._environment(job), job, attempt.run_dir, str(core.state_dir)),
+            log_path=attempt.log_path,
+            private_log=job.output is None,
+            umask=job.umask,
+            limits=job.limits,
+            time_limit=job.time_limit,
+            grace=core.grace(job),
+            warn=None if job.early_signal is None else (job.early_signal.signal, job.early_signal.before),
+            log_limit=job.log_limit,
+            ram=job.request.ram or None,
+            cgroup=self._supervision.leaf(Path(attempt.run_dir), job.id, attempt.number),
+        )
+
+    def _environment(self, job: Job) -> Mapping[str, str]:
+        """The submitter's, as it was kept. Raises LaunchError where it was erased, StoreDamaged for another one."""
+        found = self._environments.get(job.env_hash)
+        if found is None:
+            body = self._core.store.environment(job.env_hash)
+            if body is None:
+                raise LaunchError("its environment was erased; submit it anew")
+            if hashlib.sha256(body).hexdigest() != job.env_hash:
+                raise self._core.store.conn.senseless(f"the environment of job {job.id} is not what it was")
+            if len(self._environments) >= ENVIRONMENTS:
+                self._environments.clear()
+            found = self._environments[job.env_hash] = json.loads(body)
+        return found
+
+
+def _make_work_folder(run_dir: Path) -> str | None:
+    """Before the claim: a claimed attempt without a folder is one whose folder is gone.
+
+    What is wrong with this folder alone is returned. Raises OSError where no folder could be made.
+    """
+    try:
+        os.makedirs(run_dir.parent, 0o700, exist_ok=True)
+        for folder in (run_dir, run_dir / "work"):
+            folder.mkdir(mode=0o700, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        if not os.path.lexists(run_dir.parent):
+            raise
+        return f"the run folder {run_dir} cannot be made: {error.strerror}"
+    return None

@@ -1,0 +1,124 @@
+"""The daemon's end of the zygote (`parts/fork.py`), from which supervisors are forked."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import logging
+import marshal
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.abc import InspectLoader
+from types import ModuleType
+from typing import cast
+
+from gpuq.launch.parts.fork import LONGEST, ROOM, WORD
+
+log = logging.getLogger("gpuq.zygote")
+
+#: Each part becomes a module of its name, for those after it to import; the last is run.
+_BOOTSTRAP = """\
+import marshal, sys
+for name, code in marshal.load(open(%d, 'rb')):
+    part = sys.modules[name] = type(sys)(name)
+    exec(code, vars(part))
+part.main()
+"""
+#: Most bytes that are kept of what a zygote says when it breaks.
+_COMPLAINT = 4096
+
+
+class Zygote:
+    """A zygote, started with the first order, and again with the next one after it died. Close it with `close`."""
+
+    def __init__(self, parts: Sequence[ModuleType]) -> None:
+        #: The code travels compiled: to read it again takes longer, and an upgrade on disk must not change it.
+        self._code = marshal.dumps(
+            tuple((part.__name__, cast(InspectLoader, part.__loader__).get_code(part.__name__)) for part in parts)
+        )
+        self._channel: socket.socket | None = None
+        self._said = -1
+        self._orders = 0
+        self.pid: int | None = None
+
+    @property
+    def channel(self) -> int | None:
+        """The descriptor that is readable when `replies` has something to tell. None while there is no zygote."""
+        return None if self._channel is None else self._channel.fileno()
+
+    def begin(self) -> None:
+        """Start it, unless it lives. Raises OSError."""
+        if self._channel is not None:
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with contextlib.ExitStack() as undo, theirs:
+            undo.callback(ours.close)
+            said = os.memfd_create("gpuq-zygote-said")
+            undo.callback(os.close, said)
+            self.pid = self._spawn(theirs, said)
+            undo.pop_all()
+        ours.setblocking(False)
+        self._channel, self._said = ours, said
+
+    def _spawn(self, theirs: socket.socket, said: int) -> int:
+        """It is not waited for here: whoever looks after the daemon's children does."""
+        code = os.memfd_create("gpuq-code")
+        with open(code, "r+b") as file:
+            file.write(self._code)
+            file.seek(0)
+            argv = [sys.executable, "-I", "-S", "-c", _BOOTSTRAP % code, "-" * ROOM]
+            # it is asked to end by the end of the channel alone
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                process = subprocess.Popen(
+                    argv, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=said, pass_fds=(code,), cwd="/"
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        process.returncode = 0  # without this, Popen would complain that nobody waited
+        return process.pid
+
+    def order(self, words: bytes, lock: int, orders: int) -> int:
+        """Have a supervisor forked with these arguments and descriptors; the number of the order. Raises OSError."""
+        self.begin()
+        assert self._channel is not None
+        if len(words) + WORD > LONGEST:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        self._orders += 1
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [lock, orders]))]
+        self._channel.sendmsg([self._orders.to_bytes(WORD, "little"), words], rights)
+        return self._orders
+
+    def replies(self) -> Iterator[tuple[int, int, int]]:
+        """(number, supervisor's pid or 0, errno) of each order that was answered since. At its end `channel` is None
+        if the zygote is gone, and then everything that it forked has begun."""
+        while self._channel is not None:
+            try:
+                data = self._channel.recv(3 * WORD)
+            except BlockingIOError:
+                return
+            except ConnectionResetError:  # it left orders unread (unix(7))
+                data = b""
+            if not data:
+                log.error("the zygote has ended: %s", self._last_words() or "it was killed")
+                self.close()
+                return
+            number, pid, failed = (int.from_bytes(data[at : at + WORD], "little") for at in (0, WORD, 2 * WORD))
+            yield number, pid, failed
+
+    def _last_words(self) -> str:
+        size = os.fstat(self._said).st_size
+        said = os.pread(self._said, _COMPLAINT, max(0, size - _COMPLAINT)).decode("utf-8", "backslashreplace")
+        return said.strip().rpartition("\n")[2]
+
+    def close(self) -> None:
+        """Let it end; what it forked runs on."""
+        if self._channel is not None:
+            self._channel.close()
+            os.close(self._said)
+            self._channel = self.pid = None
