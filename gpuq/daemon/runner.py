@@ -217,12 +217,12 @@ class Runner:
     def launched(self) -> None:
         """Learn what became of the attempts that were to be started."""
         found = self.launcher.receive()
-        if not found and self.launcher.channel is not None:
-            return
         if self.launcher.channel is None and self._heard is not None:
             self._loop.remove_reader(self._heard)
             self._heard = None
             self._pause("the process that supervisors are forked from ended; another one is made")
+        elif not found:
+            return
         for started in found:
             running = self.core.running.get(started.launch.job_id)
             if running is None or running.attempt.number != started.launch.attempt:
