@@ -8,16 +8,25 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TypedDict
 
 from gpuq.daemon import threads
 from gpuq.daemon.core import CLAIMS_FOLDER, NVML
 from gpuq.daemon.sharing import Sharing
 from gpuq.gpus.source import Source
-from gpuq.launch.identity import lineage, owner_of, read_stat
-from gpuq.model import Driver, GpuProcess, GpuReading, Readings
+from gpuq.launch.identity import belonging, owner_of, read_stat
+from gpuq.model import Driver, GpuProcess, Readings
 from gpuq.policy.ledger import Neighbours
 
 log = logging.getLogger("gpuq.watch")
+
+
+class _Whose(TypedDict, total=False):
+    """The fields of a GpuProcess that say whose it is."""
+
+    job_id: int
+    uid: int | None
+    lineage: tuple[int, ...]
 
 
 class Watcher:
@@ -86,7 +95,7 @@ class Watcher:
         began = time.monotonic()
         try:
             readings = self._source.read()
-            readings = replace(readings, gpus=tuple(map(self._attributed, readings.gpus)))
+            readings = self._attributed(readings)
         except Exception as error:
             log.exception("reading the GPUs failed")
             return Readings(Driver.BROKEN, began, fault=f"reading the GPUs failed: {error}")
@@ -94,25 +103,29 @@ class Watcher:
         self._known = {p.pid: p.job_id for p in listed if p.job_id is not None}
         return readings
 
-    def _attributed(self, gpu: GpuReading) -> GpuReading:
-        """The reading with each process's job."""
+    def _attributed(self, readings: Readings) -> Readings:
+        """The readings with each process's job; most are listed twice for a GPU, and looked up once."""
+        found: dict[int, _Whose] = {}
 
         def whose(processes: tuple[GpuProcess, ...]) -> tuple[GpuProcess, ...]:
-            return tuple(map(self._known_process, processes))
+            for process in processes:
+                if process.pid not in found:
+                    found[process.pid] = self._whose(process.pid)
+            return tuple(replace(process, **found[process.pid]) for process in processes)
 
-        return replace(gpu, before=whose(gpu.before), after=whose(gpu.after))
+        gpus = (replace(gpu, before=whose(gpu.before), after=whose(gpu.after)) for gpu in readings.gpus)
+        return replace(readings, gpus=tuple(gpus))
 
-    def _known_process(self, process: GpuProcess) -> GpuProcess:
-        """The process with its job, or, of a foreign one, with what tells whose it is."""
-        family = lineage(process.pid)
-        job_id = next((self._shims[pid] for pid in family if pid in self._shims), None)
-        if job_id is None and read_stat(process.pid) is None:
+    def _whose(self, pid: int) -> _Whose:
+        """The process's job, or, of a foreign one, what tells whose it is."""
+        job_id, family = belonging(pid, self._shims)
+        if job_id is None and read_stat(pid) is None:
             # it ended since NVML listed it, and /proc tells no more: it was no stranger if it was none before
-            known = self._known.get(process.pid)
+            known = self._known.get(pid)
             job_id = known if known in list(self._shims.values()) else None
         if job_id is not None:
-            return replace(process, job_id=job_id)
-        return replace(process, uid=owner_of(process.pid), lineage=family)
+            return {"job_id": job_id}
+        return {"uid": owner_of(pid), "lineage": family}
 
     def _answer(self, readings: Readings, neighbours: Neighbours) -> None:
         if readings.at >= self._newest:

@@ -91,32 +91,43 @@ def pidfd_of(identity: Identity) -> int | None:
 
 
 def job_of(pid: int, shims: Mapping[int, int]) -> int | None:
-    """The job that a process belongs to; `shims` maps each supervisor's pid to its job's id.
+    """The job that a process belongs to; `shims` maps each supervisor's pid to its job's id."""
+    return belonging(pid, shims)[0]
+
+
+def belonging(pid: int, shims: Mapping[int, int]) -> tuple[int | None, tuple[int, ...]]:
+    """The job that a process belongs to, and the part of its lineage that had to be looked at to know: all where None.
 
     A supervisor is a sub-reaper (prctl(2)), so whatever a job leaves behind stays below it. Where the supervisor
     itself is gone, the session that it led still names the attempt.
     """
-    return next((shims[one] for one in lineage(pid) if one in shims), None)
+    seen: list[int] = []
+    for one in lineage(pid):
+        seen.append(one)
+        job_id = shims.get(one)
+        if job_id is not None:
+            return job_id, tuple(seen)
+    return None, tuple(seen)
 
 
-def lineage(pid: int) -> tuple[int, ...]:
+def lineage(pid: int) -> Iterator[int]:
     """The pid, those of its ancestors from the nearest on, without init, and last that of its session.
 
-    Only the pid itself where there is no such process, or it is hidden from us.
+    Each is looked up when it is asked for. Only the pid itself where there is no such process, or it is hidden from us.
     """
-    found: list[int] = []
-    session: tuple[int, ...] = ()
+    session: int | None = None
     current = pid
     for _ in range(MAX_ANCESTORS):
-        found.append(current)
+        yield current
         stat = read_stat(current)
         if stat is None:
             break
-        session = session or (stat.session,)
+        session = stat.session if session is None else session
         if stat.parent <= 1:
             break
         current = stat.parent
-    return (*found, *session)
+    if session is not None:
+        yield session
 
 
 def owner_of(pid: int) -> int | None:

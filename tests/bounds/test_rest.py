@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import statistics
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from tests.bench.kernel import memory, wakeups, zygotes
-from tests.fakenvml import FakeNvml, GiB, fake_gpus
+from tests.bench.kernel import children, memory, wakeups, zygotes
+from tests.bounds.observe import Observed
+from tests.fakenvml import FakeNvml, FakeProcess, GiB, fake_gpus
 from tests.harness import PATIENCE, Box, wait_until
 
 #: For this long nothing may wake up, in seconds.
@@ -23,6 +25,11 @@ def supervisor(box: Box, job_id: int) -> int:
     identity = Path(box.wait_state(job_id, "running")["log_path"]).with_name("identity")
     wait_until(identity.exists, "the identity")
     return int(json.loads(identity.read_bytes())["pid"])
+
+
+def child(pid: int) -> int:
+    """The first child of a process, once it has one."""
+    return wait_until(lambda: children(pid), "the child")[0]
 
 
 def sleeps(*pids: int) -> bool:
@@ -68,6 +75,23 @@ def test_nvml_calls_of_a_reading(box: Box, nvml: FakeNvml) -> None:
     each = [after - before for before, after in pairwise(begins)]
     # for each GPU: handle, UUID, two lists of processes before the memory and two after it, what the driver wants done
     assert max(each) <= 1 + 8 * 8, each
+
+
+def test_processes_of_a_reading_are_looked_up_once(box: Box, nvml: FakeNvml) -> None:
+    """Sixty-four jobs on eight GPUs are looked at every second or two: each of /proc's files takes 20 µs."""
+    gpus = fake_gpus(*[24 * GiB] * 8)
+    nvml.set(gpus=gpus)
+    observed = Observed(box)
+    jobs = box.submit_many([["sleep", "600"]] * 16, gpus=1, vram=GiB)
+    pids = [child(supervisor(box, job)) for job in jobs]
+    held = tuple(FakeProcess(pid, GiB // 2) for pid in pids)
+    nvml.set(gpus=(replace(gpus[0], running=held), *gpus[1:]))
+    nvml.wait_for_call(FIRST, nvml.calls().count(FIRST) + 2)
+    before, readings = observed.counts(), nvml.calls().count(FIRST)
+    nvml.wait_for_call(FIRST, readings + 4)
+    opened = (observed.counts() - before).daemon["open"] / 4
+    # the job's own `stat`, in which its supervisor's number stands; and a few of the reading's
+    assert opened <= 16 * 1.3 + 6
 
 
 def test_memory_of_jobs_that_run(box: Box) -> None:
