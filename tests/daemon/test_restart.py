@@ -338,3 +338,48 @@ def select_for(seconds: float) -> None:
     import select
 
     select.select([], [], [], seconds)
+
+
+# --- the process that supervisors are forked from -------------------------------------------------
+
+
+def zygote_of(box: Box) -> int:
+    daemon = box.daemon_pid()
+    children = Path(f"/proc/{daemon}/task/{daemon}/children")
+
+    def found() -> int | None:
+        pids = map(int, children.read_text().split())
+        return next((pid for pid in pids if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"gpuq zygote")), None)
+
+    pid = wait_until(found, "the zygote")
+    assert pid is not None
+    return pid
+
+
+def test_jobs_outlive_what_their_supervisors_were_forked_from_and_there_is_another(box: Box) -> None:
+    gate = box.folder / "gate"
+    running = box.submit("sh", "-c", f'until [ -e "{gate}" ]; do sleep 0.02; done; exit 4', cpus=0)
+    box.wait_state(running, "running")
+    first = zygote_of(box)
+    os.kill(first, signal.SIGKILL)
+    assert box.wait(box.submit("true", cpus=0))["state"] == "succeeded"
+    assert zygote_of(box) != first
+    gate.touch()
+    ended = box.wait(running)
+    assert (ended["exit_code"], ended["attempt"]) == (4, 1)
+
+
+def test_a_zygote_that_a_job_stopped_goes_on(box: Box) -> None:
+    box.ok("daemon", "start")
+    stopper = box.submit("kill", "-STOP", str(zygote_of(box)))
+    box.wait(stopper)
+    assert box.wait(box.submit("true"))["state"] == "succeeded"
+
+
+def test_many_jobs_that_may_all_start_at_once_are_started_once_each(box: Box) -> None:
+    """More than may be under way at a time."""
+    trace = box.folder / "trace"
+    jobs = box.submit_many([["sh", "-c", f'echo "$GPUQ_JOB_ID" >> "{trace}"']] * 200, cpus=0)
+    ended = {box.wait(job)["state"] for job in jobs}
+    assert ended == {"succeeded"}
+    assert sorted(map(int, trace.read_text().split())) == jobs
