@@ -40,6 +40,8 @@ class Kind(StrEnum):
     DAMAGED = "damaged"
     #: ended jobs were removed: `ids` are ranges
     PRUNED = "pruned"
+    #: a submission was given up before anybody saw a job of it: `ids` are ranges, and of no job
+    WITHDRAWN = "withdrawn"
     DAEMON_STARTED = "daemon-started"
     DAEMON_STOPPED = "daemon-stopped"
 

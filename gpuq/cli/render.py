@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
@@ -308,6 +309,21 @@ def svg_frame(data: Object) -> str:
     console.print(frame(data, 100))
     template = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
     return console.export_svg(title="gpuq top", theme=MONOKAI, code_format=template)
+
+
+def progress_bar(what: str, total: int) -> Progress:
+    """A bar on stderr that has begun to show, with one task; `stop` takes it away again."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,} of {task.total:,}"),
+        TimeRemainingColumn(),
+        console=make_console(stderr=True),
+        transient=True,
+    )
+    bar.add_task(what, total=total)
+    bar.start()
+    return bar
 
 
 class Screen:

@@ -5,6 +5,7 @@ import time as clock
 from contextlib import suppress
 
 from gpuq.cli import options as opt
+from gpuq.cli.commands import Typed
 from gpuq.cli.common import examples, new_app, tell
 from gpuq.cli.follow import Detached, Follower, Signals
 from gpuq.cli.outcome import exit_code, sentence
@@ -76,7 +77,7 @@ def run(
     template = opt.make_template(resources, clock.time())
     environment = opt.make_environment(export, env or [])
     with Signals(signals.SIGINT, signals.SIGQUIT, signals.SIGHUP, signals.SIGTERM) as heard:
-        job_id, _ = send(template, environment, [command or []])
+        job_id, _ = send(template, environment, Typed(command or []))
         attended = Attended(job_id)
         try:
             job = Follower(job_id, signals=heard, on_signal=attended.heard).run()

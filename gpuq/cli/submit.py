@@ -3,28 +3,27 @@
 import os
 import sys
 import time as clock
-from collections.abc import Iterator
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 import typer
 
 from gpuq.cli import options as opt
 from gpuq.cli import parse
+from gpuq.cli.commands import Lines, Typed
 from gpuq.cli.common import Json, Quiet, count_jobs, examples, new_app, on_terminal, print_json, printing, tell
 from gpuq.cli.link import Retries
 from gpuq.client import PATIENCE, Client
 from gpuq.errors import ConnectionLost, GpuqError, UsageError
-from gpuq.protocol import MAX_JOBS, MAX_LINE, Message, encode
+from gpuq.protocol import MAX_LINE, Message, encode
 
-#: A part of a submission, in commands and in bytes of them.
-PART_COMMANDS = 2000
-PART_BYTES = 1024 * 1024
-#: MAX_ARG_STRLEN of Linux: 32 pages for one argument with its NUL (execve(2)).
-MAX_SHELL_LINE = 128 * 1024 - 1
 #: How often in a row a daemon may go away in the middle of a submission, in some three seconds.
 TRIES = 10
 #: What the slowest disk may take for the one commit of a large submission.
 JOBS_PER_SECOND = 500
+#: What takes longer than this, in seconds, shows how far it is.
+PATIENT = 1.0
+
+Commands = Typed | Lines
 
 app = new_app()
 
@@ -112,22 +111,25 @@ def submit(
     )
     template = opt.make_template(resources, clock.time())
     environment = opt.make_environment(export, env or [])
-    commands = [command or []] if from_ is None else read_commands(from_)
-    first, last = send(template, environment, commands, members)
+    if from_ is None:
+        first, last = send(template, environment, Typed(command or []), members)
+    else:
+        with Lines(from_) as commands:
+            first, last = send(template, environment, commands)
     _report(first, last, as_json=as_json, quiet=quiet)
 
 
 def send(
     template: Message,
     environment: dict[str, str],
-    commands: list[list[str]],
+    commands: Commands,
     array: tuple[list[int], int] | None = None,
 ) -> tuple[int, int]:
     """Submit; the first and last id. The key makes it safe to send again when the connection breaks."""
-    head: Message = {"key": os.urandom(16).hex(), "template": template, "env": environment}
+    head: Message = {"key": os.urandom(16).hex(), "template": template, "env": environment, "count": commands.count}
     if array is not None:
         head["array"] = {"indexes": array[0], "limit": array[1]}
-    jobs = len(commands) * (len(array[0]) if array is not None else 1)
+    jobs = commands.count * (len(array[0]) if array is not None else 1)
     retries = Retries(TRIES)
     while True:
         try:
@@ -143,74 +145,61 @@ def send(
     return int(first), int(last)
 
 
-def _send_parts(client: Client, head: Message, commands: list[list[str]]) -> Message:
-    """Send every part and read its reply: a refusal is heard at once, and ends the sending."""
-    sent, began, shown = 0, clock.monotonic(), False
+def _send_parts(client: Client, head: Message, commands: Commands) -> Message:
+    """Send every part, the next before the reply to one is read; a refusal is heard soon, and ends the sending."""
+    sent, unanswered = 0, 0
     reply: Message = {}
-    for part in _parts(commands):
-        sent += len(part)
-        fields = {**head, "commands": part, "last": sent == len(commands)}
-        if "template" in head and (size := len(encode(fields)) + 100) > MAX_LINE:
-            raise UsageError(
-                f"command, environment and array indexes are {size:,} bytes together, and at most "
-                f"{MAX_LINE:,} can be sent; choose variables with --export"
-            )
-        reply = client.request("submit", **fields)
-        head = {"key": head["key"]}
-        if clock.monotonic() - began > 1 and sys.stderr.isatty():
-            sys.stderr.write(f"\rsent {sent:,} of {len(commands):,} commands")
-            shown = True
-    if shown:
-        sys.stderr.write("\r\x1b[K")
+    with Progress(commands.count) as progress:
+        for part in commands.parts():
+            sent += len(part)
+            fields = {**head, "commands": part, "last": sent == commands.count}
+            if "template" in head:
+                _refuse_too_long(fields)
+            client.send("submit", **fields)
+            unanswered += 1
+            head = {"key": head["key"]}
+            if unanswered > 1:
+                reply = client.receive()
+                unanswered -= 1
+            progress.show(sent)
+        for _ in range(unanswered):
+            reply = client.receive()
+    if "ids" not in reply:
+        raise UsageError(f"the file of commands was changed while it was read: {commands.count:,} were there at first")
     return reply
 
 
-def _parts(commands: list[list[str]]) -> Iterator[list[list[str]]]:
-    part: list[list[str]] = []
-    size = 0
-    for command in commands:
-        part.append(command)
-        size += sum(map(len, command))
-        if len(part) >= PART_COMMANDS or size >= PART_BYTES:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
+def _refuse_too_long(fields: Message) -> None:
+    size = len(encode(fields)) + 100
+    if size > MAX_LINE:
+        raise UsageError(
+            f"command, environment and array indexes are {size:,} bytes together, and at most "
+            f"{MAX_LINE:,} can be sent; choose variables with --export"
+        )
 
 
-def read_commands(path: str) -> list[list[str]]:
-    """A `/bin/sh -c` command per line; blank and `#` lines are skipped. Raises UsageError, naming file and line."""
-    if path == "-":
-        return _read_lines(sys.stdin.buffer, "standard input")
-    try:
-        with open(path, "rb") as file:
-            return _read_lines(file, path)
-    except OSError as error:
-        raise UsageError(f"--from {path!r} cannot be read: {error.strerror}") from None
+class Progress:
+    """A bar on the terminal that stderr is, for what takes longer than PATIENT seconds; nothing anywhere else."""
 
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._began = clock.monotonic()
+        self._bar: Any = None
 
-def _read_lines(file: BinaryIO, where: str) -> list[list[str]]:
-    found: list[list[str]] = []
-    number = 0
-    while line := file.readline(MAX_SHELL_LINE + 3):  # room for the line's end, and one byte to see that it is too long
-        number += 1
-        text = line.removesuffix(b"\n").removesuffix(b"\r")
-        if number == 1:
-            text = text.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
-        if b"\0" in text:
-            raise UsageError(f"{where}, line {number}: holds a NUL byte; nothing was queued")
-        if len(text) > MAX_SHELL_LINE:
-            raise UsageError(
-                f"{where}, line {number}: longer than {MAX_SHELL_LINE:,} bytes, which is more than Linux "
-                "passes to a shell; nothing was queued"
-            )
-        if text.strip() and not text.lstrip().startswith(b"#"):
-            found.append(["/bin/sh", "-c", os.fsdecode(text)])
-        if len(found) > MAX_JOBS:
-            raise UsageError(f"{where}: more than {MAX_JOBS:,} commands; nothing was queued")
-    if not found:
-        raise UsageError(f"{where}: holds no command")
-    return found
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, done: int) -> None:
+        if self._bar is None and sys.stderr.isatty() and clock.monotonic() - self._began > PATIENT:
+            from gpuq.cli.render import progress_bar  # slow to import, and only where it draws
+
+            self._bar = progress_bar("submitting", self._total)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done)
 
 
 def _report(first: int, last: int, *, as_json: bool, quiet: bool) -> None:

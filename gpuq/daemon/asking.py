@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from gpuq import protocol
 from gpuq.daemon.core import Core
@@ -15,14 +16,24 @@ from gpuq.errors import BadRequest, NoSuchJob, NotAllowed, UsageError
 from gpuq.model import Job, State
 from gpuq.protocol import Message, Selection
 
+if TYPE_CHECKING:
+    from gpuq.daemon.submitting import Intake
+
 
 @dataclass(slots=True)
 class Session:
-    """One connection: who is there, and what it has sent of a submission so far."""
+    """One connection: who is there, and the submission of which not every part has come."""
 
     uid: int
-    parts: list[tuple[str, ...]] = field(default_factory=list)
-    first: Message | None = None
+    #: whether the client has closed it
+    gone: Callable[[], bool]
+    intake: Intake | None = None
+
+    async def give_up(self) -> None:
+        """What has come of a submission counts for nothing."""
+        intake, self.intake = self.intake, None
+        if intake is not None:
+            await intake.give_up()
 
 
 @dataclass(slots=True)

@@ -47,21 +47,20 @@ def began(settings: Settings, host: Host, state_dir: str) -> None:
     )
 
 
-def submitted(jobs: Sequence[Job]) -> None:
-    """Jobs of one submission are queued, which all ask for the same."""
-    first = jobs[0]
-    uid = first.owner
-    asked = [f"{first.request.gpus} GPUs", f"{first.request.cpus} CPUs"]
-    if first.request.vram is not None:
-        asked.append(f"{format_size(first.request.vram)} on each GPU")
-    if first.begin_at is not None:
-        asked.append(f"not before {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(first.begin_at))}")
-    if first.after:
-        asked.append("after " + ", ".join(map(str, first.after)))
-    ids = spans(job.id for job in jobs)
+def submitted(job: Job, first: int, last: int) -> None:
+    """Jobs of one submission are queued, which all ask for the same as this one."""
+    uid = job.owner
+    asked = [f"{job.request.gpus} GPUs", f"{job.request.cpus} CPUs"]
+    if job.request.vram is not None:
+        asked.append(f"{format_size(job.request.vram)} on each GPU")
+    if job.begin_at is not None:
+        asked.append(f"not before {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(job.begin_at))}")
+    if job.after:
+        asked.append("after " + ", ".join(map(str, job.after)))
+    ids = [[first, last]]
     log.info(
         "uid %d submitted %s: %s, %s",
-        *(uid, named(ids), first.state, ", ".join(asked)),
+        *(uid, named(ids), job.state, ", ".join(asked)),
         extra={"event": "submit", "uid": uid, "jobs": ids},
     )
 

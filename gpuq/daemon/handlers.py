@@ -6,23 +6,16 @@ the server ends them when their client goes away.
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 
-from gpuq import protocol
-from gpuq.daemon import decisions, looking, views
-from gpuq.daemon import submit as submission
+from gpuq.daemon import decisions, looking, submitting
 from gpuq.daemon.asking import Answer, Daemon, Session, Stream, check_selection, selected
 from gpuq.daemon.core import Core
 from gpuq.daemon.owners import owner_name
-from gpuq.errors import BadRequest, CannotFit, NoSuchJob
-from gpuq.events import Event, Kind
-from gpuq.model import ACTIVE, Dependency, Driver, Ending, Job, State
-from gpuq.policy.explain import impossible
+from gpuq.model import ACTIVE, Ending, Job
 from gpuq.policy.lifecycle import (
     POSSIBLE,
     Cancelled,
-    DependencyBroken,
     EndAsked,
     Fact,
     Held,
@@ -30,121 +23,12 @@ from gpuq.policy.lifecycle import (
     Resumed,
     Retried,
     Suspended,
-    advance,
-    dependency,
     ended_words,
 )
 from gpuq.protocol import Message
-from gpuq.store import runrecord
 
 #: A submit waits at most this long for the first word on the GPUs, in seconds.
 FIRST_READING = 3.0
-
-
-# --- submitting -----------------------------------------------------------------------------------
-
-
-async def submit(daemon: Daemon, session: Session, message: Message) -> Message:
-    """Collect the parts of a submission; with the last one, queue all of its jobs or none."""
-    commands = submission.check_commands(message.get("commands"))
-    if session.first is None:
-        session.first, session.parts = message, []
-    session.parts += commands
-    if len(session.parts) > protocol.MAX_JOBS:
-        raise CannotFit(f"a submission holds at most {protocol.MAX_JOBS:,} jobs")
-    if message.get("last") is not True:
-        return {}
-    first, parts = session.first, session.parts
-    session.first, session.parts = None, []
-    key = submission.check_key(first.get("key"))
-    template = first.get("template")
-    if not isinstance(template, dict):
-        raise BadRequest("a submission has a template")
-    wants_gpus = template.get("gpus") != 0
-    if wants_gpus:
-        await daemon.runner.known_gpus(FIRST_READING)
-    core = daemon.core
-    done = core.store.submission(key)
-    if done is not None:
-        return {"ids": list(done), "notes": []}
-    job = _template(core, session, template)
-    checked = submission.read_submission(first, parts, job)
-    problem = _impossible(core, job)
-    if problem is not None and job.request.gpus:
-        await daemon.runner.fresh_gpus()  # a GPU may have come, or come back, since the last reading
-        problem = _impossible(core, job)
-    if problem is not None:
-        about_gpus = job.request.gpus and "--cpus" not in problem and "--ram" not in problem
-        raise CannotFit(f"{problem}; see `gpuq gpus`" if about_gpus else problem)
-    first_job = core.store.next_id() == 1
-    ids = _queue(daemon, key, checked)
-    # a job without GPUs did not wait for the first reading, and need not hear that there was none yet
-    note = views.gpus_note(core) if first_job and (wants_gpus or core.readings) else None
-    queued = core.store.job(ids[0])
-    if queued is not None and queued.state is State.SKIPPED:
-        note = f"job {queued.id} is skipped: it {queued.note}"
-    notes = [note, submission.missing_folder(queued) if queued is not None else None]
-    return {"ids": list(ids), "notes": [text for text in notes if text]}
-
-
-def _template(core: Core, session: Session, template: Message) -> Job:
-    driver = core.readings.driver if core.readings else None
-    return submission.check_template(template, session.uid, driver, len(core.host.capacities), time.time())
-
-
-def _impossible(core: Core, job: Job) -> str | None:
-    # what is known of the GPUs of a driver that does not work now is what it told before
-    known = core.readings is not None and core.readings.driver is not Driver.BROKEN
-    return impossible(job.request, core.host, core.settings, gpus_known=known or bool(core.host.capacities))
-
-
-def _queue(daemon: Daemon, key: str, checked: submission.Submission) -> tuple[int, int]:
-    """Write the jobs and what they wait for in one transaction, and let the planner know."""
-    core = daemon.core
-    now = checked.template.submitted_at
-    core.reserve.require()
-    done = core.store.submission(key)
-    if done is not None:
-        return done  # sent again while this one waited for the GPUs
-    with core.store.transaction():
-        unmet, broken = _dependencies(core, checked.template.after)
-        jobs = submission.make_jobs(checked, core.store.next_id())
-        if jobs[-1].id > core.ids_upto:
-            core.ids_upto = runrecord.reserve(core.run_root, jobs[-1].id)
-        events = [Event(now, Kind.SUBMITTED, job.id, None, _brief(job)) for job in jobs]
-        if broken is not None:
-            # what can no longer hold is skipped at once: whether it ended before or after this is a matter of luck
-            steps = [advance(job, broken, now) for job in jobs]
-            jobs, events = [step.job for step in steps], events + [step.event for step in steps]
-        core.store.put_environment(checked.template.env_hash, checked.environment)
-        core.store.insert_jobs(key, jobs, events)
-        core.store.add_dependencies((job.id, d, d not in unmet) for job in jobs for d in job.after)
-    decisions.submitted(jobs)
-    for job in jobs:
-        core.waiting.put(job, len(unmet), time.time())
-    core.hub.tell([job.id for job in jobs])
-    daemon.runner.wake()
-    return jobs[0].id, jobs[-1].id
-
-
-def _brief(job: Job) -> dict[str, object]:
-    return {"name": job.name, **({"held": True} if job.state is State.HELD else {})}
-
-
-def _dependencies(core: Core, after: Iterable[Dependency]) -> tuple[set[Dependency], DependencyBroken | None]:
-    """Those that are open, and one that can never hold, if there is one. Raises NoSuchJob."""
-    unmet: set[Dependency] = set()
-    broken: DependencyBroken | None = None
-    for wanted in after:
-        state = core.store.state_of(wanted.job_id)
-        if state is None:
-            raise NoSuchJob(f"--after {wanted}: there is no job {wanted.job_id}")
-        holds = dependency(wanted.condition, state)
-        if holds is False:
-            broken = DependencyBroken(wanted.job_id, wanted.condition, state)
-        elif holds is None:
-            unmet.add(wanted)
-    return (set(), broken) if broken is not None else (unmet, None)
 
 
 # --- changing -------------------------------------------------------------------------------------
@@ -247,7 +131,7 @@ async def stop(daemon: Daemon, session: Session, message: Message) -> AsyncItera
 
 
 ANSWERS: dict[str, Answer] = {
-    "submit": submit,
+    "submit": submitting.submit,
     "status": looking.status,
     "list": looking.list_,
     "show": looking.show,

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import os
 import resource
+import select
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,21 +117,24 @@ class Server:
             decisions.stranger(uid, pid)
             await _send(writer, protocol.error_reply(NotAllowed(f"this daemon belongs to uid {os.geteuid()}")))
             return
-        session = Session(uid)
-        while not self._ending.done():
-            try:
-                line = await asyncio.wait_for(reader.readline(), IDLE)
-            except TimeoutError:
-                return
-            except ValueError:
-                problem = BadRequest(f"the message is longer than {protocol.MAX_LINE:,} bytes")
-                await _send(writer, protocol.error_reply(problem))
-                return
-            if not line.endswith(b"\n"):
-                return  # the client left, perhaps in the middle of a message
-            self._silent.pop(task, None)
-            if not await self._answer(line, session, reader, writer):
-                return
+        session = Session(uid, _hangup(writer))
+        try:
+            while not self._ending.done():
+                try:
+                    line = await asyncio.wait_for(reader.readline(), IDLE)
+                except TimeoutError:
+                    return
+                except ValueError:
+                    problem = BadRequest(f"the message is longer than {protocol.MAX_LINE:,} bytes")
+                    await _send(writer, protocol.error_reply(problem))
+                    return
+                if not line.endswith(b"\n"):
+                    return  # the client left, perhaps in the middle of a message
+                self._silent.pop(task, None)
+                if not await self._answer(line, session, reader, writer):
+                    return
+        finally:
+            await session.give_up()
 
     async def _answer(
         self, line: bytes, session: Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -151,7 +155,7 @@ class Server:
             if submitted:
                 crash.point("reply-after")
         except GpuqError as error:
-            session.first, session.parts = None, []
+            await session.give_up()
             if op and op not in LOOKS:
                 decisions.refused(session.uid, op, error.message)
             await _send(writer, protocol.error_reply(error))
@@ -160,7 +164,7 @@ class Server:
             raise
         except Exception as error:
             log.exception("a request failed")
-            session.first, session.parts = None, []
+            await session.give_up()
             problem = GpuqError(f"the daemon failed on this ({type(error).__name__}); its log tells more")
             await _send(writer, protocol.error_reply(problem))
         return True
@@ -225,6 +229,13 @@ def _peer(writer: asyncio.StreamWriter) -> tuple[int, int]:
     peer = writer.get_extra_info("socket")
     pid, uid, _gid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return int(pid), int(uid)
+
+
+def _hangup(writer: asyncio.StreamWriter) -> Callable[[], bool]:
+    """Whether the other end has closed, and not only ended what it sends (POLLHUP, poll(2))."""
+    poll = select.poll()
+    poll.register(writer.get_extra_info("socket").fileno(), 0)
+    return lambda: writer.is_closing() or bool(poll.poll(0))
 
 
 async def _send(writer: asyncio.StreamWriter, message: Message) -> None:

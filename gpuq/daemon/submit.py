@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from gpuq.model import ArrayPlace, Condition, Dependency, Driver, EarlySignal, J
 from gpuq.policy.retry import parse_rules
 from gpuq.protocol import Message
 from gpuq.store.rows import dump
+from gpuq.store.staging import Own
 from gpuq.units import MAX_SIZE, MAX_TIME, format_duration, format_size, parse_duration
 
 #: Longest single argument, with its NUL, that execve(2) takes: MAX_ARG_STRLEN.
@@ -30,19 +31,41 @@ SHORTEST_LOG = 64 * KiB
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A checked submission. `template` has every field of its jobs but id, command and place in an array."""
+    """A checked submission. `template` has every field of its jobs but id, name, command and place in an array."""
 
     template: Job
-    commands: tuple[tuple[str, ...], ...]
+    #: how many commands it has
+    count: int
     #: indexes of an array, empty for none
     indexes: tuple[int, ...]
     array_limit: int
     environment: bytes
 
+    @property
+    def jobs(self) -> int:
+        return len(self.indexes) or self.count
+
+    def at(self, first_id: int) -> Job:
+        """The template once it is known where the ids begin."""
+        return (
+            replace(self.template, array=ArrayPlace(first_id, 0, self.array_limit)) if self.indexes else self.template
+        )
+
 
 def check_key(value: object) -> str:
     if not isinstance(value, str) or not 8 <= len(value) <= 64 or not value.isascii():
         raise BadRequest("a submission carries a random key of 8 to 64 ASCII characters")
+    return value
+
+
+def check_count(value: object) -> int | None:
+    """How many commands will come; None where the client does not say. Raises CannotFit."""
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise BadRequest(f"count says how many commands will come, and is {value!r:.60}")
+    if value > protocol.MAX_JOBS:
+        raise CannotFit(f"a submission holds at most {protocol.MAX_JOBS:,} jobs")
     return value
 
 
@@ -58,9 +81,9 @@ def _command(value: object) -> tuple[str, ...]:
         raise BadRequest("a command is a list of strings")
     if not value or not value[0]:
         raise UsageError("the command is empty: write gpuq submit -- CMD ARG…")
-    if any("\0" in word for word in value):
+    if "\0" in "".join(value):
         raise UsageError("the command holds a NUL character, which no program can be given")
-    sizes = [len(_bytes(word)) for word in value]
+    sizes = [len(word) if word.isascii() else len(_bytes(word)) for word in value]
     if max(sizes) >= MAX_ARGUMENT:
         raise UsageError(
             f"an argument of the command has {max(sizes):,} bytes, and Linux takes {MAX_ARGUMENT - 1:,}: "
@@ -304,42 +327,38 @@ def _limits(value: object) -> tuple[tuple[int, int], ...]:
         raise BadRequest("limits is a list of [number, soft limit]") from None
 
 
-def read_submission(first: Message, commands: Sequence[tuple[str, ...]], template: Job) -> Submission:
-    """All parts of a submission together. Raises UsageError where they do not go together."""
+def read_submission(first: Message, count: int, template: Job) -> Submission:
+    """A submission of so many commands. Raises UsageError where its parts do not go together."""
     indexes, limit = check_array(first.get("array"))
-    if indexes and len(commands) != 1:
+    if indexes and count != 1:
         raise UsageError("an array has one command; --array and --from do not go together")
-    if not commands:
+    if not count:
         raise UsageError("nothing to submit: no command was given")
-    if len(commands) * max(1, len(indexes)) > protocol.MAX_JOBS:
+    if count * max(1, len(indexes)) > protocol.MAX_JOBS:
         raise CannotFit(f"a submission holds at most {protocol.MAX_JOBS:,} jobs")
     environment = check_environment(first.get("env"))
     digest = hashlib.sha256(environment).hexdigest()
     held = first["template"].get("hold") is True
     job = replace(template, env_hash=digest, state=State.HELD if held else State.QUEUED)
-    return Submission(job, tuple(commands), indexes, limit, environment)
+    return Submission(job, count, indexes, limit, environment)
 
 
-def make_jobs(submission: Submission, first_id: int) -> list[Job]:
-    """The jobs, with ids from `first_id` on."""
-    template = submission.template
-    if submission.indexes:
-        command = submission.commands[0]
-        job = replace(template, command=command, name=template.name or _default_name(command))
-        return [
-            replace(job, id=first_id + n, array=ArrayPlace(first_id, index, submission.array_limit))
-            for n, index in enumerate(submission.indexes)
-        ]
-    return [
-        replace(template, id=first_id + n, command=command, name=template.name or _default_name(command))
-        for n, command in enumerate(submission.commands)
-    ]
+def own_values(checked: Submission, commands: Iterable[tuple[str, ...]], first_id: int) -> Iterator[Own]:
+    """What each job has of its own, with ids from `first_id` on."""
+    name = checked.template.name
+    for n, command in enumerate(commands):
+        text = dump(command)
+        if checked.indexes:
+            called = name or _default_name(command)
+            yield from ((first_id + n, called, text, index) for n, index in enumerate(checked.indexes))
+        else:
+            yield first_id + n, name or _default_name(command), text, None
 
 
 def _default_name(command: tuple[str, ...]) -> str:
     """The program's name; of a shell line, its first word's."""
     word = command[0]
-    if len(command) == 3 and command[:2] == ("/bin/sh", "-c") and command[2].split():
-        word = command[2].split()[0]
+    if len(command) == 3 and command[:2] == ("/bin/sh", "-c") and (words := command[2].split(None, 1)):
+        word = words[0]
     name = word.rstrip("/").rpartition("/")[2] or word
     return name.encode("utf-8", "replace").decode("utf-8")[: protocol.MAX_NAME]

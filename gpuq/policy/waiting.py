@@ -54,6 +54,29 @@ class Waiting:
         elif job.state is State.QUEUED:
             self._put_free(job, now)
 
+    def put_all(self, alike: Job, ids: range, unmet: int, now: float) -> None:
+        """Add new jobs that are as `alike`, and of which none is here yet: one step for them all."""
+        if alike.state is State.HELD or (alike.state is State.QUEUED and unmet):
+            why = Reason.HELD if alike.state is State.HELD else Reason.DEPENDENCY
+            self._blocked.update(dict.fromkeys(ids, why))
+        elif alike.state is State.QUEUED:
+            self._put_all_free(alike, ids, now)
+
+    def _put_all_free(self, alike: Job, ids: range, now: float) -> None:
+        begin = self._begin_of(alike, now)
+        if begin is not None:
+            self._timed.update(ids)
+        if begin is not None and begin > now:
+            self._blocked.update(dict.fromkeys(ids, Reason.BEGIN_TIME))
+            self._begin += [(begin, job_id) for job_id in ids]
+            heapq.heapify(self._begin)
+        else:
+            key = key_of(alike)
+            self._key.update(dict.fromkeys(ids, key))
+            there = self.groups.setdefault(key, [])
+            at = bisect_left(there, ids.start)  # larger ids may have been seen first
+            there[at:at] = ids
+
     def _put_free(self, job: Job, now: float) -> None:
         """One that only its begin time may keep from starting."""
         begin = self._begin_of(job, now)

@@ -6,7 +6,7 @@ that live. Only the daemon's store appends to it.
 
 A line is a JSON object with `e`, the last event of the commit, and any of `jobs` (rows; columns that several share
 stand in `common`), `set` (columns that changed), `submissions` (key, first and last id), `environments`, `removed`
-(ids).
+(ids). Rows in `staged`, `of` a submission that is written in slices, count once a later line names it in `shown`.
 """
 
 from __future__ import annotations
@@ -69,16 +69,19 @@ class Changes:
 
     # --- while a transaction goes on --------------------------------------------------------------
 
-    def jobs(self, rows: Sequence[Values]) -> None:
-        """Jobs that are new, or are written as a whole. So many to a line that damage to one does not cost them all."""
+    def jobs(self, common: Values, rows: Sequence[Values], staged: str | None = None) -> None:
+        """Jobs that are new, or are written as a whole: the columns that they share, and those of each. With `staged`
+        they are of a submission that is not shown yet. So many to a line that damage to one does not cost them all.
+        """
+        kind, of = ("jobs", {}) if staged is None else ("staged", {"of": staged})
         for start in range(0, len(rows), PER_LINE):
-            self._jobs(rows[start : start + PER_LINE])
+            self._add(kind, {**of, "common": common, "rows": rows[start : start + PER_LINE]})
+        if staged is not None:
+            self._limit += PER_JOB * len(rows)  # many that live: the file may be larger by them
 
-    def _jobs(self, rows: Sequence[Values]) -> None:
-        first = rows[0]
-        common = {k: v for k, v in first.items() if all(row[k] == v for row in rows)} if len(rows) > 1 else {}
-        own = [{k: v for k, v in row.items() if k not in common} for row in rows]
-        self._add("jobs", {"common": common, "rows": own})
+    def shown(self, staged: str) -> None:
+        """What was staged under this name counts."""
+        self._add("shown", staged)
 
     def set(self, job_id: int, values: Values) -> None:
         self._add("set", {"id": job_id, **values})
@@ -103,10 +106,8 @@ class Changes:
         pending, self._pending = self._pending, {}
         if not pending or self.behind:
             return
-        groups = pending.pop("jobs", [])
-        lines = [{"jobs": [group]} for group in groups[:-1]] + [
-            {**({"jobs": groups[-1:]} if groups else {}), **pending}
-        ]
+        groups = [{kind: [group]} for kind in ("jobs", "staged") for group in pending.pop(kind, [])]
+        lines = [*groups[:-1], {**(groups[-1] if groups else {}), **pending}]
         data = memoryview(b"".join(_line({"e": last_event, **fields}) for fields in lines))
         try:
             while data:
@@ -179,6 +180,7 @@ def last_event(path: Path) -> int:
 def read(path: Path) -> Told:
     """Everything in the file; lines that make no sense are left out, and so is a file that cannot be read."""
     told = Told()
+    staged: dict[str, dict[int, tuple[int, Values]]] = {}
     for fields in _all(path):
         if fields is None:
             told.whole = False
@@ -187,8 +189,12 @@ def read(path: Path) -> Told:
         told.last_event = max(told.last_event, event)
         try:
             for group in fields.get("jobs", ()):
-                for row in group["rows"]:
-                    told.rows[int(row["id"])] = (event, {**group["common"], **row})
+                _add_rows(told.rows, event, group)
+            for group in fields.get("staged", ()):
+                _add_rows(staged.setdefault(str(group["of"]), {}), event, group)
+            for name in fields.get("shown", ()):
+                shown = staged.pop(str(name), {})
+                told.rows |= {job_id: (event, values) for job_id, (_, values) in shown.items()}
             for values in fields.get("set", ()):
                 job_id = int(values["id"])
                 told.rows[job_id] = (event, {**told.rows.get(job_id, (0, {}))[1], **values})
@@ -206,6 +212,13 @@ def read(path: Path) -> Told:
     told.whole = told.whole and told.last_event > 0
     told.last_id = max([told.last_id, *told.rows, *told.removed])
     return told
+
+
+def _add_rows(rows: dict[int, tuple[int, Values]], event: int, group: Values) -> None:
+    """A job may come again, with columns that have changed."""
+    for row in group["rows"]:
+        job_id = int(row["id"])
+        rows[job_id] = (event, {**rows.get(job_id, (0, {}))[1], **group["common"], **row})
 
 
 def _all(path: Path) -> Iterator[Values | None]:

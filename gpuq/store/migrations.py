@@ -134,6 +134,15 @@ def m006_supervision(db: Database) -> None:
         db.conn.execute(f"ALTER TABLE jobs ADD COLUMN {column} {kind}")
 
 
+def m007_unfinished(db: Database) -> None:
+    """A submission of which nobody may see a job yet, and one event for many jobs whose ids follow each other."""
+    db.conn.execute("ALTER TABLE submissions ADD COLUMN unfinished INTEGER NOT NULL DEFAULT 0")
+    db.conn.execute("CREATE INDEX submissions_unfinished ON submissions (first_id) WHERE unfinished")
+    # of such an event `job_id` is the first
+    db.conn.execute("ALTER TABLE events ADD COLUMN last_id INTEGER")
+    db.conn.execute("CREATE INDEX events_ranges ON events (job_id) WHERE last_id IS NOT NULL")
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_jobs,
     m002_attempts,
@@ -141,13 +150,14 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m004_dependencies,
     m005_events,
     m006_supervision,
+    m007_unfinished,
 )
 #: What the newest version has: a start looks for them, and to learn them from the migrations takes a fifth of its time.
 TABLES = frozenset({"jobs", "attempts", "claims", "submissions", "environments", "dependencies", "events"})
 
 
 #: What `fingerprint` says of each version from 0 on. A start compares; to learn them takes a fifth of its time.
-FINGERPRINTS = (0xD4CBB29, 0xC2E0D9A8, 0xFBC840A6, 0x474C4C9C, 0x58048281, 0x7A56BAA2, 0xB54F593F)
+FINGERPRINTS = (0xD4CBB29, 0xC2E0D9A8, 0xFBC840A6, 0x474C4C9C, 0x58048281, 0x7A56BAA2, 0xB54F593F, 0x125048EF)
 #: A version beyond this is none that a newer gpuq may have reached, but damage.
 SANE_VERSION = 100_000
 

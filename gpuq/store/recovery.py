@@ -22,7 +22,7 @@ from pathlib import Path
 from gpuq.errors import StoreDamaged, StoreError
 from gpuq.events import Event, Kind
 from gpuq.model import ACTIVE
-from gpuq.store import changes, check, runrecord, salvage
+from gpuq.store import changes, check, runrecord, salvage, staging
 from gpuq.store.backup import stamp, sync
 from gpuq.store.connection import connect, disk_full
 from gpuq.store.mend import Mended, leave_out, mend
@@ -108,6 +108,8 @@ def _opened(folder: Path, run_root: Path, network: bool, *, recovered: bool) -> 
         if not (recovered or store.migrated) and store.next_id() > 1 and _is_empty(folder / changes.NAME):
             # it may be older than what was acknowledged: run folders tell of some of it, and the report of the rest
             raise StoreDamaged(f"the file `{changes.NAME}` beside it is gone, which tells whether anything is missing")
+        if removed := staging.remove_unfinished(store, time.time()):
+            log.info("%d submissions that were not whole are removed", removed, extra={"event": "withdrawn"})
         reconcile(store, run_root, os.geteuid(), time.time(), deep=False)
         store.keep_changes(folder / changes.NAME)
         if store.next_id() > 1:
@@ -226,6 +228,7 @@ def _build(fresh: Path, aside: Path, run_root: Path, found: Mark) -> _Report:
         migrate(conn)
     store = Store(fresh, network=True)
     with contextlib.closing(store):
+        staging.remove_unfinished(store, now)
         mended = leave_out(store)
         replayed = 0 if found.restore else replay(store, kept, mixed=read is None or bool(read.notes))
         if found.restore:
@@ -259,7 +262,7 @@ def _pruned(read: salvage.Found | None) -> set[int]:
     for row in () if read is None else read.rows["events"].values():
         if Kind.PRUNED.value in row:
             with contextlib.suppress(ValueError, TypeError, AttributeError):
-                spans = json.loads(str(row[-1])).get("ids", ())
+                spans = json.loads(str(row[5])).get("ids", ())
                 ids.update(job_id for first, last in spans for job_id in range(first, last + 1))
     return ids
 
@@ -286,7 +289,10 @@ def _read(path: Path, *, needed: bool) -> salvage.Found | None:
 def _last_id(store: Store, read: salvage.Found | None) -> int:
     """The largest id that anything names."""
     seen = [store.next_id() - 1]
-    for table, column in (("jobs", "id"), ("events", "job_id"), ("attempts", "job_id"), ("submissions", "last_id")):
+    for table, column in (
+        *(("jobs", "id"), ("events", "job_id"), ("events", "last_id"), ("attempts", "job_id")),
+        ("submissions", "last_id"),
+    ):
         seen.append(store.conn.execute(f"SELECT coalesce(max({column}), 0) FROM {table}").fetchone()[0])
     if read is not None:
         seen += [read.last_id, max(read.rows["jobs"], default=0)]

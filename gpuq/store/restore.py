@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from gpuq.errors import StoreDamaged, StoreError
 from gpuq.model import ENDED, WAITING
 from gpuq.protocol import spans
-from gpuq.store import check, recovery
+from gpuq.store import check, recovery, staging
 from gpuq.store.backup import copy_file, stamp
 from gpuq.store.connection import connect_readonly
 from gpuq.store.migrations import refuse_newer, version_of
@@ -57,6 +58,7 @@ def _checked(folder: Path, path: Path, owner: int) -> Iterator[Path]:
         check.refuse_backup(path, owner)
         copy_file(path, copied)
         with contextlib.closing(Store(copied, network=True, backups=False)) as store:
+            staging.remove_unfinished(store, time.time())
             for job in store.every_job():
                 store.attempts(job.id)
             store.events(0, None, None)

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
@@ -23,6 +23,7 @@ from gpuq.errors import IllegalTransition, StoreDamaged, StoreError
 from gpuq.events import Event, Kind
 from gpuq.model import LIVE, Attempt, Claim, Condition, Dependency, Job, State
 from gpuq.protocol import Selection, spans
+from gpuq.store import history, staging
 from gpuq.store.backup import FOLDER, before_migration, copy, stamp
 from gpuq.store.changes import Changes
 from gpuq.store.connection import connect
@@ -33,11 +34,11 @@ from gpuq.store.rows import (
     claim_from_row,
     clean,
     dump,
-    event_from_row,
     job_from_row,
     job_values,
     live_values,
 )
+from gpuq.store.staging import Staged
 
 log = logging.getLogger("gpuq.store")
 
@@ -60,6 +61,8 @@ class Store:
         self.path = path
         self._network = network
         self.changes: Changes | None = None
+        #: submissions that are being written, whose jobs are not seen yet
+        self.unseen: list[Staged] = []
         self._on_damage: Callable[[str], None] | None = None
         self._open()
         try:
@@ -73,6 +76,7 @@ class Store:
             migrate(self.conn)
             #: whether an older gpuq wrote it: what that did not keep is not missing
             self.migrated = outdated(version)
+            self.unseen = staging.unfinished(self)
         except BaseException:
             self.conn.close()
             raise
@@ -115,11 +119,19 @@ class Store:
         """The file of changes anew: the jobs that live, and the environments that they need."""
         assert self.changes is not None
         event = self.last_event()
-        rows = self.conn.execute(f"SELECT * FROM jobs WHERE {_LIVE}")
+        rows = self.conn.execute(f"SELECT * FROM jobs WHERE {_LIVE} AND {self._seen}")
         needed = self.conn.execute(
             f"SELECT hash, body FROM environments WHERE hash IN (SELECT env_hash FROM jobs WHERE {_LIVE})"
         )
-        keys = self.conn.execute("SELECT * FROM submissions ORDER BY rowid DESC LIMIT ?", (_KEYS_KEPT,))
+        keys = self.conn.execute(
+            "SELECT key, first_id, last_id FROM submissions WHERE NOT unfinished ORDER BY rowid DESC LIMIT ?",
+            (_KEYS_KEPT,),
+        )
+        staged = (
+            (one.token, dict(row))
+            for one in self.unseen
+            for row in self.conn.execute("SELECT * FROM jobs WHERE id BETWEEN ? AND ?", (one.first, one.last))
+        )
         bodies = ([row["hash"], b64encode(row["body"]).decode("ascii")] for row in needed)
         self.changes.rewrite(
             chain(
@@ -127,8 +139,9 @@ class Store:
                 ({"e": event, "environments": [body]} for body in bodies),
                 ({"e": event, "submissions": [[*key]]} for key in keys),
                 ({"e": event, "jobs": [{"common": {}, "rows": [dict(row)]}]} for row in rows),
+                ({"e": event, "staged": [{"of": token, "common": {}, "rows": [row]}]} for token, row in staged),
             ),
-            sum(self.counts().values()),
+            sum(self.counts().values()) + sum(one.written for one in self.unseen),
         )
 
     @contextmanager
@@ -152,6 +165,21 @@ class Store:
             self.changes.commit(self.last_event())
             if self.changes.behind:
                 self._rewrite_changes()
+
+    @contextmanager
+    def unsynced(self) -> Iterator[None]:
+        """A transaction of what may be lost in a power cut, as long as no later one makes it count.
+
+        The next that is synced takes it along: they are in one log (https://sqlite.org/wal.html, section 2.2). A
+        rollback journal has no such order, and is synced.
+        """
+        if not self._network:
+            self.conn.execute("PRAGMA synchronous = NORMAL")
+        try:
+            with self.transaction():
+                yield
+        finally:
+            self.conn.execute("PRAGMA synchronous = FULL")
 
     def _stay(self, *, log_too: bool = False) -> None:
         """The file must still be ours, and `log_too` its log: what is written into one that was removed would be lost.
@@ -216,7 +244,9 @@ class Store:
 
     def submission(self, key: str) -> tuple[int, int] | None:
         """First and last id of a submission made before under this key."""
-        row = self.conn.execute("SELECT first_id, last_id FROM submissions WHERE key = ?", (key,)).fetchone()
+        row = self.conn.execute(
+            "SELECT first_id, last_id FROM submissions WHERE key = ? AND NOT unfinished", (key,)
+        ).fetchone()
         return None if row is None else (row["first_id"], row["last_id"])
 
     def next_id(self) -> int:
@@ -229,19 +259,27 @@ class Store:
             self.conn.execute("DELETE FROM sqlite_sequence WHERE name = 'jobs'")
             self.conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('jobs', ?)", (job_id,))
 
-    def insert_jobs(self, key: str, jobs: Sequence[Job], events: Sequence[Event]) -> None:
-        """Add jobs, whose ids follow each other, as the submission `key`, with their dependencies and events."""
-        rows = [{"id": job.id, **job_values(job)} for job in jobs]
-        columns = rows[0].keys()
-        sql = f"INSERT INTO jobs ({','.join(columns)}) VALUES ({','.join(':' + c for c in columns)})"
-        self.conn.executemany(sql, rows)
-        if self.changes is not None:
-            self.changes.jobs(rows)
-        self.put_submission(key, jobs[0].id, jobs[-1].id)
-        self.add_events(events)
+    def stage(self, count: int, digest: str, environment: bytes) -> Staged:
+        """The next ids, for a submission of so many jobs with this environment that is written in slices."""
+        first = self.next_id()
+        staged = Staged(self, first, first + count - 1)
+        staged.begin(digest, environment)
+        return staged
+
+    def insert_alike(self, template: Job, own: Sequence[staging.Own], unmet: Collection[Dependency]) -> None:
+        """Add jobs that are as the template but for their own columns; `unmet` of its dependencies are open."""
+        staging.insert_alike(self, template, own, unmet)
+
+    @property
+    def _seen(self) -> str:
+        """An SQL condition, of jobs that may be seen."""
+        return staging.hidden(self.unseen) if self.unseen else "1"
+
+    def _is_unseen(self, job_id: int) -> bool:
+        return any(job_id in staged for staged in self.unseen)
 
     def put_submission(self, key: str, first: int, last: int) -> None:
-        self.conn.execute("INSERT INTO submissions VALUES (?, ?, ?)", (key, first, last))
+        self.conn.execute("INSERT INTO submissions (key, first_id, last_id) VALUES (?, ?, ?)", (key, first, last))
         if self.changes is not None:
             self.changes.submission(key, first, last)
 
@@ -255,7 +293,7 @@ class Store:
         marks = ",".join(":" + c for c in values)
         self.conn.execute(f"INSERT INTO jobs ({','.join(values)}) VALUES ({marks})", values)
         if self.changes is not None:
-            self.changes.jobs([values])
+            self.changes.jobs({}, [values])
 
     def row(self, job_id: int) -> dict[str, Any] | None:
         """The row of a job as it stands there, whether or not it makes sense."""
@@ -287,19 +325,22 @@ class Store:
             ("dependencies", "job_id"),
             ("events", "job_id"),
         ):
-            self.conn.execute(f"DELETE FROM {table} WHERE {column} IN (SELECT value FROM json_each(?))", (listed,))
-        self.conn.execute(
-            """DELETE FROM submissions WHERE first_id <= ? AND last_id >= ?
-               AND NOT EXISTS (SELECT 1 FROM jobs WHERE id BETWEEN first_id AND last_id)""",
-            (max(ids), min(ids)),
-        )
+            one = " AND last_id IS NULL" if table == "events" else ""
+            self.conn.execute(f"DELETE FROM {table} WHERE {column} IN (SELECT value FROM json_each(?)){one}", (listed,))
+        for ranges in (
+            "submissions WHERE NOT unfinished AND first_id <= :high AND last_id >= :low AND NOT EXISTS "
+            "(SELECT 1 FROM jobs WHERE id BETWEEN first_id AND last_id)",
+            "events WHERE last_id IS NOT NULL AND job_id <= :high AND last_id >= :low AND NOT EXISTS "
+            "(SELECT 1 FROM jobs WHERE id BETWEEN job_id AND last_id)",
+        ):
+            self.conn.execute(f"DELETE FROM {ranges}", {"low": min(ids), "high": max(ids)})
         if self.changes is not None:
             self.changes.removed(ids)
 
     def pruned(self) -> Iterator[tuple[int, int]]:
-        """Ranges of ids that were removed, or left out after damage."""
-        kinds = (Kind.PRUNED.value, Kind.RECOVERED.value)
-        for row in self.conn.execute("SELECT data FROM events WHERE kind IN (?, ?)", kinds):
+        """Ranges of ids that were removed, given up before they were seen, or left out after damage."""
+        kinds = (Kind.PRUNED.value, Kind.WITHDRAWN.value, Kind.RECOVERED.value)
+        for row in self.conn.execute("SELECT data FROM events WHERE kind IN (?, ?, ?)", kinds):
             yield from ((first, last) for first, last in json.loads(row["data"]).get("ids", ()))
 
     def add_dependencies(self, rows: Iterable[tuple[int, Dependency, bool]]) -> None:
@@ -345,10 +386,11 @@ class Store:
             self.changes.set(after.id, values)
         self.add_events([event])
 
-    def add_events(self, events: Iterable[Event]) -> None:
+    def add_events(self, events: Iterable[Event], last_id: int | None = None) -> None:
+        """With `last_id` each is one of every job from its own to that one."""
         self.conn.executemany(
-            "INSERT INTO events (at, kind, job_id, attempt, data) VALUES (?, ?, ?, ?, ?)",
-            ((e.at, e.kind.value, e.job_id, e.attempt, dump(dict(e.data))) for e in events),
+            "INSERT INTO events (at, kind, job_id, attempt, data, last_id) VALUES (?, ?, ?, ?, ?, ?)",
+            ((e.at, e.kind.value, e.job_id, e.attempt, dump(dict(e.data)), last_id) for e in events),
         )
 
     def add_attempt(self, attempt: Attempt) -> None:
@@ -399,7 +441,7 @@ class Store:
         rows = self.conn.execute(
             "SELECT job_id, condition FROM dependencies WHERE on_id = ? AND met = 0 ORDER BY job_id", (job_id,)
         )
-        return [(row["job_id"], Condition(row["condition"])) for row in rows]
+        return [(row["job_id"], Condition(row["condition"])) for row in rows if not self._is_unseen(row["job_id"])]
 
     def meet(self, job_id: int, on_id: int, condition: Condition) -> None:
         self.conn.execute(
@@ -427,6 +469,8 @@ class Store:
     # --- reading ----------------------------------------------------------------------------------
 
     def job(self, job_id: int) -> Job | None:
+        if self._is_unseen(job_id):
+            return None
         row = self.conn.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
         return None if row is None else self.job_of(row)
 
@@ -442,7 +486,7 @@ class Store:
             raise self.conn.senseless(f"{what} makes no sense: {error}") from None
 
     def every_job(self) -> Iterator[Job]:
-        for row in self.conn.execute("SELECT * FROM jobs ORDER BY id"):
+        for row in self.conn.execute(f"SELECT * FROM jobs WHERE {self._seen} ORDER BY id"):
             yield self.job_of(row)
 
     def job_defaults(self) -> dict[str, object]:
@@ -454,11 +498,14 @@ class Store:
         return found
 
     def state_of(self, job_id: int) -> State | None:
+        if self._is_unseen(job_id):
+            return None
         row = self.conn.execute("SELECT state FROM jobs WHERE id = ?", (job_id,)).fetchone()
         return None if row is None else self._made(f"the state of job {job_id}", lambda: State(row["state"]))
 
     def live_jobs(self, state: State) -> Iterator[Job]:
-        for row in self.conn.execute(f"SELECT * FROM jobs WHERE state = ? AND {_LIVE} ORDER BY id", (state.value,)):
+        live = f"SELECT * FROM jobs WHERE state = ? AND {_LIVE} AND {self._seen} ORDER BY id"
+        for row in self.conn.execute(live, (state.value,)):
             yield self.job_of(row)
 
     def unmet_counts(self) -> dict[int, int]:
@@ -483,20 +530,17 @@ class Store:
 
     def events(self, since: int, where: Selection | None, limit: int | None) -> list[Event]:
         """Events after the id `since`, oldest first; with a limit, the newest ones. None of jobs when not selected."""
-        clause, values = "id > ?", list[int | str]([since])
-        if where is not None:
-            jobs, job_values_ = self._where(where)
-            clause += f" AND job_id IN (SELECT id FROM jobs WHERE {jobs})"
-            values += job_values_
-        sql = f"SELECT * FROM events WHERE {clause} ORDER BY id DESC LIMIT ?"
-        rows = self.conn.execute(sql, [*values, -1 if limit is None else limit]).fetchall()
-        return self._made("an event", lambda: [event_from_row(row) for row in reversed(rows)])
+        if where is None:
+            return self._made("an event", lambda: history.of_all(self.conn, since, limit))
+        jobs, values = self._where(where)
+        return self._made("an event", lambda: history.of_jobs(self.conn, since, jobs, list(values), limit))
 
     def last_event(self) -> int:
         return int(self.conn.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0])
 
     def last_job(self, owner: int) -> int | None:
-        row = self.conn.execute("SELECT id FROM jobs WHERE owner = ? ORDER BY id DESC LIMIT 1", (owner,)).fetchone()
+        newest = f"SELECT id FROM jobs WHERE owner = ? AND {self._seen} ORDER BY id DESC LIMIT 1"
+        row = self.conn.execute(newest, (owner,)).fetchone()
         return None if row is None else int(row["id"])
 
     def select(self, selection: Selection, states: Iterable[State] = ()) -> list[int]:
@@ -517,13 +561,12 @@ class Store:
 
     def counts(self) -> dict[str, int]:
         """Jobs that have not ended, by state."""
-        rows = self.conn.execute(f"SELECT state, count(*) AS n FROM jobs WHERE {_LIVE} GROUP BY state")
+        rows = self.conn.execute(f"SELECT state, count(*) AS n FROM jobs WHERE {_LIVE} AND {self._seen} GROUP BY state")
         return {row["state"]: row["n"] for row in rows}
 
-    @staticmethod
-    def _where(selection: Selection, states: Iterable[State] = ()) -> tuple[str, list[str]]:
+    def _where(self, selection: Selection, states: Iterable[State] = ()) -> tuple[str, list[str]]:
         """SQL for a selection. Every value is bound or one of our own words."""
-        parts, values, states = ["1"], list[str](), tuple(states)
+        parts, values, states = [self._seen], list[str](), tuple(states)
         if selection.ranges:
             # CROSS JOIN keeps the order: one index range per range, however many thousand there are
             parts.append(

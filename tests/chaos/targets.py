@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gpuq import config, protocol, units
 from gpuq.cli import parse
-from gpuq.cli.submit import _read_lines
+from gpuq.cli.commands import read_lines
 from gpuq.daemon import submit
 from gpuq.errors import BadRequest, GpuqError, StoreError, UsageError
 from gpuq.launch import adoption, outcome
@@ -135,7 +135,7 @@ def wire(data: bytes) -> None:
 
 @only(UsageError)
 def command_file(data: bytes) -> None:
-    found = _read_lines(io.BytesIO(data), "file")
+    found = list(read_lines(io.BytesIO(data), "file"))
     assert all(command[:2] == ["/bin/sh", "-c"] for command in found)
     submit.check_commands(found)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gpuq.cli import parse
+from gpuq.cli.commands import Lines
 from gpuq.cli.options import Resources, check_command, make_template
-from gpuq.cli.submit import read_commands
 from gpuq.errors import UsageError
 from gpuq.model import GiB
 from gpuq.protocol import ranges, spans
@@ -267,7 +267,11 @@ def test_commands_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "commands"
     file.write_bytes(b"\xef\xbb\xbfecho 1\n\n   \n# note\n  # note\necho '\xff'\r\necho last")
     shell = ["/bin/sh", "-c"]
-    assert read_commands(str(file)) == [[*shell, "echo 1"], [*shell, "echo '\udcff'"], [*shell, "echo last"]]
+    with Lines(str(file)) as lines:
+        assert lines.count == 3
+        for _ in range(2):
+            [part] = lines.parts()
+            assert part == [[*shell, "echo 1"], [*shell, "echo '\udcff'"], [*shell, "echo last"]]
 
 
 @pytest.mark.parametrize(
@@ -282,12 +286,14 @@ def test_commands_of_a_file(tmp_path: Path) -> None:
 def test_bad_files_name_the_line(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "commands"
     file.write_bytes(content)
-    with pytest.raises(UsageError, match=message) as error:
-        read_commands(str(file))
+    with pytest.raises(UsageError, match=message) as error, Lines(str(file)):
+        pass
     assert str(file) in str(error.value)
 
 
 def test_the_longest_line_is_taken(tmp_path: Path) -> None:
     file = tmp_path / "commands"
     file.write_bytes(b"x" * 131_071 + b"\r\n")
-    assert len(read_commands(str(file))[0][2]) == 131_071
+    with Lines(str(file)) as lines:
+        [[command]] = lines.parts()
+    assert len(command[2]) == 131_071

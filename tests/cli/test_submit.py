@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from gpuq.cli.commands import Lines
 from gpuq.cli.options import make_environment
 from gpuq.cli.submit import TRIES
 from gpuq.errors import ConnectionLost, UsageError
@@ -119,6 +122,32 @@ def test_many_commands_in_parts(box: Box) -> None:
     ids = box.ok("submit", "--gpus", "0", "--hold", "--from", "-", stdin=text).split()
     assert ids == [str(n) for n in range(1, 4501)]
     assert [box.job(n)["command"][2] for n in (1, 2000, 2001, 4500)] == [f"echo {n}" for n in (0, 1999, 2000, 4499)]
+
+
+def test_a_file_that_can_be_read_only_once(box: Box) -> None:
+    """A pipe with a name, and what is left of standard input when somebody has read its beginning."""
+    pipe = box.folder / "pipe"
+    os.mkfifo(pipe)
+    with box.started("submit", "--gpus", "0", "--hold", "--from", str(pipe)) as process:
+        pipe.write_text("echo 1\necho 2\n")
+        assert finish(process)[0] == "1\n2\n"
+    (box.folder / "commands").write_text("read by the shell\necho 3\n")
+    script = f"{{ read line; {sys.executable} -m gpuq submit --gpus 0 --hold --from -; }} < commands"
+    assert subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout == b"3\n"
+    assert box.job(3)["command"][2] == "echo 3"
+
+
+def test_the_client_does_not_hold_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "commands"
+    file.write_text("".join(f"echo {n:0100}\n" for n in range(30_000)))
+    tracemalloc.start()
+    try:
+        with Lines(str(file)) as lines:
+            assert lines.count == sum(map(len, lines.parts())) == 30_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * 2000 * 500, "more than two parts were in memory"
 
 
 def test_a_bad_line_queues_nothing(box: Box) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import subprocess
 import sys
 import termios
 import xml.etree.ElementTree as ET
@@ -251,3 +253,26 @@ def test_top_as_a_picture(busy: Box) -> None:
     assert "sleep" in text
     assert "cannot be written" in busy.fails(1, "top", "--svg", "/nonexistent/top.svg")
     busy.ok("cancel", "1-3")
+
+
+SUBMIT_AT_ONCE_A_BAR = """\
+import sys
+from gpuq.cli import app, submit
+submit.PATIENT = 0.0  # whatever takes a moment is drawn
+sys.argv = ["gpuq", *sys.argv[1:]]
+app.main()
+"""
+
+
+def test_a_bar_on_a_terminal_and_nothing_elsewhere(box: Box) -> None:
+    text = "".join(f"echo {n}\n" for n in range(6000))
+    (box.folder / "commands").write_text(text)
+    words = ["submit", "--gpus", "0", "--hold", "--from", "commands"]
+    box.daemon_pid()
+    with Terminal(*words, program=[sys.executable, "-c", SUBMIT_AT_ONCE_A_BAR]) as terminal:
+        code, shown_text = terminal.finish()
+    assert code == 0 and "submitted jobs 1-6000, 6,000 jobs" in shown_text
+    assert re.search(r"submitting .*(2|4|6),000 of 6,000", shown_text)
+    done = subprocess.run([sys.executable, "-c", SUBMIT_AT_ONCE_A_BAR, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == [str(n) for n in range(6001, 12001)]

@@ -66,7 +66,8 @@ class Queue:
         fields: dict[str, Any] = {"owner": os.geteuid(), "command": command, "env_hash": self.env, "after": after}
         job = make_job(n, **(fields | changes))
         with self.store.transaction():
-            self.store.insert_jobs(f"key-{n:05}", [job], [Event(float(n), Kind.SUBMITTED, n)])
+            self.store.insert_job(job, Event(float(n), Kind.SUBMITTED, n))
+            self.store.put_submission(f"key-{n:05}", n, n)
             self.store.add_dependencies((n, d, False) for d in after)
 
     def start(self, n: int) -> Attempt:

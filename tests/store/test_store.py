@@ -45,7 +45,9 @@ def insert(store: Store, *jobs: Job, key: str = "key") -> list[Job]:
     with store.transaction():
         first = store.next_id()
         placed = [replace(job, id=first + n) for n, job in enumerate(jobs)]
-        store.insert_jobs(key, placed, [Event(1.0, Kind.SUBMITTED, job.id) for job in placed])
+        for job in placed:
+            store.insert_job(job, Event(1.0, Kind.SUBMITTED, job.id))
+        store.put_submission(key, first, placed[-1].id)
     return placed
 
 

@@ -1,0 +1,173 @@
+"""A submission in slices: its jobs are written where nobody sees them, and one commit shows all, or they are removed.
+
+They are rows of `jobs` from the first, in the range of ids of a submission that is marked as unfinished; whatever reads
+jobs leaves such ranges out (`Store.unseen`). So the last commit is as short for a million jobs as for two. What is
+unfinished when the daemon starts is removed: its submitter was told nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from gpuq.events import Event, Kind
+from gpuq.model import Dependency, Job
+from gpuq.store.rows import dump, job_values, live_values
+
+if TYPE_CHECKING:
+    from gpuq.store.store import Store
+
+#: Columns in which the jobs of one submission differ; `command` is JSON as it is stored.
+OWN = ("id", "name", "command", "array_index")
+Own = tuple[int, str, str, int | None]
+#: Jobs whose rows are written, changed or removed in one go: a few milliseconds.
+SLICE = 200
+
+
+def insert_alike(
+    store: Store, template: Job, own: Sequence[Own], unmet: Collection[Dependency], staged: str | None = None
+) -> None:
+    """Add jobs that are as the template but for their own columns; `unmet` of its dependencies are open.
+
+    In a transaction.
+    """
+    common = {name: value for name, value in job_values(template).items() if name not in OWN}
+    # one statement, for to bind forty values to each row takes three times as long
+    each = [f"json_extract(value, '$[{n}]')" for n in range(len(OWN))] + [f"?{n}" for n in range(2, len(common) + 2)]
+    store.conn.execute(
+        f"INSERT INTO jobs ({','.join((*OWN, *common))}) SELECT {','.join(each)} FROM json_each(?1)",
+        (dump(own), *common.values()),
+    )
+    if template.after:
+        store.add_dependencies((row[0], d, d not in unmet) for row in own for d in template.after)
+    if store.changes is not None:
+        store.changes.jobs(common, [dict(zip(OWN, row, strict=True)) for row in own], staged)
+
+
+class Staged:
+    """A submission that nobody sees yet. Each method is a transaction of its own, or a slice of the work in one.
+
+    Made by `Store.stage`; ends with `show`, or with `remove_some` until nothing is left. All raise StoreError.
+    """
+
+    def __init__(self, store: Store, first: int, last: int) -> None:
+        self._store = store
+        self.first, self.last = first, last
+        #: stands for the submission while it has no key, here and in the file of changes
+        self.token = f"unfinished {os.urandom(8).hex()}"
+        #: jobs written so far
+        self.written = 0
+
+    def __contains__(self, job_id: int) -> bool:
+        return self.first <= job_id <= self.last
+
+    def begin(self, digest: str, environment: bytes) -> None:
+        """Take the ids, and keep the environment."""
+        store = self._store
+        with store.transaction():
+            store.start_ids_after(self.last)
+            store.put_environment(digest, environment)
+            store.conn.execute(
+                "INSERT INTO submissions (key, first_id, last_id, unfinished) VALUES (?, ?, ?, 1)",
+                (self.token, self.first, self.last),
+            )
+        store.unseen.append(self)
+
+    def write(self, template: Job, own: Sequence[Own], unmet: Collection[Dependency]) -> None:
+        """Add jobs, whose ids follow those written before; `unmet` are the dependencies that are open."""
+        store = self._store
+        with store.unsynced():
+            insert_alike(store, template, own, unmet, self.token)
+        self.written += len(own)
+
+    def slices(self) -> list[tuple[int, int]]:
+        """The first and last ids of slices of what is written."""
+        end = self.first + self.written
+        return [(low, min(low + SLICE, end) - 1) for low in range(self.first, end, SLICE)]
+
+    def meet(self, met: Collection[Dependency], low: int, high: int) -> None:
+        """These dependencies have come true for the jobs from `low` to `high`."""
+        with self._store.unsynced():
+            self._store.conn.executemany(
+                "UPDATE dependencies SET met = 1 WHERE job_id BETWEEN ? AND ? AND on_id = ? AND condition = ?",
+                ((low, high, d.job_id, d.condition.value) for d in met),
+            )
+
+    def change(self, template: Job, low: int, high: int) -> None:
+        """The jobs from `low` to `high` are now as this one, in what may change; they wait for nothing."""
+        store, values = self._store, live_values(template)
+        with store.unsynced():
+            columns = ",".join(f"{c} = :{c}" for c in values)
+            store.conn.execute(
+                f"UPDATE jobs SET {columns} WHERE id BETWEEN :low AND :high", {**values, "low": low, "high": high}
+            )
+            store.conn.execute("UPDATE dependencies SET met = 1 WHERE job_id BETWEEN ? AND ?", (low, high))
+            if store.changes is not None:
+                store.changes.jobs(values, [{"id": n} for n in range(low, high + 1)], self.token)
+
+    def show(self, key: str, events: Sequence[Event]) -> None:
+        """Everybody sees the jobs from now on, as the submission `key`; each event is one of each of them."""
+        store = self._store
+        try:
+            with store.transaction():
+                store.conn.execute("UPDATE submissions SET key = ?, unfinished = 0 WHERE key = ?", (key, self.token))
+                store.add_events(events, last_id=self.last)
+                if store.changes is not None:
+                    store.changes.shown(self.token)
+                    store.changes.submission(key, self.first, self.last)
+                store.unseen.remove(self)
+        except BaseException:
+            if self not in store.unseen:
+                store.unseen.append(self)
+            raise
+
+    def remove_some(self, now: float) -> bool:
+        """Remove a slice of the jobs, the newest first; whether any are left."""
+        low, high = (self.slices() or [(self.first, self.first - 1)])[-1]
+        with self._store.unsynced():
+            remove(self._store, low, high)
+            if low == self.first:
+                _give_back(self._store, self.first, self.last, now)
+        self.written = low - self.first
+        if low == self.first:
+            self._store.unseen.remove(self)
+        return low > self.first
+
+
+def remove(store: Store, low: int, high: int) -> None:
+    """Remove jobs that nobody has seen. In a transaction."""
+    store.conn.execute("DELETE FROM jobs WHERE id BETWEEN ? AND ?", (low, high))
+    store.conn.execute("DELETE FROM dependencies WHERE job_id BETWEEN ? AND ?", (low, high))
+
+
+def _give_back(store: Store, first: int, last: int, now: float) -> None:
+    """The ids may be given out again; where later ones were already, an event tells that these are of no job."""
+    store.conn.execute("DELETE FROM submissions WHERE unfinished AND first_id = ?", (first,))
+    if store.next_id() == last + 1:
+        store.conn.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'jobs'", (first - 1,))
+    else:
+        store.add_events([Event(now, Kind.WITHDRAWN, data={"ids": [[first, last]]})])
+
+
+def unfinished(store: Store) -> list[Staged]:
+    """What an earlier daemon left unfinished. Its jobs are not seen."""
+    rows = store.conn.execute("SELECT first_id, last_id FROM submissions WHERE unfinished ORDER BY first_id")
+    return [Staged(store, row["first_id"], row["last_id"]) for row in rows.fetchall()]
+
+
+def remove_unfinished(store: Store, now: float) -> int:
+    """Remove, in one transaction, what an earlier daemon left unfinished; how many submissions that were."""
+    left = sorted(store.unseen, key=lambda staged: staged.first, reverse=True)
+    if left:
+        with store.transaction():
+            for staged in left:
+                remove(store, staged.first, staged.last)
+                _give_back(store, staged.first, staged.last, now)
+        store.unseen.clear()
+    return len(left)
+
+
+def hidden(unseen: Sequence[Staged]) -> str:
+    """An SQL condition of jobs that may be seen; every value in it is an integer of ours."""
+    return " AND ".join(f"id NOT BETWEEN {s.first} AND {s.last}" for s in unseen) or "1"
