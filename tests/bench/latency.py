@@ -20,7 +20,7 @@ def first(world: World) -> list[Measure]:
     stamps, on_gpus = world.stamps("idle"), world.stamps("gpus")
     sharing: dict[str, Any] = {"gpus": 1, "vram": GiB}
     found = [
-        Measure("first", "gpuq, accepted", _accepted(idle, stamps), Goal(0.006)),
+        Measure("first", "gpuq, accepted", _accepted(idle, stamps), Goal(0.006, p95=0.015)),
         Measure("first", "gpuq, accepted, for a GPU (fake NVML)", _accepted(gpus, on_gpus, **sharing)),
         Measure("first", "gpuq, typed", _typed(idle, stamps)),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ def interleave(measures: Sequence[Measure], rounds: int, warm_up: int) -> tuple[
     values: dict[Measure, list[float]] = {measure: [] for measure in measures}
     left_out = []
     for number in range(warm_up + rounds):
+        _tell(number + 1, warm_up + rounds)
         for measure in random.sample(list(values), len(values)):
             try:
                 taken = measure.take()
@@ -45,6 +47,12 @@ def interleave(measures: Sequence[Measure], rounds: int, warm_up: int) -> tuple[
             if number >= warm_up:
                 values[measure].append(taken)
     return [Row(m.section, m.name, m.unit, tuple(taken), m.goal) for m, taken in values.items()], left_out
+
+
+def _tell(number: int, of: int) -> None:
+    """To whoever waits in front of a terminal."""
+    if sys.stderr.isatty():
+        print(f"\rround {number} of {of}", end="\n" if number == of else "", file=sys.stderr, flush=True)
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -23,11 +23,13 @@ SECTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is wished for: at most (`least`: at least) so much, in the row's unit or times the section's base."""
+    """What is wished for: a median of at most (`least`: at least) so much, in the row's unit or times the section's
+    base, and a 95th percentile of at most `p95`."""
 
     bound: float
     times: bool = False
     least: bool = False
+    p95: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,13 @@ def as_json(rows: Sequence[Row], left_out: Sequence[str], about: dict[str, Any])
                 "p95": row.p95,
                 "ratio": ratio,
                 "goal": goal
-                and {"bound": goal.bound, "times": goal.times, "least": goal.least, "met": _met(goal, row, ratio)},
+                and {
+                    "bound": goal.bound,
+                    "times": goal.times,
+                    "least": goal.least,
+                    "p95": goal.p95,
+                    "met": _met(goal, row, ratio),
+                },
             }
         )
     bases = {section: base or None for section, (_, base) in SECTIONS.items()}
@@ -103,13 +111,16 @@ def _met(goal: Goal, row: Row, ratio: float | None) -> bool | None:
     value = ratio if goal.times else row.median
     if value is None:
         return None
-    return value >= goal.bound if goal.least else value <= goal.bound
+    met = value >= goal.bound if goal.least else value <= goal.bound
+    return met and (goal.p95 is None or row.p95 <= goal.p95)
 
 
 def _goal(row: Row, ratio: float | None) -> str:
     if row.goal is None:
         return ""
     text = f"{row.goal.bound:g} ×" if row.goal.times else _show(row.goal.bound, row.unit)
+    if row.goal.p95 is not None:
+        text += f", p95 {_show(row.goal.p95, row.unit)}"
     said = {True: "yes", False: "NO", None: "?"}[_met(row.goal, row, ratio)]
     return f"{'≥' if row.goal.least else '≤'} {text}: {said}"
 
