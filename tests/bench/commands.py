@@ -113,6 +113,11 @@ def _of_peer(peer: Peer, stamps: Stamps) -> list[Measure]:
 
         found.append(Measure("commands", f"{peer.name}: submit", take, peer=peer.name))
     if listing is not None:
-        shown = Measure("commands", f"{peer.name}: list", lambda: timed(lambda: peer.execute(listing)), peer=peer.name)
+        shown = Measure(
+            "commands",
+            f"{peer.name}: list",
+            lambda: timed(lambda: peer.execute(listing, peer.listing_codes)),
+            peer=peer.name,
+        )
         found.append(shown)
     return found

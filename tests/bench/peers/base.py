@@ -26,6 +26,8 @@ class Peer:
     name: ClassVar[str]
     program: ClassVar[str]
     package: ClassVar[str]
+    #: exit codes of `listing` that are no failure
+    listing_codes: ClassVar[tuple[int, ...]] = (0,)
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -86,7 +88,7 @@ class Peer:
 
     # --- for those that implement it -----------------------------------------------------------------
 
-    def execute(self, argv: list[str], patience: float = PATIENCE, **more: str) -> None:
+    def execute(self, argv: list[str], codes: tuple[int, ...] = (0,)) -> None:
         """A command, its output dropped. Raises Unfit, TimeoutExpired."""
         null = subprocess.DEVNULL
         done = subprocess.run(
@@ -94,11 +96,11 @@ class Peer:
             stdin=null,
             stdout=null,
             stderr=subprocess.PIPE,
-            env={**self.env, **more},
+            env=self.env,
             cwd=self.folder,
-            timeout=patience,
+            timeout=PATIENCE,
         )
-        if done.returncode != 0:
+        if done.returncode not in codes:
             said = done.stderr.decode(errors="replace").strip().splitlines()
             raise Unfit(f"{argv[0]} exited with {done.returncode}: {said[-1] if said else ''}"[:200])
 

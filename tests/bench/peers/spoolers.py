@@ -39,6 +39,7 @@ class Nq(Peer):
     """A folder is a queue with one slot, and jobs wait for the locks of those before them."""
 
     name, program, package = "nq", "nq", "Debian: nq"
+    listing_codes = (0, 1)  # whether all that it lists is done
 
     def submit(self, argv: list[str]) -> list[str]:
         return ["nq", "-q", *argv]
