@@ -49,7 +49,7 @@ def rows(world: World) -> list[Row]:
     goals = {"idle daemon": Goal(40e6), "supervisor of a running job": Goal(1e6)}
     found = []
     for name, pids in parties.items():
-        still = name != watching and "GPUs" not in name
+        still = name != watching
         found += [
             Row("rest", f"{name}: USS", "bytes", (uss(pids),), goals.get(name)),
             Row("rest", f"{name}: wake-ups per second", "wake-ups", (woken[name],), Goal(0) if still else None),
