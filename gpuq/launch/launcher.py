@@ -207,9 +207,12 @@ def _started(launch: Launch, pid: int, failed: int) -> Started:
 
 
 def _take_lock(run_dir: Path) -> int:
-    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    lock = os.open(run_dir / LOCK, flags, 0o600)
+    try:
+        lock = os.open(run_dir / LOCK, flags, 0o600)
+    except FileNotFoundError:
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(run_dir / LOCK, flags, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
