@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,21 +52,29 @@ def _meanwhile(what: str, answers: list[float]) -> list[Row]:
 
 
 def _submitted(bed: Bed, file: Path) -> tuple[int, float]:
-    """Id of the last job, and the most that the command had in memory (ru_maxrss, getrusage(2)), in bytes."""
+    """Id of the last job, and the most that the command had in memory, in bytes."""
     null = subprocess.DEVNULL
-    process = subprocess.Popen(
-        [*program(), "submit", "--gpus", "0", "--from", str(file)],
-        stdin=null,
-        stdout=null,
-        stderr=null,
-        env=bed.env,
-        cwd=bed.folder,
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    argv = [*program(), "submit", "--gpus", "0", "--from", str(file)]
+    with subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, env=bed.env, cwd=bed.folder) as process:
+        peak = _peak(process)
     if process.returncode != 0:
         raise RuntimeError(f"submit --from exited with {process.returncode}")
-    return bed.last(), usage.ru_maxrss * 1024.0
+    return bed.last(), peak
+
+
+def _peak(process: subprocess.Popen[bytes]) -> float:
+    """The largest resident set of a process until it ends (VmHWM, proc(5)), in bytes.
+
+    Not ru_maxrss: in that stands also what we had when the process was made of us.
+    """
+    most = 0.0
+    while process.poll() is None:
+        with suppress(OSError):
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    most = float(line.split()[1]) * 1024
+        time.sleep(0.005)
+    return most
 
 
 @contextmanager
