@@ -83,21 +83,23 @@ def check_selection(core: Core, session: Session, message: Message) -> Selection
 
 def selected(core: Core, session: Session, message: Message) -> list[Job]:
     """The selected jobs. Raises NoSuchJob if an id that was named, or all of a range, does not exist."""
+    selection = chosen(core, session, message)
+    return core.store.jobs(core.store.select(selection))
+
+
+def chosen(core: Core, session: Session, message: Message) -> Selection:
+    """The selection of a message that has to choose something. Raises NoSuchJob as `selected`."""
     selection = check_selection(core, session, message)
     if selection.empty:
         raise UsageError("which jobs? write ids (12, 12-20, @last), --state or --tag")
-    jobs, _ = core.store.select_jobs(selection, (), "id", None)
-    found = {job.id for job in jobs}
-    unfiltered = replace(selection, states=(), tags=())
-    known = found if unfiltered == selection else set(core.store.select(unfiltered))
-    missing = [low for low, high in selection.ranges if low == high and low not in known]
+    unknown = core.store.unknown(selection.ranges)
+    missing = [low for low, high in unknown if low == high]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise NoSuchJob(f"there is no job {missing[0]}{more}")
-    for low, high in selection.ranges:
-        if low != high and not any(low <= job_id <= high for job_id in known):
-            raise NoSuchJob(f"there is no job from {low} to {high}")
-    return jobs
+    for low, high in unknown:
+        raise NoSuchJob(f"there is no job from {low} to {high}")
+    return selection
 
 
 def check_owner(session: Session, job: Job) -> None:

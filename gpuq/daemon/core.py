@@ -9,9 +9,10 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from gpuq import crash
 from gpuq.daemon import decisions
@@ -42,6 +43,7 @@ from gpuq.policy import ledger, retry
 from gpuq.policy.explain import Verdict
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.lifecycle import (
+    Cancelled,
     DependencyBroken,
     Ended,
     Fact,
@@ -59,6 +61,8 @@ from gpuq.store.store import Store, with_outcome
 from gpuq.units import format_duration, format_size
 
 log = logging.getLogger("gpuq.core")
+
+T = TypeVar("T")
 
 
 #: Whom the thread that reads the GPUs may wait for.
@@ -117,11 +121,12 @@ class Core:
 
     def load(self) -> list[Job]:
         """Fill memory from the store; returns the running jobs, whose attempts are to be taken back."""
-        unmet = self.store.unmet_counts()
         now = time.time()
-        for state in sorted(WAITING):
-            for job in self.store.live_jobs(state):
-                self.waiting.put(job, unmet.get(job.id, 0), now)
+        free, others = self.store.waiting()
+        for key, ids in free.items():
+            self.waiting.add_free(key, ids)
+        for other in others:
+            self.waiting.add(other, now)
         running = [job for state in sorted(ACTIVE) for job in self.store.live_jobs(state)]
         for job in running:
             attempt = self.store.attempt(job.id, job.attempt)
@@ -142,14 +147,24 @@ class Core:
         where the disk is full.
         """
         todo = list(facts)
+        return self._with_room(lambda: self._apply(todo))
+
+    def cancel_waiting(self, ids: Sequence[int]) -> None:
+        """Cancel jobs that wait, and what that means for those that depend on them, in one transaction.
+
+        The same as `apply` with Cancelled for each, without a look at each. Raises as it does.
+        """
+        self._with_room(lambda: self._apply((), cancelled=ids))
+
+    def _with_room(self, work: Callable[[], T]) -> T:
         try:
-            return self._apply(todo)
+            return work()
         except DiskFull:
             if not self.reserve.give_up():
                 raise
-            return self._apply(todo)
+            return work()
 
-    def _apply(self, facts: Iterable[tuple[Job, Fact]]) -> list[Job]:
+    def _apply(self, facts: Iterable[tuple[Job, Fact]], cancelled: Sequence[int] = ()) -> list[Job]:
         crash.point("transition-before")
         now = time.time()
         changed: dict[int, Job] = {}
@@ -159,6 +174,8 @@ class Core:
         again = [job.id for job, fact in todo if isinstance(fact, Retried)]
         with self.store.transaction():
             self.store.renew_dependencies(again)
+            if cancelled:
+                todo.extend(self._cancel_alike(cancelled, freed, now))
             while todo:
                 job, fact = todo.popleft()
                 job = changed.get(job.id, job)
@@ -176,7 +193,10 @@ class Core:
                 events.append(step.event)
                 changed[job.id] = step.job
                 if step.job.ended:
-                    todo.extend(self._dependents(step.job, freed, now))
+                    todo.extend(self._dependents(job.id, step.job.state, freed, now))
+        if cancelled:
+            decisions.cancelled(cancelled)
+            self.waiting.remove_all(cancelled)
         decisions.happened(events)
         for job in changed.values():
             self._settle(job, now)
@@ -184,9 +204,20 @@ class Core:
             freed_job = self.store.job(job_id)
             if freed_job is not None:
                 self._settle(freed_job, now)
-        self.hub.tell(changed.keys() | freed)
+        self.hub.tell({*changed, *freed, *cancelled})
         crash.point("transition-after")
         return list(changed.values())
+
+    def _cancel_alike(self, ids: Sequence[int], freed: set[int], now: float) -> list[tuple[Job, Fact]]:
+        """Write that these jobs, which wait, are cancelled; what that means for others that wait on them."""
+        sample = self.store.job(ids[0])
+        assert sample is not None
+        step = advance(sample, Cancelled(), now)
+        self.store.change_alike(ids, sample, step.job, step.event)
+        broken: list[tuple[Job, Fact]] = []
+        for job_id in self.store.awaited(ids):
+            broken += self._dependents(job_id, step.job.state, freed, now)
+        return broken
 
     def _again(self, job: Job, now: float) -> TriedAgain | GivenUp | None:
         """Whether a job that has just failed is tried again."""
@@ -205,20 +236,20 @@ class Core:
         elif isinstance(fact, NeverStarted):
             self.store.end_attempt(replace(running.attempt, ended_at=now, note="never started"))
 
-    def _dependents(self, job: Job, freed: set[int], now: float) -> list[tuple[Job, Fact]]:
-        """What the end of a job means for those that wait on it."""
+    def _dependents(self, ended_id: int, state: State, freed: set[int], now: float) -> list[tuple[Job, Fact]]:
+        """What the end of a job in this state means for those that wait on it."""
         broken: list[tuple[Job, Fact]] = []
-        for job_id, condition in self.store.waiting_on(job.id):
-            holds = dependency(condition, job.state)
+        for job_id, condition in self.store.waiting_on(ended_id):
+            holds = dependency(condition, state)
             if holds:
-                self.store.meet(job_id, job.id, condition)
+                self.store.meet(job_id, ended_id, condition)
                 freed.add(job_id)
                 if self.store.state_of(job_id) in WAITING and not self.store.open_dependencies(job_id):
                     self.store.add_events([Event(now, Kind.READY, job_id)])
             elif holds is False:
                 dependent = self.store.job(job_id)
                 if dependent is not None and dependent.state in WAITING:
-                    broken.append((dependent, DependencyBroken(job.id, condition, job.state)))
+                    broken.append((dependent, DependencyBroken(ended_id, condition, state)))
         return broken
 
     def _settle(self, job: Job, now: float) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gpuq.daemon import views
-from gpuq.daemon.asking import Answer, Daemon, Session, check_selection, selected
+from gpuq.daemon.asking import Answer, Daemon, Session, check_selection, chosen
 from gpuq.daemon.core import Core
 from gpuq.errors import BadRequest, StoreError, UsageError
 from gpuq.model import ENDED, WAITING, Job
@@ -90,15 +90,13 @@ async def prune(daemon: Daemon, session: Session, message: Message) -> Message:
     if selection.empty and older is None and larger is None and message.get("all") is not True:
         raise UsageError("which jobs? choose with --older, --larger, --state, --tag or ids, or say --all")
     if selection.ranges:
-        selected(core, session, message)  # an id that does not exist is refused, as everywhere
+        chosen(core, session, message)  # an id that does not exist is refused, as everywhere
     before = time.time() - (older or 0.0)
-    jobs, _ = core.store.select_jobs(selection, tuple(sorted(ENDED)), "id", None)
-    chosen = [job for job in jobs if job.owner == session.uid and (job.ended_at or 0.0) <= before]
     done: list[int] = []
     kept: list[int] = []
     size = 0
-    for start in range(0, len(chosen), SLICE):
-        some = chosen[start : start + SLICE]
+    for found in core.store.ended(selection, before, SLICE):
+        some = [job for job in core.store.jobs(found) if job.owner == session.uid]
         sizes = await asyncio.to_thread(_sizes, core.run_root, some)
         ids = [job_id for job_id, held in sizes.items() if held >= (larger or 0)]
         needed = [] if logs_only else [job_id for job_id in ids if _is_needed(core, job_id)]
@@ -108,7 +106,7 @@ async def prune(daemon: Daemon, session: Session, message: Message) -> Message:
         done += ids
         if message.get("dry_run") is not True:
             await _remove(daemon, ids, logs_only=logs_only)
-    return {"done": done, "kept": kept, "bytes": size}
+    return {"done": sorted(done), "kept": sorted(kept), "bytes": size}
 
 
 def _is_needed(core: Core, job_id: int) -> bool:

@@ -127,6 +127,12 @@ def happened(events: Iterable[Event]) -> None:
         log.log(level, "%s%s%s", about, event.kind, f" ({more})" if more else "", extra=fields)
 
 
+def cancelled(ids: Iterable[int]) -> None:
+    """Jobs that waited were cancelled together: one line, as it was one request."""
+    chosen = spans(ids)
+    log.info("%s: %s", named(chosen), Kind.CANCELLED, extra={"event": str(Kind.CANCELLED), "jobs": chosen})
+
+
 def clock_set(by: float) -> None:
     """The wall clock was set by so many seconds."""
     way = "forward" if by > 0 else "back"

@@ -6,13 +6,14 @@ the server ends them when their client goes away.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from gpuq.daemon import decisions, looking, submitting
-from gpuq.daemon.asking import Answer, Daemon, Session, Stream, check_selection, selected
+from gpuq.daemon.asking import Answer, Daemon, Session, Stream, chosen
 from gpuq.daemon.core import Core
 from gpuq.daemon.owners import owner_name
-from gpuq.model import ACTIVE, Ending, Job
+from gpuq.model import ACTIVE, WAITING, Ending, Job
 from gpuq.policy.lifecycle import (
     POSSIBLE,
     Cancelled,
@@ -27,6 +28,8 @@ from gpuq.policy.lifecycle import (
 )
 from gpuq.protocol import Message
 
+#: Jobs that are changed in one transaction when many are.
+SLICE = 1000
 #: A submit waits at most this long for the first word on the GPUs, in seconds.
 FIRST_READING = 3.0
 
@@ -35,40 +38,73 @@ FIRST_READING = 3.0
 
 
 async def cancel(daemon: Daemon, session: Session, message: Message) -> Message:
-    return _change(daemon, session, message, Cancelled())
+    return await _change(daemon, session, message, Cancelled())
 
 
 async def hold(daemon: Daemon, session: Session, message: Message) -> Message:
-    return _change(daemon, session, message, Held())
+    return await _change(daemon, session, message, Held())
 
 
 async def release(daemon: Daemon, session: Session, message: Message) -> Message:
-    return _change(daemon, session, message, Released())
+    return await _change(daemon, session, message, Released())
 
 
 async def suspend(daemon: Daemon, session: Session, message: Message) -> Message:
-    return _change(daemon, session, message, Suspended())
+    return await _change(daemon, session, message, Suspended())
 
 
 async def resume(daemon: Daemon, session: Session, message: Message) -> Message:
-    return _change(daemon, session, message, Resumed())
+    return await _change(daemon, session, message, Resumed())
 
 
 async def retry(daemon: Daemon, session: Session, message: Message) -> Message:
-    return _change(daemon, session, message, Retried())
+    return await _change(daemon, session, message, Retried())
 
 
-def _change(daemon: Daemon, session: Session, message: Message, fact: Fact) -> Message:
+async def _change(daemon: Daemon, session: Session, message: Message, fact: Fact) -> Message:
     """Apply a fact to each selected job that allows it. Jobs named one by one that do not are told of; others are
     left out in silence, because a range or a tag means `those that it can be done to`.
+
+    Many are changed in slices, each committed, and others are served in between; the answer comes after the last. The
+    newest first: nothing that is chosen is skipped for what it depends on.
     """
     core = daemon.core
-    selection = check_selection(core, session, message)
+    selection = chosen(core, session, message)
     named = {low for low, high in selection.ranges if low == high}
+    ids = core.store.select(selection)
+    done: list[int] = []
+    refused: list[Message] = []
+    for end in range(len(ids), 0, -SLICE):
+        _change_some(daemon, session, fact, ids[max(0, end - SLICE) : end], named, done, refused)
+        await asyncio.sleep(0)
+    done.sort()
+    refused.sort(key=lambda item: int(item["id"]))
+    decisions.asked(session.uid, str(message["op"]), done, len(refused))
+    daemon.runner.wake()
+    return {"done": done, "refused": refused}
+
+
+def _change_some(
+    daemon: Daemon,
+    session: Session,
+    fact: Fact,
+    ids: list[int],
+    named: set[int],
+    done: list[int],
+    refused: list[Message],
+) -> None:
+    core = daemon.core
+    states = POSSIBLE[type(fact)][0] | (ACTIVE if isinstance(fact, Cancelled) else frozenset())
+    alike: list[int] = []
+    others: list[int] = []
+    for job_id, state, owner in core.store.outlines(ids):
+        if isinstance(fact, Cancelled) and state in WAITING and owner == session.uid:
+            alike.append(job_id)  # a hundred thousand of these are changed without a look at each
+        elif job_id in named or state in states:
+            others.append(job_id)
     facts: list[tuple[Job, Fact]] = []
     active: list[Job] = []
-    refused: list[Message] = []
-    for job in selected(core, session, message):
+    for job in core.store.jobs(others):
         problem = _problem(core, session, job, fact)
         if problem is not None:
             if job.id in named:
@@ -77,15 +113,14 @@ def _change(daemon: Daemon, session: Session, message: Message, fact: Fact) -> M
             active.append(core.running[job.id].job)
         else:
             facts.append((job, fact))
-    done = [job.id for job, _ in facts] + [job.id for job in active]
+    if alike:
+        core.cancel_waiting(alike)
     if facts:
         core.apply(facts)
     for job in active:
         told = fact if isinstance(fact, Suspended | Resumed) else EndAsked(Ending.CANCEL)
         daemon.runner.direct(job, told)
-    decisions.asked(session.uid, str(message["op"]), done, len(refused))
-    daemon.runner.wake()
-    return {"done": sorted(done), "refused": refused}
+    done += alike + [job.id for job, _ in facts] + [job.id for job in active]
 
 
 def _problem(core: Core, session: Session, job: Job, fact: Fact) -> str | None:

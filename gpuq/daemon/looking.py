@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator
 from gpuq import __version__, protocol
 from gpuq.config import SETTINGS, Setting
 from gpuq.daemon import views
-from gpuq.daemon.asking import Daemon, Session, check_owner, check_selection, count, selected
+from gpuq.daemon.asking import Daemon, Session, check_owner, check_selection, chosen, count, selected
 from gpuq.daemon.core import Core
 from gpuq.errors import BadRequest, NoSuchJob
 from gpuq.model import ACTIVE, ENDED, WAITING, Job
 from gpuq.protocol import Message, Selection
+from gpuq.store.queries import Order
 
 #: Shortest time between two frames of `top`, in seconds.
 FRAME = 0.25
@@ -51,20 +52,15 @@ async def list_(daemon: Daemon, session: Session, message: Message) -> Message:
     selection = check_selection(core, session, message)
     everything = message.get("all") is True or bool(selection.ranges or selection.states)
     limit = count(message, "limit")
-    parts = [(tuple(sorted(ACTIVE)), "id"), (tuple(sorted(WAITING)), "priority DESC, id")]
-    if everything:
-        parts.append((tuple(sorted(ENDED)), "ended_at DESC, id DESC"))
-    jobs: list[Job] = []
-    total = 0
+    parts = [(ACTIVE, Order.AGE), (WAITING, Order.URGENCY), *([(ENDED, Order.NEWEST)] if everything else [])]
+    ids: list[int] = []
     for states, order in parts:
-        left = None if limit is None else limit - len(jobs)
-        some, matching = core.store.select_jobs(selection, states, order, left)
-        jobs += some
-        total += matching
+        ids += core.store.listed(selection, states, order, None if limit is None else limit - len(ids))
+    total = sum(core.store.count(selection, states) for states, _ in parts)
     counts = core.store.counts()
     found: list[Message] = []
-    for start in range(0, len(jobs), SLICE):
-        found += [_view(core, job) for job in jobs[start : start + SLICE]]
+    for start in range(0, len(ids), SLICE):
+        found += [_view(core, job) for job in core.store.jobs(ids[start : start + SLICE])]
         await asyncio.sleep(0)  # others are served between two slices of a long list
     return {"jobs": found, "total": total, "counts": counts}
 
@@ -111,7 +107,7 @@ async def gpus(daemon: Daemon, _session: Session, _message: Message) -> Message:
 async def wait(daemon: Daemon, session: Session, message: Message) -> AsyncIterator[Message]:
     """The jobs, once all of them (with `any`, one of them) have ended."""
     core = daemon.core
-    ids = [job.id for job in selected(core, session, message)]
+    ids = core.store.select(chosen(core, session, message))
     with core.hub.listen(ids) as news:
         pending = changed = set(ids)
         while True:
@@ -153,8 +149,8 @@ async def top(daemon: Daemon, _session: Session, _message: Message) -> AsyncIter
         await daemon.runner.fresh_gpus()
         with core.hub.listen() as news:
             while True:
-                head, total = core.store.select_jobs(Selection(), sorted(WAITING), "priority DESC, id", HEAD)
-                yield views.frame(core, head, total)
+                head = core.store.select_jobs(Selection(), WAITING, Order.URGENCY, HEAD)
+                yield views.frame(core, head, core.store.count(Selection(), WAITING))
                 await news.wait()
                 await asyncio.sleep(FRAME)  # several changes make one frame
     finally:
@@ -167,7 +163,7 @@ async def events(daemon: Daemon, session: Session, message: Message) -> AsyncIte
     selection = check_selection(core, session, message)
     where = None if selection.empty else selection
     if where is not None:
-        selected(core, session, message)
+        chosen(core, session, message)
     since, limit = count(message, "since") or 0, count(message, "limit")
     follows = message.get("follow") is True
     with core.hub.listen() as news:

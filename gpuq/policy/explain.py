@@ -42,7 +42,7 @@ def why_not(
     request: Request, gpus: Sequence[GpuState], host: Host, cpus_used: int, ram_used: int, gpu_fault: str | None
 ) -> Verdict:
     """Why a request that does not fit now does not."""
-    fitting = sum(fits(request, gpu) for gpu in gpus)
+    fitting = sum(fits(request, gpu) for gpu in gpus) if request.gpus else 0
     if fitting < request.gpus:
         return _why_no_gpu(request, gpus, fitting, gpu_fault)
     if request.cpus and request.cpus > host.cpus - cpus_used:
@@ -65,7 +65,7 @@ def _why_no_gpu(request: Request, gpus: Sequence[GpuState], fitting: int, gpu_fa
         has = f"{len(able)} GPU{'s' if len(able) != 1 else ''}{'' if request.vram is None else ' large enough'}"
         return Verdict(Reason.GPU_UNAVAILABLE, faults or f"asks for {asked(request)}, and this host has {has} now")
     says = f"asks for {asked(request)}; {fitting} of {len(healthy)} GPUs fit now"
-    alone = sum(fits(request, gpu.without_foreign()) for gpu in able)
+    alone = sum(fits(request, gpu.without_foreign) for gpu in able)
     if alone >= request.gpus:
         most = max(able, key=lambda gpu: gpu.foreign)
         used = f" ({format_size(most.foreign)} on {most.place})" if most.foreign else ""

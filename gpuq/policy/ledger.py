@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 
 from gpuq.model import Claim, GpuProcess, GpuReading, Host, Readings, Settings
@@ -46,9 +47,12 @@ class GpuHistory:
 History = Mapping[str, GpuHistory]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GpuState:
-    """One GPU as the planner sees it. Bytes throughout."""
+    """One GPU as the planner sees it. Bytes throughout.
+
+    What follows from the fields is computed once: a plan asks for it with every distinct request.
+    """
 
     uuid: str
     index: int | None
@@ -70,39 +74,39 @@ class GpuState:
     neighbours: tuple[NeighbourUse, ...] = ()
     promised: int = 0
 
-    @property
+    @cached_property
     def order(self) -> tuple[float, str]:
         """By index; those without one, which the driver lists no longer, last."""
         return (float("inf") if self.index is None else self.index, self.uuid)
 
-    @property
+    @cached_property
     def place(self) -> str:
         """What it is called: `GPU 0`, or by its UUID."""
         return self.uuid if self.index is None else f"GPU {self.index}"
 
-    @property
+    @cached_property
     def capacity(self) -> int:
         """The largest claim that this GPU could ever hold."""
         return self.total - self.margin
 
-    @property
+    @cached_property
     def taken(self) -> bool:
         """Whether a job has the whole GPU."""
         return any(claim.bytes is None for claim in self.claims)
 
-    @property
+    @cached_property
     def claimed(self) -> int:
         """Σ claims; a whole claim counts as everything."""
         if self.taken:
             return self.total
         return sum(claim.entitled or 0 for claim in self.claims)
 
-    @property
+    @cached_property
     def promised_whole(self) -> NeighbourUse | None:
         """A neighbour that has the whole GPU."""
         return next((use for use in self.neighbours if use.claimed is None), None)
 
-    @property
+    @cached_property
     def headroom(self) -> int:
         """Bytes that may still be claimed. Negative where claims are over-used or foreign use arrived."""
         if self.taken or self.promised_whole:
@@ -110,21 +114,27 @@ class GpuState:
         free = self.total - self.margin - self.foreign - self.promised - self.claimed
         return free if self.told else min(free, self.total - self.margin - self.used)
 
-    @property
+    @cached_property
     def only_compute(self) -> tuple[GpuProcess, ...]:
         """Foreign processes that compute and draw nothing: somebody else's work."""
         return tuple(p for p in self.strangers if p.compute and not p.graphics)
 
-    @property
+    @cached_property
     def whole_free(self) -> bool:
         """Whether a job may have this GPU to itself now."""
         if self.fault is not None or self.claims or self.neighbours or self.only_compute:
             return False
         return self.foreign_besides <= self.tolerated
 
+    @cached_property
+    def draws(self) -> bool:
+        """Whether a desktop, say, is on it."""
+        return any(p.graphics for p in self.strangers)
+
     def with_claim(self, claim: Claim) -> GpuState:
         return replace(self, claims=(*self.claims, claim))
 
+    @cached_property
     def without_foreign(self) -> GpuState:
         """This GPU if nobody but us used it; for explaining."""
         return replace(self, foreign=0, foreign_besides=0, strangers=(), told=True, neighbours=(), promised=0)

@@ -123,7 +123,7 @@ def place(request: Request, gpus: Sequence[GpuState]) -> tuple[str, ...] | None:
         return ()
     if request.vram is None:
         fitting = [gpu for gpu in gpus if gpu.whole_free]
-        fitting.sort(key=lambda gpu: (any(p.graphics for p in gpu.strangers), gpu.order))
+        fitting.sort(key=lambda gpu: (gpu.draws, gpu.order))
     else:
         fitting = [gpu for gpu in gpus if gpu.fault is None and gpu.headroom >= request.vram]
         fitting.sort(key=lambda gpu: (gpu.headroom, gpu.order))

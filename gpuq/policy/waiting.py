@@ -7,8 +7,9 @@ dependency, its begin time) is kept beside it. The job itself stays in the store
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, insort
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from gpuq.model import Job, Reason, Request, State
 
@@ -22,11 +23,37 @@ class GroupKey:
     request: Request
     #: (array id, most members at a time), where the array has such a limit
     array: tuple[int, int] | None = None
+    _hash: int = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # a plan looks each key up several times, and the hash of nested records is made anew each time
+        object.__setattr__(self, "_hash", hash((self.priority, self.owner, self.request, self.array)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 def key_of(job: Job) -> GroupKey:
     array = (job.array.array_id, job.array.limit) if job.array and job.array.limit else None
     return GroupKey(job.priority, job.owner, job.request, array)
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """A job in `held` or `queued`, as far as it matters here."""
+
+    job_id: int
+    state: State
+    key: GroupKey
+    begin_at: float | None = None
+    #: whether it has been tried before
+    tried: bool = False
+    #: open dependencies
+    unmet: int = 0
+
+
+def _waits(job: Job, unmet: int) -> Waits:
+    return Waits(job.id, job.state, key_of(job), job.begin_at, job.attempt > 0, unmet)
 
 
 class Waiting:
@@ -46,11 +73,15 @@ class Waiting:
 
     def put(self, job: Job, unmet: int, now: float) -> None:
         """Add a job, or move it to where it belongs now. `unmet` counts its open dependencies."""
-        self.remove(job.id)
+        self.add(_waits(job, unmet), now)
+
+    def add(self, job: Waits, now: float) -> None:
+        """The same of a job of which no more is known."""
+        self.remove(job.job_id)
         if job.state is State.HELD:
-            self._blocked[job.id] = Reason.HELD
-        elif job.state is State.QUEUED and unmet:
-            self._blocked[job.id] = Reason.DEPENDENCY
+            self._blocked[job.job_id] = Reason.HELD
+        elif job.state is State.QUEUED and job.unmet:
+            self._blocked[job.job_id] = Reason.DEPENDENCY
         elif job.state is State.QUEUED:
             self._put_free(job, now)
 
@@ -63,7 +94,7 @@ class Waiting:
             self._put_all_free(alike, ids, now)
 
     def _put_all_free(self, alike: Job, ids: range, now: float) -> None:
-        begin = self._begin_of(alike, now)
+        begin = self._begin_of(_waits(alike, 0), now)
         if begin is not None:
             self._timed.update(ids)
         if begin is not None and begin > now:
@@ -77,24 +108,32 @@ class Waiting:
             at = bisect_left(there, ids.start)  # larger ids may have been seen first
             there[at:at] = ids
 
-    def _put_free(self, job: Job, now: float) -> None:
+    def _put_free(self, job: Waits, now: float) -> None:
         """One that only its begin time may keep from starting."""
         begin = self._begin_of(job, now)
         if begin is not None:
-            self._timed.add(job.id)
+            self._timed.add(job.job_id)
         if begin is not None and begin > now:
-            self._blocked[job.id] = Reason.BEGIN_TIME
-            heapq.heappush(self._begin, (begin, job.id))
+            self._blocked[job.job_id] = Reason.BEGIN_TIME
+            heapq.heappush(self._begin, (begin, job.job_id))
         else:
-            key = key_of(job)
-            self._key[job.id] = key
-            insort(self.groups.setdefault(key, []), job.id)
+            self._key[job.job_id] = job.key
+            insort(self.groups.setdefault(job.key, []), job.job_id)
 
-    def _begin_of(self, job: Job, now: float) -> float | None:
+    def _begin_of(self, job: Waits, now: float) -> float | None:
         """When it may begin. A retry is put off for a while, which must not become a day because the clock was set."""
-        if job.begin_at is not None and job.attempt:
+        if job.begin_at is not None and job.tried:
             return min(job.begin_at, now + self._longest_pause)
         return job.begin_at
+
+    def add_free(self, key: GroupKey, job_ids: list[int]) -> None:
+        """Add jobs, ascending, that may start and are not known yet."""
+        ids = self.groups.setdefault(key, [])
+        after = bool(ids) and ids[-1] > job_ids[0]
+        ids += job_ids
+        if after:
+            ids.sort()
+        self._key.update(dict.fromkeys(job_ids, key))
 
     def remove(self, job_id: int) -> None:
         self._timed.discard(job_id)
@@ -103,6 +142,22 @@ class Waiting:
         if key is not None:
             ids = self.groups[key]
             del ids[bisect_left(ids, job_id)]
+            if not ids:
+                del self.groups[key]
+
+    def remove_all(self, job_ids: Iterable[int]) -> None:
+        """Take away many at once: each group is gone through once, not moved up for each."""
+        gone: dict[GroupKey, list[int]] = {}
+        for job_id in job_ids:
+            self._timed.discard(job_id)
+            self._blocked.pop(job_id, None)
+            key = self._key.pop(job_id, None)
+            if key is not None:
+                gone.setdefault(key, []).append(job_id)
+        for key, some in gone.items():
+            ids, members = self.groups[key], set(some)
+            start, end = bisect_left(ids, min(some)), bisect_right(ids, max(some))
+            ids[start:end] = [job_id for job_id in ids[start:end] if job_id not in members]
             if not ids:
                 del self.groups[key]
 

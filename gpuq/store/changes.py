@@ -5,8 +5,9 @@ lost. It is not synced: after a power cut the database is the truth. When it has
 that live. Only the daemon's store appends to it.
 
 A line is a JSON object with `e`, the last event of the commit, and any of `jobs` (rows; columns that several share
-stand in `common`), `set` (columns that changed), `submissions` (key, first and last id), `environments`, `removed`
-(ids). Rows in `staged`, `of` a submission that is written in slices, count once a later line names it in `shown`.
+stand in `common`), `set` (columns that changed, of an `id` or alike of the ranges `ids`), `submissions` (key, first and
+last id), `environments`, `removed` (ids). Rows in `staged`, `of` a submission that is written in slices, count once a
+later line names it in `shown`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from gpuq.protocol import spans
 from gpuq.store.rows import dump
 
 log = logging.getLogger("gpuq.changes")
@@ -86,6 +89,9 @@ class Changes:
     def set(self, job_id: int, values: Values) -> None:
         self._add("set", {"id": job_id, **values})
 
+    def set_alike(self, job_ids: Sequence[int], values: Values) -> None:
+        self._add("set", {"ids": spans(job_ids), **values})
+
     def submission(self, key: str, first: int, last: int) -> None:
         self._add("submissions", [key, first, last])
 
@@ -134,6 +140,24 @@ class Changes:
         self.close()
         self.open(live)
         self.behind = self._fd < 0
+
+
+def groups(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> Iterator[Values]:
+    """Rows with these columns, as `jobs` has them: what those of a line share stands once."""
+    rows = iter(rows)
+    while some := list(islice(rows, PER_LINE)):
+        yield _group(names, some)
+
+
+def _group(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Values:
+    # by column, where a comparison of all rows is one call
+    columns = list(zip(*rows, strict=True))
+    alike = [len(rows) > 1 and column.count(column[0]) == len(column) for column in columns]
+    own = [number for number, same in enumerate(alike) if not same]
+    return {
+        "common": {name: rows[0][number] for number, name in enumerate(names) if alike[number]},
+        "rows": [{names[number]: row[number] for number in own} for row in rows],
+    }
 
 
 def _line(fields: Values) -> bytes:
@@ -196,8 +220,8 @@ def read(path: Path) -> Told:
                 shown = staged.pop(str(name), {})
                 told.rows |= {job_id: (event, values) for job_id, (_, values) in shown.items()}
             for values in fields.get("set", ()):
-                job_id = int(values["id"])
-                told.rows[job_id] = (event, {**told.rows.get(job_id, (0, {}))[1], **values})
+                for job_id in _set_of(values):
+                    told.rows[job_id] = (event, {**told.rows.get(job_id, (0, {}))[1], **values, "id": job_id})
             for key, first, last in fields.get("submissions", ()):
                 told.submissions[str(key)] = (int(first), int(last))
             for digest, body in fields.get("environments", ()):
@@ -219,6 +243,13 @@ def _add_rows(rows: dict[int, tuple[int, Values]], event: int, group: Values) ->
     for row in group["rows"]:
         job_id = int(row["id"])
         rows[job_id] = (event, {**rows.get(job_id, (0, {}))[1], **group["common"], **row})
+
+
+def _set_of(values: Values) -> Iterable[int]:
+    """The ids that the change is of, taken out of it."""
+    if "ids" not in values:
+        return [int(values["id"])]
+    return [job_id for first, last in values.pop("ids") for job_id in range(int(first), int(last) + 1)]
 
 
 def _all(path: Path) -> Iterator[Values | None]:

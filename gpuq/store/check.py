@@ -15,9 +15,11 @@ from gpuq.store.columns import READ_AT_STARTS, misfits
 from gpuq.store.connection import Connection, connect_readonly, refuse_symlink
 from gpuq.store.format import HEADER, MAGIC, read_header, read_log
 from gpuq.store.migrations import MIGRATIONS, TABLES, refuse_newer, schema_fault, version_of
+from gpuq.store.rows import job_from_row
 
-#: SQLite asks this often, in instructions of its own, whether to go on with a thorough check.
-_ASK_EVERY = 20_000
+#: SQLite asks this often, in instructions of its own, whether to go on with a thorough check: every few milliseconds,
+#: for each time this thread has to wait for the others to let it.
+_ASK_EVERY = 500_000
 #: Most lines of what a thorough check finds.
 _LINES = 20
 
@@ -72,6 +74,36 @@ def after_opening(conn: Connection) -> None:
         raise StoreDamaged(f"job {row['id']} is in the state {row['state']!r:.40}, which there is not while it lives")
     for fault in misfits(conn, READ_AT_STARTS):
         raise StoreDamaged(fault)
+    _read_live(conn)
+
+
+#: Text that differs from job to job; what else there is in a job's row is alike in many.
+_OWN_JSON = ("command", "output", "log_path")
+_OWN_TEXT = ("name", "note")
+
+
+def _read_live(conn: Connection) -> None:
+    """Whether gpuq can read the rows of jobs that live. Raises StoreDamaged.
+
+    Of a hundred thousand that are alike but for their commands one is read as a whole; of the others, SQLite tells
+    that their own columns are JSON of the kind that stands there.
+    """
+    columns = conn.execute("PRAGMA table_info(jobs)").fetchall()
+    shared = [c["name"] for c in columns if c["type"] == "TEXT" and c["name"] not in (*_OWN_JSON, *_OWN_TEXT)]
+    valid = " AND ".join(f"coalesce(json_valid({column}), {column} IS NULL)" for column in _OWN_JSON)
+    own = ", ".join((*_OWN_JSON, *_OWN_TEXT))
+    rows = conn.execute(f"SELECT id, {valid}, {own}, {', '.join(shared)} FROM jobs WHERE ended_at IS NULL")
+    rows.row_factory = None
+    known: set[tuple[object, ...]] = set()
+    for row in rows:
+        alike = row[-len(shared) :]
+        if row[1] and alike in known:
+            continue
+        try:
+            job_from_row(conn.execute("SELECT * FROM jobs WHERE id = ?", row[:1]).fetchone())
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise StoreDamaged(f"the row of job {row[0]} makes no sense: {error}") from None
+        known.add(alike)
 
 
 def thorough(path: Path, stop: Callable[[], bool]) -> list[str] | None:

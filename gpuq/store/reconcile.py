@@ -15,10 +15,13 @@ from typing import Any
 from gpuq.errors import StoreError
 from gpuq.events import Event, Kind
 from gpuq.launch import outcome
-from gpuq.model import ACTIVE, LIVE, Attempt, Ending, Job, State
+from gpuq.model import ACTIVE, Attempt, Ending, Job, State
 from gpuq.policy.lifecycle import NOT_ENDED
 from gpuq.store import runrecord
 from gpuq.store.store import Store
+
+#: So many ids beyond the last are looked for one by one; beyond more, the folder of all runs is listed.
+MOST_PROBED = 10 * runrecord.RESERVED
 
 
 @dataclass(slots=True)
@@ -40,11 +43,11 @@ def reconcile(store: Store, run_root: Path, owner: int, now: float, *, deep: boo
     those that live, and at ids beyond the last.
     """
     done = Reconciled()
-    ids, highest = runrecord.numbers(run_root), runrecord.remembered(run_root)
+    highest, last = runrecord.remembered(run_root), store.next_id() - 1
+    ids = runrecord.numbers(run_root) if deep else _worth_a_look(store, run_root, last)
     if not ids and not highest:
         return done
-    last = store.next_id() - 1
-    known = {job.id: job for job in store.every_job()} if deep else _live(store)
+    known = {job.id: job for job in (store.every_job() if deep else store.jobs([n for n in ids if n <= last]))}
     defaults = store.job_defaults()
     with store.transaction():
         for job_id in ids:
@@ -60,8 +63,20 @@ def reconcile(store: Store, run_root: Path, owner: int, now: float, *, deep: boo
     return done
 
 
-def _live(store: Store) -> dict[int, Job]:
-    return {job.id: job for state in sorted(LIVE) for job in store.live_jobs(state)}
+def _worth_a_look(store: Store, run_root: Path, last: int) -> list[int]:
+    """Ids of jobs that live and have a folder beside those of their attempts, and of folders beyond the last id.
+
+    What has ended is not looked at: there may be a million of it.
+    """
+    ids = []
+    for job_id, attempt in store.live_attempts():
+        folder = f"{run_root}/{job_id}"
+        if os.access(folder, os.F_OK) and any(n > attempt for n in runrecord.numbers(Path(folder))):
+            ids.append(job_id)
+    upto = runrecord.reserved(run_root)
+    if last <= upto <= last + MOST_PROBED:
+        return sorted(ids) + [n for n in range(last + 1, upto + 1) if os.path.lexists(f"{run_root}/{n}")]
+    return sorted(ids) + [n for n in runrecord.numbers(run_root) if n > last]
 
 
 def _begun(folder: Path, after: int) -> list[int]:

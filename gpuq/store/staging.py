@@ -39,6 +39,8 @@ def insert_alike(
         f"INSERT INTO jobs ({','.join((*OWN, *common))}) SELECT {','.join(each)} FROM json_each(?1)",
         (dump(own), *common.values()),
     )
+    if staged is None:
+        store.tally({template.state: len(own)})
     if template.after:
         store.add_dependencies((row[0], d, d not in unmet) for row in own for d in template.after)
     if store.changes is not None:
@@ -117,6 +119,7 @@ class Staged:
                     store.changes.shown(self.token)
                     store.changes.submission(key, self.first, self.last)
                 store.unseen.remove(self)
+            store.forget_counts()
         except BaseException:
             if self not in store.unseen:
                 store.unseen.append(self)

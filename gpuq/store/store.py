@@ -11,53 +11,42 @@ import logging
 import os
 import time
 from base64 import b64encode
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from gpuq import crash
 from gpuq.errors import IllegalTransition, StoreDamaged, StoreError
 from gpuq.events import Event, Kind
-from gpuq.model import LIVE, Attempt, Claim, Condition, Dependency, Job, State
-from gpuq.protocol import Selection, spans
-from gpuq.store import history, staging
+from gpuq.model import WAITING, Attempt, Claim, Condition, Dependency, Job, State
+from gpuq.protocol import spans
+from gpuq.store import staging
 from gpuq.store.backup import FOLDER, before_migration, copy, stamp
-from gpuq.store.changes import Changes
+from gpuq.store.changes import Changes, groups
 from gpuq.store.connection import connect
 from gpuq.store.migrations import migrate, outdated, schema_fault, version_of
-from gpuq.store.rows import (
-    LIVE_COLUMNS,
-    attempt_from_row,
-    claim_from_row,
-    clean,
-    dump,
-    job_from_row,
-    job_values,
-    live_values,
-)
+from gpuq.store.queries import LIVING, Queries
+from gpuq.store.rows import LIVE_COLUMNS, clean, dump, job_values, live_values
 from gpuq.store.staging import Staged
 
 log = logging.getLogger("gpuq.store")
 
-T = TypeVar("T")
-
-#: True of jobs that have not ended, and what the partial index on them asks for.
-_LIVE = "ended_at IS NULL"
 _SET_LIVE = f"UPDATE jobs SET {','.join(f'{c} = :{c}' for c in LIVE_COLUMNS)} WHERE id = :id"
 #: Newest submissions whose keys stay in the file of changes: a client that lost the answer asks again at once.
 _KEYS_KEPT = 1000
 
 
-class Store:
+class Store(Queries):
     """Open with `Store(path)`; raises StoreError when the file cannot be used, StoreDamaged when it is damaged.
 
     A database with jobs is copied into `backups/` beside it before its schema changes, if `backups` says so.
     """
 
     def __init__(self, path: Path, *, network: bool = False, backups: bool = True) -> None:
+        super().__init__()
         self.path = path
         self._network = network
         self.changes: Changes | None = None
@@ -119,18 +108,19 @@ class Store:
         """The file of changes anew: the jobs that live, and the environments that they need."""
         assert self.changes is not None
         event = self.last_event()
-        rows = self.conn.execute(f"SELECT * FROM jobs WHERE {_LIVE} AND {self._seen}")
+        columns = [column["name"] for column in self.conn.execute("PRAGMA table_info(jobs)").fetchall()]
+        rows = self._columns(columns, f"{LIVING} AND {self._seen} ORDER BY id")
         needed = self.conn.execute(
-            f"SELECT hash, body FROM environments WHERE hash IN (SELECT env_hash FROM jobs WHERE {_LIVE})"
+            f"SELECT hash, body FROM environments WHERE hash IN (SELECT env_hash FROM jobs WHERE {LIVING})"
         )
         keys = self.conn.execute(
             "SELECT key, first_id, last_id FROM submissions WHERE NOT unfinished ORDER BY rowid DESC LIMIT ?",
             (_KEYS_KEPT,),
         )
         staged = (
-            (one.token, dict(row))
+            (one.token, group)
             for one in self.unseen
-            for row in self.conn.execute("SELECT * FROM jobs WHERE id BETWEEN ? AND ?", (one.first, one.last))
+            for group in groups(columns, self._columns(columns, f"id BETWEEN {one.first} AND {one.last}"))
         )
         bodies = ([row["hash"], b64encode(row["body"]).decode("ascii")] for row in needed)
         self.changes.rewrite(
@@ -138,11 +128,16 @@ class Store:
                 [{"e": event, "last": self.next_id() - 1}],
                 ({"e": event, "environments": [body]} for body in bodies),
                 ({"e": event, "submissions": [[*key]]} for key in keys),
-                ({"e": event, "jobs": [{"common": {}, "rows": [dict(row)]}]} for row in rows),
-                ({"e": event, "staged": [{"of": token, "common": {}, "rows": [row]}]} for token, row in staged),
+                ({"e": event, "jobs": [group]} for group in groups(columns, rows)),
+                ({"e": event, "staged": [{"of": token, **group}]} for token, group in staged),
             ),
             sum(self.counts().values()) + sum(one.written for one in self.unseen),
         )
+
+    def _columns(self, columns: Sequence[str], where: str) -> Iterator[tuple[Any, ...]]:
+        rows = self.conn.execute(f"SELECT {', '.join(columns)} FROM jobs WHERE {where}")
+        rows.row_factory = None
+        return rows
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -155,6 +150,7 @@ class Store:
             self.conn.execute("COMMIT")
             crash.point("commit-after")
         except BaseException:
+            self._counted.clear()
             if self.changes is not None:
                 self.changes.rollback()
             if self.conn.in_transaction:
@@ -270,18 +266,24 @@ class Store:
         """Add jobs that are as the template but for their own columns; `unmet` of its dependencies are open."""
         staging.insert_alike(self, template, own, unmet)
 
-    @property
-    def _seen(self) -> str:
-        """An SQL condition, of jobs that may be seen."""
-        return staging.hidden(self.unseen) if self.unseen else "1"
-
-    def _is_unseen(self, job_id: int) -> bool:
-        return any(job_id in staged for staged in self.unseen)
+    def tally(self, more: Mapping[State, int]) -> None:
+        """Keep the numbers of jobs by state, of the states where they were counted. A rollback forgets them."""
+        for state, change in more.items():
+            if state in self._counted:
+                self._counted[state] += change
 
     def put_submission(self, key: str, first: int, last: int) -> None:
         self.conn.execute("INSERT INTO submissions (key, first_id, last_id) VALUES (?, ?, ?)", (key, first, last))
         if self.changes is not None:
             self.changes.submission(key, first, last)
+
+    def job_defaults(self) -> dict[str, object]:
+        """The columns of a job that may be left out, as SQLite would fill them in."""
+        found: dict[str, object] = {}
+        for row in self.conn.execute("PRAGMA table_info(jobs)").fetchall():
+            text = row["dflt_value"]
+            found[row["name"]] = None if text is None else self.conn.execute(f"SELECT {text}").fetchone()[0]
+        return found
 
     def insert_job(self, job: Job, event: Event) -> None:
         """Add a job that has an id already, outside any submission."""
@@ -290,22 +292,20 @@ class Store:
 
     def put_job(self, values: dict[str, Any]) -> None:
         """Add the row of a job."""
+        self._counted.clear()
         marks = ",".join(":" + c for c in values)
         self.conn.execute(f"INSERT INTO jobs ({','.join(values)}) VALUES ({marks})", values)
         if self.changes is not None:
             self.changes.jobs({}, [values])
 
-    def row(self, job_id: int) -> dict[str, Any] | None:
-        """The row of a job as it stands there, whether or not it makes sense."""
-        row = self.conn.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
-        return None if row is None else dict(row)
-
     def delete_job(self, job_id: int) -> None:
         """Remove the row of a job, and nothing else of it."""
+        self._counted.clear()
         self.conn.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
 
     def overwrite(self, job: Job) -> None:
         """Write a job whatever the store believed of it: for what run folders know better."""
+        self._counted.clear()
         values = live_values(job)
         self.conn.execute(_SET_LIVE, {"id": job.id, **values})
         if self.changes is not None:
@@ -315,6 +315,7 @@ class Store:
         """Remove every row of these jobs. An event tells of it, so that nobody takes them for lost."""
         if not ids:
             return
+        self._counted.clear()
         # before the others go: the number of the last event must never fall
         self.add_events([Event(now, Kind.PRUNED, data={"ids": spans(ids)})])
         listed = dump(list(ids))
@@ -363,8 +364,9 @@ class Store:
     def erase_environments(self, before: float) -> int:
         """Erase those that only jobs ended before that time refer to; returns how many."""
         erased = self.conn.execute(
-            f"""DELETE FROM environments WHERE NOT EXISTS (
-                SELECT 1 FROM jobs WHERE env_hash = hash AND ({_LIVE} OR ended_at >= ?))""",
+            f"""DELETE FROM environments
+                WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE env_hash = hash AND {LIVING})
+                AND NOT EXISTS (SELECT 1 FROM jobs WHERE env_hash = hash AND ended_at >= ?)""",
             (before,),
         ).rowcount
         if erased and self.changes is not None:
@@ -382,9 +384,41 @@ class Store:
         ).rowcount
         if count != 1:
             raise IllegalTransition(f"job {after.id} is not {before.state} any more, and cannot become {after.state}")
+        if before.state is not after.state:
+            self.tally({before.state: -1, after.state: 1})
         if self.changes is not None:
             self.changes.set(after.id, values)
         self.add_events([event])
+
+    def change_alike(self, ids: Sequence[int], before: Job, after: Job, event: Event) -> None:
+        """Write for all of these jobs, which wait, what a fact has made of one of them: it is the same for all.
+
+        Raises IllegalTransition when one of them has left these states.
+        """
+        was, now = live_values(before), live_values(after)
+        values = {name: value for name, value in now.items() if value != was[name]}
+        states = ",".join(f"'{state}'" for state in sorted(WAITING))
+        listed = dump(ids)
+        held = self.conn.execute(
+            f"SELECT count(*) FROM jobs WHERE id IN (SELECT value FROM json_each(?)) AND state = '{State.HELD}'",
+            (listed,),
+        ).fetchone()[0]
+        count = self.conn.execute(
+            f"""UPDATE jobs SET {",".join(f"{c} = :{c}" for c in values)}
+                WHERE id IN (SELECT value FROM json_each(:ids)) AND state IN ({states})""",
+            {"ids": listed, **values},
+        ).rowcount
+        if count != len(ids):
+            raise IllegalTransition(f"{len(ids) - count} of {len(ids)} jobs cannot become {after.state} any more")
+        self.tally({State.HELD: -held, State.QUEUED: held - count, after.state: count})
+        if self.changes is not None:
+            self.changes.set_alike(ids, values)
+        self.conn.execute(
+            """INSERT INTO events (at, kind, job_id, attempt, data)
+               SELECT ?, ?, id, nullif(attempt, 0), ? FROM jobs
+               WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id""",
+            (event.at, event.kind.value, dump(dict(event.data)), listed),
+        )
 
     def add_events(self, events: Iterable[Event], last_id: int | None = None) -> None:
         """With `last_id` each is one of every job from its own to that one."""
@@ -436,24 +470,11 @@ class Store:
             ((c.peak, c.job_id) for c in rows),
         )
 
-    def waiting_on(self, job_id: int) -> list[tuple[int, Condition]]:
-        """Jobs with an open dependency on this one."""
-        rows = self.conn.execute(
-            "SELECT job_id, condition FROM dependencies WHERE on_id = ? AND met = 0 ORDER BY job_id", (job_id,)
-        )
-        return [(row["job_id"], Condition(row["condition"])) for row in rows if not self._is_unseen(row["job_id"])]
-
     def meet(self, job_id: int, on_id: int, condition: Condition) -> None:
         self.conn.execute(
             "UPDATE dependencies SET met = 1 WHERE job_id = ? AND on_id = ? AND condition = ?",
             (job_id, on_id, condition.value),
         )
-
-    def open_dependencies(self, job_id: int) -> list[Dependency]:
-        rows = self.conn.execute(
-            "SELECT on_id, condition FROM dependencies WHERE job_id = ? AND met = 0 ORDER BY on_id", (job_id,)
-        )
-        return [Dependency(Condition(row["condition"]), row["on_id"]) for row in rows]
 
     def renew_dependencies(self, job_ids: Sequence[int]) -> None:
         """Jobs that are tried again wait for what has not ended, or is tried again with them; not for the rest."""
@@ -465,124 +486,6 @@ class Store:
                AND on_id NOT IN (SELECT value FROM json_each(?)) WHERE job_id = ?""",
             ((together, job_id) for job_id in job_ids),
         )
-
-    # --- reading ----------------------------------------------------------------------------------
-
-    def job(self, job_id: int) -> Job | None:
-        if self._is_unseen(job_id):
-            return None
-        row = self.conn.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
-        return None if row is None else self.job_of(row)
-
-    def job_of(self, row: Any) -> Job:
-        """The job in a row. Raises StoreDamaged for one that makes no sense."""
-        return self._made(f"the row of job {row['id']}", lambda: job_from_row(row))
-
-    def _made(self, what: str, make: Callable[[], T]) -> T:
-        """Raises StoreDamaged for a row that makes no sense: the next start leaves it out, and says so."""
-        try:
-            return make()
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise self.conn.senseless(f"{what} makes no sense: {error}") from None
-
-    def every_job(self) -> Iterator[Job]:
-        for row in self.conn.execute(f"SELECT * FROM jobs WHERE {self._seen} ORDER BY id"):
-            yield self.job_of(row)
-
-    def job_defaults(self) -> dict[str, object]:
-        """The columns of a job that may be left out, as SQLite would fill them in."""
-        found: dict[str, object] = {}
-        for row in self.conn.execute("PRAGMA table_info(jobs)").fetchall():
-            text = row["dflt_value"]
-            found[row["name"]] = None if text is None else self.conn.execute(f"SELECT {text}").fetchone()[0]
-        return found
-
-    def state_of(self, job_id: int) -> State | None:
-        if self._is_unseen(job_id):
-            return None
-        row = self.conn.execute("SELECT state FROM jobs WHERE id = ?", (job_id,)).fetchone()
-        return None if row is None else self._made(f"the state of job {job_id}", lambda: State(row["state"]))
-
-    def live_jobs(self, state: State) -> Iterator[Job]:
-        live = f"SELECT * FROM jobs WHERE state = ? AND {_LIVE} AND {self._seen} ORDER BY id"
-        for row in self.conn.execute(live, (state.value,)):
-            yield self.job_of(row)
-
-    def unmet_counts(self) -> dict[int, int]:
-        """Open dependencies by waiting job."""
-        rows = self.conn.execute("SELECT job_id, count(*) AS n FROM dependencies WHERE met = 0 GROUP BY job_id")
-        return {row["job_id"]: row["n"] for row in rows}
-
-    def attempt(self, job_id: int, number: int) -> Attempt | None:
-        found = [a for a in self.attempts(job_id) if a.number == number]
-        return found[0] if found else None
-
-    def attempts(self, job_id: int) -> list[Attempt]:
-        return self._made(f"an attempt of job {job_id}", lambda: self._attempts(job_id))
-
-    def _attempts(self, job_id: int) -> list[Attempt]:
-        claims = self.conn.execute("SELECT * FROM claims WHERE job_id = ? ORDER BY attempt, rowid", (job_id,))
-        by_attempt: dict[int, list[Claim]] = {}
-        for row in claims:
-            by_attempt.setdefault(row["attempt"], []).append(claim_from_row(row))
-        rows = self.conn.execute("SELECT * FROM attempts WHERE job_id = ? ORDER BY number", (job_id,))
-        return [attempt_from_row(row, tuple(by_attempt.get(row["number"], ()))) for row in rows]
-
-    def events(self, since: int, where: Selection | None, limit: int | None) -> list[Event]:
-        """Events after the id `since`, oldest first; with a limit, the newest ones. None of jobs when not selected."""
-        if where is None:
-            return self._made("an event", lambda: history.of_all(self.conn, since, limit))
-        jobs, values = self._where(where)
-        return self._made("an event", lambda: history.of_jobs(self.conn, since, jobs, list(values), limit))
-
-    def last_event(self) -> int:
-        return int(self.conn.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0])
-
-    def last_job(self, owner: int) -> int | None:
-        newest = f"SELECT id FROM jobs WHERE owner = ? AND {self._seen} ORDER BY id DESC LIMIT 1"
-        row = self.conn.execute(newest, (owner,)).fetchone()
-        return None if row is None else int(row["id"])
-
-    def select(self, selection: Selection, states: Iterable[State] = ()) -> list[int]:
-        """Ids in the selection, ascending; `states` narrows it further. `@last` must be resolved before."""
-        clause, values = self._where(selection, states)
-        return [row["id"] for row in self.conn.execute(f"SELECT id FROM jobs WHERE {clause} ORDER BY id", values)]
-
-    def select_jobs(
-        self, selection: Selection, states: Iterable[State], order: str, limit: int | None
-    ) -> tuple[list[Job], int]:
-        """A page of the selection in a given SQL order, and how many there are in all."""
-        clause, values = self._where(selection, states)
-        total = int(self.conn.execute(f"SELECT count(*) FROM jobs WHERE {clause}", values).fetchone()[0])
-        rows = self.conn.execute(
-            f"SELECT * FROM jobs WHERE {clause} ORDER BY {order} LIMIT ?", [*values, -1 if limit is None else limit]
-        )
-        return [self.job_of(row) for row in rows], total
-
-    def counts(self) -> dict[str, int]:
-        """Jobs that have not ended, by state."""
-        rows = self.conn.execute(f"SELECT state, count(*) AS n FROM jobs WHERE {_LIVE} AND {self._seen} GROUP BY state")
-        return {row["state"]: row["n"] for row in rows}
-
-    def _where(self, selection: Selection, states: Iterable[State] = ()) -> tuple[str, list[str]]:
-        """SQL for a selection. Every value is bound or one of our own words."""
-        parts, values, states = [self._seen], list[str](), tuple(states)
-        if selection.ranges:
-            # CROSS JOIN keeps the order: one index range per range, however many thousand there are
-            parts.append(
-                """id IN (SELECT jobs.id FROM json_each(?) AS r CROSS JOIN jobs
-                   ON jobs.id BETWEEN json_extract(r.value, '$[0]') AND json_extract(r.value, '$[1]'))"""
-            )
-            values.append(dump(selection.ranges))
-        for chosen in (selection.states, states):
-            if chosen:
-                parts.append("state IN (" + ",".join(f"'{State(s).value}'" for s in chosen) + ")")
-        if states and LIVE.issuperset(states):
-            parts.append(_LIVE)
-        for tag in selection.tags:
-            parts.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)")
-            values.append(tag)
-        return " AND ".join(parts), values
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -23,7 +23,6 @@ from gpuq.errors import StoreDamaged, StoreError
 from gpuq.events import Event, Kind
 from gpuq.model import Attempt, Claim, Condition, Dependency, Job, State
 from gpuq.policy.lifecycle import Ended, Started, advance
-from gpuq.protocol import MAX_ID, Selection
 from gpuq.store import check, recovery, runrecord, salvage
 from gpuq.store.rows import job_values
 from gpuq.store.store import Store, with_outcome
@@ -32,7 +31,6 @@ from tests.policy.build import make_job
 JOBS = 240
 #: Jobs that have begun.
 RAN = JOBS // 2 + JOBS // 40
-ALL = Selection(ranges=((0, MAX_ID),))
 Damage = Callable[[Path], None]
 
 
@@ -97,7 +95,7 @@ class Queue:
         return found
 
     def jobs(self) -> dict[int, Job]:
-        return {job.id: job for job in self.store.select_jobs(ALL, (), "id", None)[0]}
+        return {job.id: job for job in self.store.every_job()}
 
     def crash(self, folder: Path) -> Path:
         """The files as a KILL of the daemon would leave them, in another folder; the database's path there."""

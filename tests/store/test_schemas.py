@@ -20,6 +20,7 @@ from gpuq.protocol import MAX_ID, Selection
 from gpuq.store import migrations
 from gpuq.store.backup import KEPT
 from gpuq.store.migrations import MIGRATIONS, TABLES, migrate
+from gpuq.store.queries import Order
 from gpuq.store.salvage import shapes
 from gpuq.store.store import Store
 
@@ -46,7 +47,8 @@ def test_a_database_of_every_released_schema_opens_with_everything_in_it(dump: P
     before = rows(path)
     assert all(before.values()), "the sample has rows of every table"
     with closing(Store(path)) as store:
-        jobs, total = store.select_jobs(Selection(ranges=((0, MAX_ID),)), (), "id", None)
+        everything = Selection(ranges=((0, MAX_ID),))
+        jobs, total = store.select_jobs(everything, State, Order.AGE, None), store.count(everything, State)
         assert [job.id for job in jobs] == list(range(1, total + 1))
         assert {job.state for job in jobs} >= RELEASED_STATES
         odd = jobs[3]

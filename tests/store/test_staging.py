@@ -16,6 +16,7 @@ from gpuq.model import Condition, Dependency, State
 from gpuq.policy.lifecycle import Cancelled, advance
 from gpuq.protocol import MAX_ID, Selection
 from gpuq.store import changes, recovery
+from gpuq.store.queries import Order
 from gpuq.store.staging import SLICE, Own, Staged
 from gpuq.store.store import Store
 from tests.policy.build import make_job
@@ -62,7 +63,7 @@ def show(one: Staged, key: str = "0123456789") -> None:
 
 def everything(store: Store) -> object:
     """Whatever the store tells of jobs."""
-    jobs, total = store.select_jobs(ALL, (), "id", None)
+    jobs, total = store.select_jobs(ALL, State, Order.AGE, None), store.count(ALL, State)
     return (
         [job.id for job in jobs],
         total,
@@ -95,7 +96,7 @@ def test_nobody_sees_a_job_before_all_are_shown(store: Store) -> None:
     one = staged(store, after=(Dependency(Condition.OK, 1),))
     assert everything(store) == before
     show(one)
-    jobs = store.select_jobs(ALL, (), "id", None)[0]
+    jobs = store.select_jobs(ALL, State, Order.AGE, None)
     assert [job.id for job in jobs] == list(range(1, JOBS + 2))
     assert store.job(SLICE + 7) == make_job(
         SLICE + 7, name=f"name {SLICE + 5}", command=("echo", str(SLICE + 5)), after=(Dependency(Condition.OK, 1),)

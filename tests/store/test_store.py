@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from gpuq.errors import IllegalTransition, StoreError
 from gpuq.events import Event, Kind
 from gpuq.model import (
+    ACTIVE,
+    ENDED,
+    WAITING,
     ArrayPlace,
     Attempt,
     Claim,
@@ -30,6 +33,7 @@ from gpuq.model import (
 from gpuq.policy.lifecycle import Cancelled, Held, Started, advance
 from gpuq.protocol import Selection
 from gpuq.store.migrations import MIGRATIONS
+from gpuq.store.queries import Order
 from gpuq.store.store import Store
 from tests.policy.build import make_job
 
@@ -239,14 +243,32 @@ def test_submissions_are_known_by_their_key(store: Store) -> None:
     assert store.next_id() == 4
 
 
-def test_live_look_ups_use_the_partial_index(store: Store) -> None:
+def test_look_ups_are_made_in_the_order_of_an_index(store: Store) -> None:
     seen: list[str] = []
     store.conn.set_trace_callback(seen.append)
     list(store.live_jobs(State.QUEUED))
-    store.select_jobs(Selection(), [State.RUNNING], "id", 5)
+    list(store.waiting())
     store.counts()
+    store.listed(Selection(), ACTIVE, Order.AGE, 5)
+    store.listed(Selection(), WAITING, Order.URGENCY, 5)
+    store.listed(Selection(states=("queued",)), State, Order.URGENCY, 5)
+    store.count(Selection(states=("queued",)), State)
+    store.select(Selection(states=("queued",)))
+    ended = len(seen)
+    store.listed(Selection(), ENDED, Order.NEWEST, 5)
+    store.count(Selection(states=("failed",)), ENDED)
+    list(store.ended(Selection(), 1e9, 5))
+    by_id = len(seen)
+    some = Selection(ranges=((1, 2), (4, 4)))
+    store.listed(some, ENDED, Order.NEWEST, 5)
+    store.count(some, ENDED)
+    store.select(some)
+    store.jobs([1, 2])
     store.conn.set_trace_callback(None)
-    assert len(seen) == 4
-    for sql in seen:
+    for number, sql in enumerate(seen):
         plan = " ".join(row["detail"] for row in store.conn.execute(f"EXPLAIN QUERY PLAN {sql}"))
-        assert "jobs_live" in plan, sql
+        index = "jobs_live" if number < ended else "jobs_ended" if number < by_id else "INTEGER PRIMARY KEY"
+        assert ("dependencies_open" if "FROM dependencies" in sql else index) in plan, (sql, plan)
+        assert "SCAN jobs" not in plan, (sql, plan)
+        paged = number < by_id and "LIMIT" in sql and "ORDER BY id" not in sql  # few jobs run, and they are sorted
+        assert not paged or "TEMP B-TREE" not in plan, (sql, plan)

@@ -1,0 +1,329 @@
+"""What the daemon asks the queue: reading only.
+
+Whoever lists, counts or looks something up pays for what is shown, not for what is stored: lists read ids from an
+index that has their order, and the numbers of jobs by state are counted once and then kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum
+from itertools import chain
+from typing import Any, TypeVar
+
+from gpuq.events import Event
+from gpuq.model import ENDED, LIVE, Attempt, Claim, Condition, Dependency, Job, Request, State
+from gpuq.policy.waiting import GroupKey, Waits
+from gpuq.protocol import Selection
+from gpuq.store import history
+from gpuq.store.connection import Connection
+from gpuq.store.rows import attempt_from_row, claim_from_row, dump, job_from_row
+from gpuq.store.staging import Staged, hidden
+
+T = TypeVar("T")
+
+#: True of jobs that have not ended, and what the partial index on them asks for.
+LIVING = "ended_at IS NULL"
+
+
+class Order(Enum):
+    """Of a list: in SQL as the index of the state has it, and the same as columns that sort upwards."""
+
+    AGE = ("id", "id, 0")
+    URGENCY = ("priority DESC, id", "-priority, id")
+    NEWEST = ("ended_at DESC, id DESC", "-ended_at, -id")
+
+
+class Queries:
+    """The reading half of the store."""
+
+    conn: Connection
+
+    def __init__(self) -> None:
+        #: how many jobs are in a state, where that was counted
+        self._counted: dict[State, int] = {}
+        #: submissions that are being written, whose jobs nobody may see yet
+        self.unseen: list[Staged] = []
+
+    @property
+    def _seen(self) -> str:
+        """An SQL condition, of jobs that may be seen."""
+        return hidden(self.unseen) if self.unseen else "1"
+
+    def _is_unseen(self, job_id: int) -> bool:
+        return any(job_id in staged for staged in self.unseen)
+
+    def forget_counts(self) -> None:
+        """Count jobs anew when somebody asks how many there are."""
+        self._counted.clear()
+
+    # --- one job ----------------------------------------------------------------------------------
+
+    def job(self, job_id: int) -> Job | None:
+        if self._is_unseen(job_id):
+            return None
+        row = self.conn.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return None if row is None else self.job_of(row)
+
+    def row(self, job_id: int) -> dict[str, Any] | None:
+        """The row of a job as it stands there, whether or not it makes sense."""
+        row = self.conn.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return None if row is None else dict(row)
+
+    def state_of(self, job_id: int) -> State | None:
+        if self._is_unseen(job_id):
+            return None
+        row = self.conn.execute("SELECT state FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return None if row is None else self._made(f"the state of job {job_id}", lambda: State(row["state"]))
+
+    def job_of(self, row: Any) -> Job:
+        """The job in a row. Raises StoreDamaged for one that makes no sense."""
+        return self._made(f"the row of job {row['id']}", lambda: job_from_row(row))
+
+    def _made(self, what: str, make: Callable[[], T]) -> T:
+        """Raises StoreDamaged for a row that makes no sense: the next start leaves it out, and says so."""
+        try:
+            return make()
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise self.conn.senseless(f"{what} makes no sense: {error}") from None
+
+    # --- many jobs --------------------------------------------------------------------------------
+
+    def every_job(self) -> Iterator[Job]:
+        for row in self.conn.execute(f"SELECT * FROM jobs WHERE {self._seen} ORDER BY id"):
+            yield self.job_of(row)
+
+    def live_jobs(self, state: State) -> Iterator[Job]:
+        live = f"SELECT * FROM jobs WHERE state = ? AND {LIVING} AND {self._seen} ORDER BY id"
+        for row in self.conn.execute(live, (state.value,)):
+            yield self.job_of(row)
+
+    def waiting(self) -> tuple[dict[GroupKey, list[int]], list[Waits]]:
+        """The jobs that wait: ids, oldest first, of those that may start, as they are planned; and the others.
+
+        A start reads a hundred thousand of them: nothing is made of one that is like others.
+        """
+        rows = self.conn.execute(
+            f"""SELECT id, begin_at, state, attempt, priority, owner, gpus_asked, vram, cpus, ram, array_id, array_limit
+                FROM jobs WHERE state IN ('held', 'queued') AND {LIVING} AND {self._seen} ORDER BY id"""
+        )
+        rows.row_factory = None
+        unmet = self.unmet_counts()
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        others: list[Waits] = []
+        for row in rows:
+            job_id, begin_at, state, attempt = row[:4]
+            if begin_at is None and state == "queued" and job_id not in unmet:
+                alike.setdefault(row[4:], []).append(job_id)
+            else:
+                others.append(
+                    Waits(job_id, State(state), _group_key(*row[4:]), begin_at, attempt > 0, unmet.get(job_id, 0))
+                )
+        return {_group_key(*columns): ids for columns, ids in alike.items()}, others
+
+    def live_attempts(self) -> Iterator[tuple[int, int]]:
+        """Id and number of the newest attempt of each job that has not ended."""
+        states = ",".join(f"'{state}'" for state in sorted(LIVE))
+        rows = self.conn.execute(
+            f"SELECT id, attempt FROM jobs WHERE state IN ({states}) AND {LIVING} AND {self._seen}"
+        )
+        rows.row_factory = None
+        yield from rows
+
+    def jobs(self, ids: Sequence[int]) -> list[Job]:
+        """The jobs in the order of the ids, without those that there are not."""
+        rows = self.conn.execute("SELECT * FROM jobs WHERE id IN (SELECT value FROM json_each(?))", (dump(ids),))
+        found = {row["id"]: self.job_of(row) for row in rows}
+        return [found[job_id] for job_id in ids if job_id in found]
+
+    def select(self, selection: Selection, states: Iterable[State] = ()) -> list[int]:
+        """Ids in the selection, ascending; `states` narrows it further. `@last` must be resolved before."""
+        clause, values = self._where(selection, states)
+        # as one text: a hundred thousand rows would be a hundred thousand objects
+        found = self.conn.execute(f"SELECT json_group_array(id) FROM jobs WHERE {clause}", values).fetchone()[0]
+        return sorted(json.loads(found))
+
+    def outlines(self, ids: Sequence[int]) -> list[tuple[int, str, int]]:
+        """Id, state and owner of each job, ascending."""
+        rows = self.conn.execute(
+            "SELECT id, state, owner FROM jobs WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id", (dump(ids),)
+        )
+        rows.row_factory = None
+        return rows.fetchall()
+
+    def listed(
+        self, selection: Selection, states: Iterable[State], order: Order, limit: int | None = None
+    ) -> list[int]:
+        """Ids of the selection's jobs in these states, the first `limit` of them in that order."""
+        chosen = [state for state in states if not selection.states or state in selection.states]
+        sql, columns = order.value
+        most = -1 if limit is None else limit
+        # by id where ids are named: the index of the order would be gone through to its end
+        table, arms = ("jobs NOT INDEXED", [chosen]) if selection.ranges else ("jobs", [[state] for state in chosen])
+        found: list[Iterable[tuple[Any, ...]]] = []
+        for arm in arms if chosen else ():
+            clause, values = self._where(selection, arm)
+            rows = self.conn.execute(
+                f"SELECT {columns}, id FROM {table} WHERE {clause} ORDER BY {sql} LIMIT ?", [*values, most]
+            )
+            rows.row_factory = None
+            found.append(rows.fetchall())
+        ids = [row[2] for row in (sorted(chain(*found)) if len(found) > 1 else chain(*found))]
+        return ids if limit is None else ids[:limit]
+
+    def ended(self, selection: Selection, before: float, size: int) -> Iterator[list[int]]:
+        """Ids of the selection's jobs that ended until then, `size` at a time; whoever takes them may remove them."""
+        for state in sorted(ENDED):
+            if selection.states and state not in selection.states:
+                continue
+            clause, values = self._where(selection, [state])
+            last: tuple[float, int] = (-1.0, 0)
+            while True:
+                found = self.conn.execute(
+                    f"""SELECT ended_at, id FROM jobs WHERE {clause} AND ended_at <= ? AND (ended_at, id) > (?, ?)
+                        ORDER BY ended_at, id LIMIT ?""",
+                    [*values, before, *last, size],
+                ).fetchall()
+                if not found:
+                    break
+                last = (found[-1]["ended_at"], found[-1]["id"])
+                yield [row["id"] for row in found]
+
+    def select_jobs(self, selection: Selection, states: Iterable[State], order: Order, limit: int | None) -> list[Job]:
+        """The first `limit` jobs of the selection in that order; `states` narrows it further."""
+        return self.jobs(self.listed(selection, states, order, limit))
+
+    def unknown(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Those of the inclusive ranges in which there is no job."""
+        rows = self.conn.execute(
+            f"""SELECT low, high FROM (SELECT json_extract(value, '$[0]') AS low, json_extract(value, '$[1]') AS high
+                                       FROM json_each(?))
+                WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE id BETWEEN low AND high AND {self._seen})""",
+            (dump(ranges),),
+        )
+        return [(row["low"], row["high"]) for row in rows]
+
+    def count(self, selection: Selection, states: Iterable[State]) -> int:
+        """Jobs of the selection in these states."""
+        chosen = [state for state in states if not selection.states or state in selection.states]
+        if not chosen:
+            return 0
+        if not selection.ranges and not selection.tags:
+            return sum(map(self._count, chosen))
+        clause, values = self._where(selection, chosen)
+        table = "jobs NOT INDEXED" if selection.ranges else "jobs"
+        return int(self.conn.execute(f"SELECT count(*) FROM {table} WHERE {clause}", values).fetchone()[0])
+
+    def counts(self) -> dict[str, int]:
+        """Jobs that have not ended, by state."""
+        found = {state.value: self._count(state) for state in sorted(LIVE)}
+        return {state: count for state, count in found.items() if count}
+
+    def _count(self, state: State) -> int:
+        if state not in self._counted:
+            clause, _ = self._where(Selection(), [state])
+            self._counted[state] = int(self.conn.execute(f"SELECT count(*) FROM jobs WHERE {clause}").fetchone()[0])
+        return self._counted[state]
+
+    # --- what belongs to jobs -----------------------------------------------------------------------
+
+    def waiting_on(self, job_id: int) -> list[tuple[int, Condition]]:
+        """Jobs with an open dependency on this one."""
+        rows = self.conn.execute(
+            "SELECT job_id, condition FROM dependencies WHERE on_id = ? AND met = 0 ORDER BY job_id", (job_id,)
+        )
+        return [(row["job_id"], Condition(row["condition"])) for row in rows if not self._is_unseen(row["job_id"])]
+
+    def awaited(self, ids: Sequence[int]) -> list[int]:
+        """Those of the jobs on which one that waits has an open dependency."""
+        rows = self.conn.execute(
+            f"""SELECT DISTINCT d.on_id FROM dependencies AS d CROSS JOIN jobs ON jobs.id = d.job_id
+               WHERE d.met = 0 AND d.on_id IN (SELECT value FROM json_each(?)) AND jobs.state IN ('held', 'queued')
+               AND {self._seen}""",
+            (dump(ids),),
+        )
+        return sorted(row["on_id"] for row in rows)
+
+    def open_dependencies(self, job_id: int) -> list[Dependency]:
+        rows = self.conn.execute(
+            "SELECT on_id, condition FROM dependencies WHERE job_id = ? AND met = 0 ORDER BY on_id", (job_id,)
+        )
+        return [Dependency(Condition(row["condition"]), row["on_id"]) for row in rows]
+
+    def unmet_counts(self) -> dict[int, int]:
+        """Open dependencies by waiting job."""
+        # +job_id: not by the primary key, which has those that were met long ago as well
+        rows = self.conn.execute("SELECT job_id, count(*) AS n FROM dependencies WHERE met = 0 GROUP BY +job_id")
+        return {row["job_id"]: row["n"] for row in rows}
+
+    def attempt(self, job_id: int, number: int) -> Attempt | None:
+        found = [a for a in self.attempts(job_id) if a.number == number]
+        return found[0] if found else None
+
+    def attempts(self, job_id: int) -> list[Attempt]:
+        return self._made(f"an attempt of job {job_id}", lambda: self._attempts(job_id))
+
+    def _attempts(self, job_id: int) -> list[Attempt]:
+        claims = self.conn.execute("SELECT * FROM claims WHERE job_id = ? ORDER BY attempt, rowid", (job_id,))
+        by_attempt: dict[int, list[Claim]] = {}
+        for row in claims:
+            by_attempt.setdefault(row["attempt"], []).append(claim_from_row(row))
+        rows = self.conn.execute("SELECT * FROM attempts WHERE job_id = ? ORDER BY number", (job_id,))
+        return [attempt_from_row(row, tuple(by_attempt.get(row["number"], ()))) for row in rows]
+
+    def events(self, since: int, selection: Selection | None, limit: int | None) -> list[Event]:
+        """Events after the id `since`, oldest first; with a limit, the newest ones. None of jobs when not selected."""
+        if selection is None:
+            return self._made("an event", lambda: history.of_all(self.conn, since, limit))
+        jobs, values = self._where(selection)
+        return self._made("an event", lambda: history.of_jobs(self.conn, since, jobs, values, limit))
+
+    def last_event(self) -> int:
+        return int(self.conn.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0])
+
+    def last_job(self, owner: int) -> int | None:
+        newest = f"SELECT id FROM jobs WHERE owner = ? AND {self._seen} ORDER BY id DESC LIMIT 1"
+        row = self.conn.execute(newest, (owner,)).fetchone()
+        return None if row is None else int(row["id"])
+
+    def _where(self, selection: Selection, states: Iterable[State] = ()) -> tuple[str, list[int | str]]:
+        """SQL for a selection; `states` narrows it further. Every value is bound or one of our own words."""
+        parts, values = [self._seen], list[int | str]()
+        if len(selection.ranges) == 1:
+            parts.append("id BETWEEN ? AND ?")
+            values += selection.ranges[0]
+        elif selection.ranges:
+            # CROSS JOIN keeps the order: one index range per range, however many thousand there are
+            parts.append(
+                """id IN (SELECT jobs.id FROM json_each(?) AS r CROSS JOIN jobs
+                   ON jobs.id BETWEEN json_extract(r.value, '$[0]') AND json_extract(r.value, '$[1]'))"""
+            )
+            values.append(dump(selection.ranges))
+        named = [frozenset(map(State, some)) for some in (selection.states, tuple(states)) if some]
+        if named:
+            chosen = frozenset.intersection(*named)
+            parts.append("state IN (" + ",".join(f"'{state.value}'" for state in sorted(chosen)) + ")")
+            # the partial indexes ask for these
+            if chosen <= LIVE:
+                parts.append(LIVING)
+            elif chosen <= ENDED:
+                parts.append("ended_at IS NOT NULL")
+        for tag in selection.tags:
+            parts.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)")
+            values.append(tag)
+        return " AND ".join(parts), values
+
+
+def _group_key(
+    priority: int,
+    owner: int,
+    gpus: int,
+    vram: int | None,
+    cpus: int,
+    ram: int,
+    array_id: int | None,
+    array_limit: int | None,
+) -> GroupKey:
+    array = (array_id, array_limit) if array_id is not None and array_limit else None
+    return GroupKey(priority, owner, Request(gpus, vram, cpus, ram), array)
