@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -24,8 +23,6 @@ log = logging.getLogger("gpuq.upkeep")
 
 #: Between two thorough checks, in seconds.
 CHECK_EVERY = 86400.0
-#: The nice value of its thread.
-LEAST_URGENT = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +96,6 @@ class Upkeep:
 
     def _check(self) -> None:
         """Whatever becomes of the check, those who wait for it are answered."""
-        # of this thread alone (setpriority(2), notes): a full queue is read for seconds, and jobs come first
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_URGENT)
         checked = Checked(time.time(), failed="it broke off; the daemon's log tells more")
         try:
             found = check.thorough(self._folder / recovery.DATABASE, self._stopping.is_set)
