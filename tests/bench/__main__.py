@@ -52,7 +52,7 @@ _QUICK: dict[str, Callable[[World], list[Measure]]] = {
 
 def main() -> None:
     options = _options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemons are stopped
+    signal.signal(signal.SIGTERM, _end)
     about = _about(options.folder)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpuq-bench-", dir=options.folder)))
@@ -62,6 +62,12 @@ def main() -> None:
     about["load after"] = _load()
     left_out += given_up
     print(json.dumps(as_json(rows, left_out, about)) if options.json else as_table(rows, left_out, about))
+
+
+def _end(number: int, _: object) -> None:
+    """Stop what was started, and remove it; once: timeout(1) sends its signal twice, the second time to the group."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def measure(world: World, only: Sequence[str]) -> tuple[list[Row], list[str]]:
