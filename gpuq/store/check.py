@@ -85,12 +85,12 @@ _OWN_TEXT = ("name", "note")
 def _read_live(conn: Connection) -> None:
     """Whether gpuq can read the rows of jobs that live. Raises StoreDamaged.
 
-    Of a hundred thousand that are alike but for their commands one is read as a whole; of the others, SQLite tells
-    that their own columns are JSON of the kind that stands there.
+    Of a hundred thousand that are alike but for their commands one is read as a whole; of the others SQLite tells
+    whether what is their own is JSON.
     """
     columns = conn.execute("PRAGMA table_info(jobs)").fetchall()
     shared = [c["name"] for c in columns if c["type"] == "TEXT" and c["name"] not in (*_OWN_JSON, *_OWN_TEXT)]
-    valid = " AND ".join(f"coalesce(json_valid({column}), {column} IS NULL)" for column in _OWN_JSON)
+    valid = " AND ".join(f"({column} IS NULL OR json_valid({column}))" for column in _OWN_JSON)
     own = ", ".join((*_OWN_JSON, *_OWN_TEXT))
     rows = conn.execute(f"SELECT id, {valid}, {own}, {', '.join(shared)} FROM jobs WHERE ended_at IS NULL")
     rows.row_factory = None

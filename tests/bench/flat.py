@@ -82,6 +82,9 @@ def start(bed: Bed) -> None:
     bed.pid = int(bed.request("status")["pid"])
     print(f"daemon start {took:.2f} s, its CPU time {cpu_seconds(bed.pid):.2f} s", end="; ")
     print("USS {:.1f} MB, RSS {:.1f} MB".format(*(size / 1e6 for size in memory(bed.pid))))
+    while bed.request("status")["database"] != "whole":
+        time.sleep(0.1)  # its first thorough check goes on, and would be in the figures that follow
+    print(f"thoroughly checked after {time.perf_counter() - began:.1f} s, CPU time {cpu_seconds(bed.pid):.1f} s")
 
 
 def cancel_all(bed: Bed) -> None:

@@ -15,6 +15,7 @@ from gpuq.policy import ledger, scheduler
 from gpuq.policy.lifecycle import Cancelled
 from gpuq.policy.waiting import Waiting, key_of
 from gpuq.protocol import Selection
+from gpuq.store import check
 from gpuq.store.queries import Order
 from gpuq.store.store import Store
 from tests.bench.crowd import make
@@ -109,6 +110,21 @@ def test_requests_read_and_write_what_they_are_about(tmp_path: Path) -> None:
                 costs.setdefault(name, []).append(instructions(core.store, take))
     grown = {name: pair for name, pair in costs.items() if pair[1] > MORE * pair[0] + 20}
     assert not grown, costs
+
+
+def test_a_start_asks_as_much_of_a_short_queue_as_of_a_long_one(tmp_path: Path) -> None:
+    asked = []
+    for size in (SMALL, LARGE):
+        make(tmp_path / str(size), waiting=size, ended=size)
+        seen: list[str] = []
+        with closing(Store(tmp_path / str(size) / "queue.db")) as store:
+            store.conn.set_trace_callback(seen.append)
+            check.after_opening(store.conn)
+            core = Core(Settings(), store, HOST, tmp_path, tmp_path / "jobs")
+            core.load()
+            assert sum(map(len, core.waiting.groups.values())) == size + 1
+        asked.append(len(seen))
+    assert asked[0] == asked[1], asked  # no row has a statement of its own
 
 
 def test_a_cancel_of_many_takes_few_statements(tmp_path: Path) -> None:
