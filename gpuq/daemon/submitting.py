@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import islice
 
 from gpuq import protocol
 from gpuq.daemon import decisions, views
@@ -25,12 +24,16 @@ from gpuq.policy.explain import impossible
 from gpuq.policy.lifecycle import DependencyBroken, Step, advance, dependency
 from gpuq.protocol import Message
 from gpuq.store import runrecord
-from gpuq.store.staging import SLICE, Staged
+from gpuq.store.staging import SLICE, Staged, in_slices
 
 log = logging.getLogger("gpuq.submitting")
 
 #: A submit waits at most this long for the first word on the GPUs, in seconds.
 FIRST_READING = 3.0
+#: Turns of the loop between two slices: a short request is accepted, read and answered within them.
+TURNS = 5
+#: When the database's log holds so much of a submission it is written back, in a thread: a commit would do it at 4 MiB.
+LOG_BYTES = 2 * 1024 * 1024
 
 Ids = tuple[int, int]
 
@@ -151,8 +154,11 @@ class Intake:
         staged = self._staged
         template = self._now(checked.at(staged.first))
         own = submission.own_values(checked, commands, staged.first + self._taken)
-        while some := list(islice(own, SLICE)):
+        for some in in_slices(own):
             staged.write(template, some, self._unmet)
+            if staged.in_log > LOG_BYTES:
+                staged.in_log = 0
+                await asyncio.to_thread(core.store.empty_log)
             await self._others()
 
     async def _finish(self, checked: submission.Submission) -> None:
@@ -187,7 +193,8 @@ class Intake:
 
     async def _others(self) -> None:
         """Serve others. Raises ConnectionError where nobody waits for the answer any more."""
-        await asyncio.sleep(0)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
         if self._session.gone():
             raise ConnectionError("the client has gone away")
 

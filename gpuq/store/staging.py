@@ -8,7 +8,7 @@ unfinished when the daemon starts is removed: its submitter was told nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from gpuq.events import Event, Kind
@@ -23,6 +23,10 @@ OWN = ("id", "name", "command", "array_index")
 Own = tuple[int, str, str, int | None]
 #: Jobs whose rows are written, changed or removed in one go: a few milliseconds.
 SLICE = 200
+#: Commands of a slice, in bytes.
+SLICE_BYTES = 256 * 1024
+#: What a job takes in the log beside its command, with its part of the indexes.
+ROW_BYTES = 600
 
 
 def insert_alike(
@@ -47,6 +51,20 @@ def insert_alike(
         store.changes.jobs(common, [dict(zip(OWN, row, strict=True)) for row in own], staged)
 
 
+def in_slices(own: Iterable[Own]) -> Iterator[list[Own]]:
+    """What is written in one go each."""
+    some: list[Own] = []
+    size = 0
+    for row in own:
+        some.append(row)
+        size += len(row[2])
+        if len(some) == SLICE or size >= SLICE_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
 class Staged:
     """A submission that nobody sees yet. Each method is a transaction of its own, or a slice of the work in one.
 
@@ -60,6 +78,8 @@ class Staged:
         self.token = f"unfinished {os.urandom(8).hex()}"
         #: jobs written so far
         self.written = 0
+        #: about so many bytes of them are in the database's log; whoever writes it back sets it to 0
+        self.in_log = 0
 
     def __contains__(self, job_id: int) -> bool:
         return self.first <= job_id <= self.last
@@ -82,6 +102,7 @@ class Staged:
         with store.unsynced():
             insert_alike(store, template, own, unmet, self.token)
         self.written += len(own)
+        self.in_log += sum([len(row[2]) + ROW_BYTES for row in own])
 
     def slices(self) -> list[tuple[int, int]]:
         """The first and last ids of slices of what is written."""

@@ -12,7 +12,7 @@ import os
 import time
 from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -176,6 +176,14 @@ class Store(Queries):
                 yield
         finally:
             self.conn.execute("PRAGMA synchronous = FULL")
+
+    def empty_log(self) -> None:
+        """Write back what is in the log, from whichever thread: nobody waits for the disk but who calls this."""
+        try:
+            with closing(connect(self.path)) as conn:
+                conn.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except (OSError, StoreError) as error:  # a commit that finds the log long tries it again
+            log.warning("the log of the database could not be written back: %s", error)
 
     def _stay(self, *, log_too: bool = False) -> None:
         """The file must still be ours, and `log_too` its log: what is written into one that was removed would be lost.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -17,7 +18,7 @@ from gpuq.policy.lifecycle import Cancelled, advance
 from gpuq.protocol import MAX_ID, Selection
 from gpuq.store import changes, recovery
 from gpuq.store.queries import Order
-from gpuq.store.staging import SLICE, Own, Staged
+from gpuq.store.staging import SLICE, SLICE_BYTES, Own, Staged, in_slices
 from gpuq.store.store import Store
 from tests.policy.build import make_job
 
@@ -267,6 +268,31 @@ def test_a_slice_is_one_statement_of_rows_and_a_commit_that_is_not_synced(store:
     assert store.conn.execute("PRAGMA synchronous").fetchone()[0] == 2, "what is acknowledged is synced"
 
 
+def test_the_log_stays_short_without_a_commit_that_writes_it_back(store: Store) -> None:
+    store.conn.execute("PRAGMA wal_autocheckpoint = 0")
+    one = store.stage(50 * SLICE, "x", b"{}")
+    for _ in range(50):
+        own = [(n, name, f'["echo","{n:0400}"]', index) for n, name, _, index in own_values(one, SLICE)]
+        one.write(make_job(0), own, set())
+        if one.in_log > 1 << 20:
+            one.in_log = 0
+            thread = threading.Thread(target=store.empty_log)
+            thread.start()
+            thread.join()
+    show(one)
+    assert store.path.with_name("queue.db-wal").stat().st_size < 4 << 20 < store.path.stat().st_size
+    assert len(store.select(ALL)) == 50 * SLICE
+
+
+def test_slices_are_small_whatever_the_commands_are() -> None:
+    long = "x" * (SLICE_BYTES // 2)
+    rows: list[Own] = [(n, "name", long if n < 10 else "x", None) for n in range(2 * SLICE)]
+    slices = list(in_slices(rows))
+    assert [row for some in slices for row in some] == rows
+    assert [len(some) for some in slices] == [*[2] * 5, SLICE, SLICE - 10]
+    assert not list(in_slices([]))
+
+
 def test_bytes_of_a_job_in_a_large_submission(store: Store) -> None:
     count = 20 * SLICE
     show(staged(store, count))
@@ -317,7 +343,8 @@ def test_pruned_jobs_have_no_events_and_the_last_takes_the_row_along(store: Stor
     assert prune(3, 4) == [2]
     assert store.submission("0123456789") == (1, 4)
     unfinished = store.stage(3, "x", b"{}")
-    assert prune(2) == []
+    insert(store, 8)
+    assert prune(2, 8) == []
     assert store.conn.execute("SELECT count(*) FROM events WHERE last_id IS NOT NULL").fetchone()[0] == 0
     assert store.submission("0123456789") is None
     unfinished.write(make_job(0), own_values(unfinished, 3), set())
