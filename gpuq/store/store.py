@@ -50,8 +50,6 @@ class Store(Queries):
         self.path = path
         self._network = network
         self.changes: Changes | None = None
-        #: submissions that are being written, whose jobs are not seen yet
-        self.unseen: list[Staged] = []
         self._on_damage: Callable[[str], None] | None = None
         self._open()
         try:

@@ -40,6 +40,21 @@ def rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
         return {table: db.execute(f"SELECT * FROM {table} ORDER BY rowid").fetchall() for table in TABLES}
 
 
+def test_what_version_6_added_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "queue.db"
+    build(Path(__file__).parent / "schemas" / "v6.sql", path)
+    with closing(Store(path)) as store:
+        job = store.job(4)
+    assert job is not None and (job.state, job.suspended_at, job.suspended_seconds) == (
+        State.SUSPENDED,
+        1767225900.0,
+        2.5,
+    )
+    assert (job.grace, job.log_limit, job.spent) == (120.0, 2**20, (1, 0))
+    assert job.early_signal is not None and (job.early_signal.signal, job.early_signal.before) == (10, 300.0)
+    assert [str(rule) for rule in job.retry] == ["vram-oom:2*1.5", "1"]
+
+
 @pytest.mark.parametrize("dump", RELEASED, ids=lambda dump: dump.stem)
 def test_a_database_of_every_released_schema_opens_with_everything_in_it(dump: Path, tmp_path: Path) -> None:
     path = tmp_path / "queue.db"
