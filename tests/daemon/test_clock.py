@@ -157,6 +157,7 @@ def test_set_back_a_day_what_had_come_waits_again_and_nothing_else_does(box: Box
 def test_no_time_that_is_shown_is_negative(box: Box, clock: FakeClock) -> None:
     gate, begun = box.folder / "gate", box.folder / "begun"
     clock.set_by(DAY)
+    wait_until(partial(steps_told, box, 1), "the first step")
     script = f'touch "{begun}"; until [ -e "{gate}" ]; do sleep 0.02; done'
     job = box.submit("sh", "-c", script, cpus=0, time_limit=3600.0)
     waiting = box.submit("true", begin_at=time.time() + 2 * DAY)

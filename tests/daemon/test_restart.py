@@ -357,9 +357,9 @@ def zygote_of(box: Box) -> int:
 
 
 def test_jobs_outlive_what_their_supervisors_were_forked_from_and_there_is_another(box: Box) -> None:
-    gate = box.folder / "gate"
-    running = box.submit("sh", "-c", f'until [ -e "{gate}" ]; do sleep 0.02; done; exit 4', cpus=0)
-    box.wait_state(running, "running")
+    argv, begun, gate = gated(box, "job", "exit 4")
+    running = box.submit(*argv, cpus=0)
+    wait_until(begun.exists, "the job")
     first = zygote_of(box)
     os.kill(first, signal.SIGKILL)
     assert box.wait(box.submit("true", cpus=0))["state"] == "succeeded"

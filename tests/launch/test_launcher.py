@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,18 @@ from gpuq.launch.adoption import Ended, Gone, Lost, NeverStarted, Running, Start
 from gpuq.launch.identity import identity_of, is_supervisor, read_stat
 from gpuq.launch.launcher import Started
 from gpuq.launch.outcome import read_result
-from tests.launch.conftest import DEADLINE, SHELL_ENV, Attempts, claimed, gone, python, shell, until, written
+from tests.launch.conftest import (
+    DEADLINE,
+    SHELL_ENV,
+    Attempts,
+    claimed,
+    gone,
+    python,
+    reap_children,
+    shell,
+    until,
+    written,
+)
 
 ROOT = str(Path(launcher.__file__).parents[2])
 
@@ -295,13 +305,6 @@ def test_a_supervisor_has_nothing_of_the_zygote(attempts: Attempts, tmp_path: Pa
     (tmp_path / "go").touch()
     for pair in started:
         attempts.finish(*pair)
-
-
-def reap_children() -> None:
-    """As `daemon.children` does with what nobody waits for."""
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG) != (0, 0):
-            pass
 
 
 def test_an_interpreter_that_is_gone(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:

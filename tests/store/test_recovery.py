@@ -249,7 +249,7 @@ def test_every_row_on_a_page_that_is_left_is_read(queue: Queue, tmp_path: Path) 
 
 
 def boasting(log: Path) -> None:
-    """No header, and a first frame, for which nothing vouches but that the second follows it, of 4,294,967,280 pages."""
+    """No header, and a first frame, for which only the second vouches, that tells of 4,294,967,280 pages."""
     overwrite(log, 0, b"\x5a" * 8)
     overwrite(log, 32 + 4, b"\xff\xff\xff\xf0")
     os.truncate(log, 32 + 4120 * 2)
