@@ -29,7 +29,7 @@ from gpuq.policy.lifecycle import (
 from gpuq.protocol import Message
 
 #: Jobs that are changed in one transaction when many are.
-SLICE = 1000
+SLICE = 400
 #: A submit waits at most this long for the first word on the GPUs, in seconds.
 FIRST_READING = 3.0
 
