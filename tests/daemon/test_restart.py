@@ -377,9 +377,12 @@ def test_a_zygote_that_a_job_stopped_goes_on(box: Box) -> None:
 
 
 def test_many_jobs_that_may_all_start_at_once_are_started_once_each(box: Box) -> None:
-    """More than may be under way at a time."""
-    trace = box.folder / "trace"
-    jobs = box.submit_many([["sh", "-c", f'echo "$GPUQ_JOB_ID" >> "{trace}"']] * 200, cpus=0)
-    ended = {box.wait(job)["state"] for job in jobs}
-    assert ended == {"succeeded"}
+    """More than may be under way at a time, and none ends before all have begun."""
+    trace, gate = box.folder / "trace", box.folder / "gate"
+    trace.touch()
+    script = f'echo "$GPUQ_JOB_ID" >> "{trace}"; until [ -e "{gate}" ]; do sleep 0.2; done'
+    jobs = box.submit_many([["sh", "-c", script]] * 80, cpus=0)
+    wait_until(lambda: len(trace.read_text().split()) == len(jobs), "all of them")
+    gate.touch()
+    assert {box.wait(job)["state"] for job in jobs} == {"succeeded"}
     assert sorted(map(int, trace.read_text().split())) == jobs
