@@ -97,6 +97,9 @@ class Runner:
     def end(self) -> None:
         """The daemon ends."""
         self._watcher.close()
+        if self._heard is not None:
+            self._loop.remove_reader(self._heard)
+            self._heard = None
         self.launcher.close()
 
     # --- waking and planning ----------------------------------------------------------------------

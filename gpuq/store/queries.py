@@ -111,6 +111,7 @@ class Queries:
         rows.row_factory = None
         unmet = self.unmet_counts()
         alike: dict[tuple[Any, ...], list[int]] = {}
+        free: dict[GroupKey, list[int]] = {}
         others: list[Waits] = []
         for row in rows:
             job_id, begin_at, state, attempt = row[:4]
@@ -120,7 +121,9 @@ class Queries:
                 others.append(
                     Waits(job_id, State(state), _group_key(*row[4:]), begin_at, attempt > 0, unmet.get(job_id, 0))
                 )
-        return {_group_key(*columns): ids for columns, ids in alike.items()}, others
+        for columns, ids in alike.items():  # arrays without a limit are planned with all that ask for the same
+            free.setdefault(_group_key(*columns), []).extend(ids)
+        return {key: sorted(ids) for key, ids in free.items()}, others
 
     def live_attempts(self) -> Iterator[tuple[int, int]]:
         """Id and number of the newest attempt of each job that has not ended."""

@@ -15,25 +15,26 @@ from gpuq.client import Client
 from gpuq.daemon import handlers
 from gpuq.daemon.core import Core
 from gpuq.events import Event, Kind
-from gpuq.model import Condition, Dependency, Request, Settings, State
+from gpuq.model import ArrayPlace, Condition, Dependency, Request, Settings, State
 from gpuq.policy.lifecycle import Cancelled
 from gpuq.store import changes
 from gpuq.store.store import Store
 from tests.harness import Box
 from tests.policy.build import HOST, make_job
 
-#: Of each job: held or not, CPUs, begin time, and on which earlier ones it depends, how.
+#: Of each job: held or not, CPUs, begin time, on which earlier ones it depends, how, and its array with the limit.
 QUEUES = st.lists(
     st.tuples(
         st.booleans(),
         st.integers(1, 2),
         st.none() | st.just(2e9),
         st.lists(st.tuples(st.integers(1, 8), st.sampled_from(Condition)), max_size=2),
+        st.none() | st.tuples(st.sampled_from((1, 2)), st.sampled_from((0, 2))),
     ),
     min_size=1,
     max_size=9,
 )
-Queue = list[tuple[bool, int, float | None, list[tuple[int, Condition]]]]
+Queue = list[tuple[bool, int, float | None, list[tuple[int, Condition]], tuple[int, int] | None]]
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def filled(queue: Queue) -> Iterator[Core]:
         store.conn.execute("PRAGMA synchronous = OFF")
         store.keep_changes(Path(name) / changes.NAME)
         core = Core(Settings(), store, HOST, Path(name), Path(name) / "jobs")
-        for job_id, (held, cpus, begin_at, wanted) in enumerate(queue, 1):
+        for job_id, (held, cpus, begin_at, wanted, array) in enumerate(queue, 1):
             after = tuple(dict.fromkeys(Dependency(how, on) for on, how in wanted if on < job_id))
             job = make_job(
                 job_id,
@@ -51,6 +52,7 @@ def filled(queue: Queue) -> Iterator[Core]:
                 request=Request(0, None, cpus, 0),
                 begin_at=begin_at,
                 after=after,
+                array=ArrayPlace(array[0], job_id, array[1]) if array else None,
             )
             with store.transaction():
                 store.insert_job(job, Event(0.0, Kind.SUBMITTED, job_id))
@@ -86,6 +88,18 @@ def test_a_cancel_of_many_is_a_cancel_of_each(queue: Queue, chosen: set[int], sl
         told = changes.read(many.state_dir / changes.NAME)
         states = {job_id: values["state"] for job_id, (_, values) in told.rows.items()}
         assert states == {job.id: job.state for job in many.store.every_job()}
+
+
+@settings(max_examples=100, deadline=None)
+@given(queue=QUEUES)
+def test_a_start_finds_in_the_store_what_was_in_memory(queue: Queue) -> None:
+    with filled(queue) as before:
+        after = Core(Settings(), before.store, HOST, before.state_dir, before.run_root)
+        after.load()
+        assert after.waiting.groups == before.waiting.groups
+        for job_id in range(1, len(queue) + 1):
+            assert after.waiting.key(job_id) == before.waiting.key(job_id)
+            assert after.waiting.blocked(job_id) == before.waiting.blocked(job_id)
 
 
 def test_thousands_are_cancelled_while_others_are_served(box: Box) -> None:
