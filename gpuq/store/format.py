@@ -176,6 +176,12 @@ class Image:
         held = self._size // self.page_size
         return held + sum(1 for number in self.log.frames if number > held)
 
+    def numbers(self) -> Iterator[int]:
+        """The pages after the first that are there, also in part, whatever anything says of how many there are."""
+        held = -(-self._size // self.page_size)
+        yield from range(2, held + 1)
+        yield from sorted(number for number in self.log.frames if number > held)
+
     def close(self) -> None:
         os.close(self._file)
         if self._log_file >= 0:

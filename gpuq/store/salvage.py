@@ -159,7 +159,7 @@ def _sequence(rows: Iterable[Row], found: Found) -> None:
 def _orphaned(image: Image, known: Mapping[str, Shape], found: Found, done: set[int]) -> None:
     """Rows of all other leaves, by their looks. Where a path led to a row of that id, that row counts."""
     fresh: dict[str, dict[int, tuple[Value, ...]]] = {table: {} for table in known}
-    for number in range(2, image.pages + 1):
+    for number in image.numbers():
         if number in done or not image.is_leaf(number):
             continue
         for row in image.rows(number):

@@ -166,7 +166,7 @@ class World:
         with self.nobody_starts_a_daemon():
             began = time.time()
             all_of_it: set[int] = set()
-            while fresh := self.processes().keys() - all_of_it:
+            while fresh := (self.processes().keys() | self._offspring(all_of_it)) - all_of_it:
                 for pid in fresh:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGSTOP)
@@ -177,6 +177,11 @@ class World:
                 self._new_boot_id()
             else:
                 self._pretend_new_boot_id()
+
+    def _offspring(self, of: set[int]) -> set[int]:
+        """Children of these, and their sessions: what is in the middle of an execve(2) shows no environment."""
+        pids = {int(name) for name in os.listdir("/proc") if name.isdigit()} - self._clients - {os.getpid()}
+        return {pid for pid in pids if of.intersection(_parent_and_session(pid))}
 
     def _new_boot_id(self) -> None:
         (self.folder / "boot_id").write_text(f"{uuid.uuid4()}\n")

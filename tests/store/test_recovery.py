@@ -248,7 +248,15 @@ def test_every_row_on_a_page_that_is_left_is_read(queue: Queue, tmp_path: Path) 
     assert str(missing[0]) in report
 
 
+def boasting(log: Path) -> None:
+    """No header, and a first frame, for which only the second vouches, that tells of 4,294,967,280 pages."""
+    overwrite(log, 0, b"\x5a" * 8)
+    overwrite(log, 32 + 4, b"\xff\xff\xff\xf0")
+    os.truncate(log, 32 + 4120 * 2)
+
+
 LOG_DAMAGES: dict[str, Damage] = {
+    "boasting": boasting,
     "garbage": lambda log: overwrite(log, 0, b"\x5a" * log.stat().st_size),
     "header": lambda log: overwrite(log, 0, b"\x5a" * 32),
     "a frame in the middle": lambda log: overwrite(log, 32 + 4120 * 3 + 24, b"\x5a" * 4096),
