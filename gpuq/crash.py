@@ -31,7 +31,11 @@ _STEPS = {
     "reply": "a submit is answered",
 }
 #: What a supervisor does; there the daemon can die by its hand, or it itself.
-_SUPERVISOR_STEPS = {"identity": "it writes down who it is", "result": "it writes down how the job ended"}
+_SUPERVISOR_STEPS = {
+    "identity": "it writes down who it is",
+    "report": "it tells the daemon how the job ended",
+    "result": "it writes down how the job ended",
+}
 
 DAEMON_POINTS = {f"{step}-{side}": f"{side} {what}" for step, what in _STEPS.items() for side in ("before", "after")}
 SUPERVISOR_POINTS = {

@@ -9,14 +9,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from gpuq import crash
-from gpuq.daemon.core import Core, Running
+from gpuq.daemon.core import Core, NewAttempt, Running
 from gpuq.errors import LaunchError
 from gpuq.launch.cgroup import Supervision
 from gpuq.launch.environment import job_environment, log_path
 from gpuq.launch.launcher import Launch
 from gpuq.model import Attempt, Claim, Job, State
-from gpuq.policy import ledger
 from gpuq.policy.lifecycle import Started, advance
 from gpuq.policy.scheduler import Start
 from gpuq.store import runrecord
@@ -33,10 +31,10 @@ class Attempts:
         #: the newest that were used, by their hashes
         self._environments: dict[str, Mapping[str, str]] = {}
 
-    def claim(self, start: Start) -> tuple[Running, str | None]:
-        """Record what the plan gives a job as its next attempt; with what is wrong with the attempt's folder alone.
+    def prepare(self, start: Start) -> tuple[NewAttempt, str | None]:
+        """The attempt that is to be claimed for a planned start, with its folder; and what is wrong with that alone.
 
-        Raises StoreError where that cannot be recorded, OSError where no folder can be made.
+        Raises StoreError where the job cannot be read, OSError where no folder can be made.
         """
         core = self._core
         row = core.store.row(start.job_id)
@@ -53,16 +51,7 @@ class Attempts:
         attempt = Attempt(job.id, number, step.job.started_at, str(run_dir), step.job.log_path, claims)
         if broken is None:  # should the database be lost, it is known what runs there
             runrecord.write(run_dir, {**row, **live_values(step.job)}, attempt)
-        crash.point("claim-before")
-        with core.store.transaction():
-            core.store.change(job, step.job, step.event)
-            core.store.add_attempt(attempt)
-        crash.point("claim-after")
-        core.waiting.remove(job.id)
-        running = core.running[job.id] = Running(step.job, attempt, claims)
-        core.history = ledger.disturb(core.history, start.gpus, time.monotonic())
-        core.hub.tell([job.id])
-        return running, broken
+        return NewAttempt(job, step, attempt), broken
 
     def orders(self, running: Running) -> Launch:
         """What its supervisor needs to know. Raises LaunchError, StoreError."""
@@ -107,9 +96,8 @@ def _make_work_folder(run_dir: Path) -> str | None:
     What is wrong with this folder alone is returned. Raises OSError where no folder could be made.
     """
     try:
-        os.makedirs(run_dir.parent, 0o700, exist_ok=True)
-        for folder in (run_dir, run_dir / "work"):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        for folder in (run_dir.parent, run_dir, run_dir / "work"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         if not os.path.lexists(run_dir.parent):
             raise

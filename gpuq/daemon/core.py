@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -21,8 +21,7 @@ from gpuq.daemon.hub import Hub
 from gpuq.daemon.reserve import Reserve
 from gpuq.errors import DiskFull, StoreError
 from gpuq.events import Event, Kind
-from gpuq.launch.identity import read_stat
-from gpuq.launch.launcher import Supervisor
+from gpuq.launch.supervisors import Supervisor
 from gpuq.model import (
     ACTIVE,
     WAITING,
@@ -49,6 +48,7 @@ from gpuq.policy.lifecycle import (
     Fact,
     NeverStarted,
     Retried,
+    Step,
     TriedAgain,
     advance,
     dependency,
@@ -90,6 +90,15 @@ class Running:
     over_told: bool = False
     #: GPUs of its own that broke while it ran, with what NVML said
     broken: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NewAttempt:
+    """What a planned start is about to become: the job before it and with it, and its next attempt."""
+
+    before: Job
+    started: Step
+    attempt: Attempt
 
 
 class Core:
@@ -140,14 +149,17 @@ class Core:
 
     # --- changing ---------------------------------------------------------------------------------
 
-    def apply(self, facts: Iterable[tuple[Job, Fact]]) -> list[Job]:
-        """Advance jobs by facts, and whatever depends on them, in one transaction. Returns the jobs that changed.
+    def apply(
+        self, facts: Iterable[tuple[Job, Fact]], attempts: Sequence[NewAttempt] = (), now: float | None = None
+    ) -> list[Job]:
+        """Advance jobs by facts, and whatever depends on them, and claim what new attempts need, in one transaction.
 
-        Raises IllegalTransition or StoreError, and then nothing has changed. What is kept in reserve for that is used
-        where the disk is full.
+        `now` is when the facts became known, where that was before the attempts were made, in seconds since the epoch.
+        Returns the jobs that changed by the facts. Raises IllegalTransition or StoreError, and then nothing has
+        changed. What is kept in reserve for that is used where the disk is full.
         """
         todo = list(facts)
-        return self._with_room(lambda: self._apply(todo))
+        return self._with_room(lambda: self._apply(todo, attempts=attempts, now=now))
 
     def cancel_waiting(self, ids: Sequence[int]) -> None:
         """Cancel jobs that wait, and what that means for those that depend on them, in one transaction.
@@ -164,9 +176,15 @@ class Core:
                 raise
             return work()
 
-    def _apply(self, facts: Iterable[tuple[Job, Fact]], cancelled: Sequence[int] = ()) -> list[Job]:
+    def _apply(
+        self,
+        facts: Iterable[tuple[Job, Fact]],
+        cancelled: Sequence[int] = (),
+        attempts: Sequence[NewAttempt] = (),
+        now: float | None = None,
+    ) -> list[Job]:
         crash.point("transition-before")
-        now = time.time()
+        now = time.time() if now is None else now
         changed: dict[int, Job] = {}
         freed: set[int] = set()
         events: list[Event] = []
@@ -194,6 +212,9 @@ class Core:
                 changed[job.id] = step.job
                 if step.job.ended:
                     todo.extend(self._dependents(job.id, step.job.state, freed, now))
+            for new in attempts:
+                self.store.change(new.before, new.started.job, new.started.event)
+                self.store.add_attempt(new.attempt)
         if cancelled:
             decisions.cancelled(cancelled)
             self.waiting.remove_all(cancelled)
@@ -204,9 +225,18 @@ class Core:
             freed_job = self.store.job(job_id)
             if freed_job is not None:
                 self._settle(freed_job, now)
-        self.hub.tell({*changed, *freed, *cancelled})
+        for new in attempts:
+            self._begin(new)
+        self.hub.tell({*changed, *freed, *cancelled, *(new.attempt.job_id for new in attempts)})
         crash.point("transition-after")
         return list(changed.values())
+
+    def _begin(self, new: NewAttempt) -> None:
+        """Hold in memory what the store holds of a claimed attempt."""
+        job, attempt = new.started.job, new.attempt
+        self.waiting.remove(job.id)
+        self.running[job.id] = Running(job, attempt, attempt.claims)
+        self.history = ledger.disturb(self.history, job.gpus, time.monotonic())
 
     def _cancel_alike(self, ids: Sequence[int], freed: set[int], now: float) -> list[tuple[Job, Fact]]:
         """Write that these jobs, which wait, are cancelled; what that means for others that wait on them."""
@@ -257,8 +287,8 @@ class Core:
         running = self.running.get(job.id)
         if running is not None and job.state not in ACTIVE:
             del self.running[job.id]
-            if running.shim is not None:
-                self.shims.pop(running.shim, None)
+            if running.shim is not None and self.shims.get(running.shim) == job.id:  # it may see to another one by now
+                del self.shims[running.shim]
             self.history = ledger.disturb(self.history, job.gpus or _uuids(running.claims), time.monotonic())
         elif running is not None:
             running.job = job
@@ -415,8 +445,7 @@ class Core:
     def supervised(self, running: Running, supervisor: Supervisor) -> None:
         """From now on this supervisor's processes are the attempt's."""
         running.supervisor, running.shim = supervisor, supervisor.pid
-        stat = read_stat(supervisor.pid)
-        running.identity = None if stat is None else (stat.pid, stat.start_time)
+        running.identity = (supervisor.pid, supervisor.start_time)
         self.shims[supervisor.pid] = running.job.id
 
     def grace(self, job: Job) -> float:
@@ -429,16 +458,18 @@ class Core:
 
     # --- asking -----------------------------------------------------------------------------------
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, over: Container[int] = ()) -> Snapshot:
+        """The queue as it is, or as it will be without the running jobs that are `over`."""
+        running = [r.job for r in self.running.values() if r.job.id not in over]
         arrays: dict[int, int] = {}
-        for running in self.running.values():
-            if running.job.array is not None:
-                arrays[running.job.array.array_id] = arrays.get(running.job.array.array_id, 0) + 1
+        for job in running:
+            if job.array is not None:
+                arrays[job.array.array_id] = arrays.get(job.array.array_id, 0) + 1
         return Snapshot(
             groups=self.waiting.groups,
             host=self.host,
-            cpus_used=sum(r.job.request.cpus for r in self.running.values()),
-            ram_used=sum(r.job.request.ram for r in self.running.values()),
+            cpus_used=sum(job.request.cpus for job in running),
+            ram_used=sum(job.request.ram for job in running),
             array_running=arrays,
             gpu_fault=self.gpu_fault(),
         )

@@ -10,22 +10,23 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from gpuq import config, crash
 from gpuq.daemon import decisions, evidence, threads
 from gpuq.daemon.attempts import Attempts
 from gpuq.daemon.clock import WallClock
-from gpuq.daemon.core import Core, Running, over_text
+from gpuq.daemon.core import Core, NewAttempt, Running, over_text
 from gpuq.daemon.sharing import Sharing
 from gpuq.daemon.turns import Turns
 from gpuq.daemon.watch import Watcher
 from gpuq.errors import GpuqError, HostBusy, LaunchError, StoreBusy, StoreError
 from gpuq.gpus.source import open_source
-from gpuq.launch import adoption, launcher, leftovers
+from gpuq.launch import adoption, launcher, leftovers, outcome
 from gpuq.launch.cgroup import Supervision
 from gpuq.launch.runfolder import FULL, for_a_while
+from gpuq.launch.supervisors import Began, Died, NotBegun, Reported, Supervisor, ZygoteEnded
 from gpuq.model import Ending, Failure, Identity, Job, OverClaim, Readings, Reason, State
 from gpuq.policy import ledger, scheduler
 from gpuq.policy.explain import Verdict
@@ -75,15 +76,16 @@ class Runner:
         self._tasks: set[asyncio.Task[None]] = set()
         self.launcher = launcher.Launcher()
         self._attempts = Attempts(core, supervision)
-        self._heard: int | None = None
         #: more could be started than may be at once
         self._held_back = False
+        #: how attempts ended that are to be recorded in this turn of the loop, by job
+        self._over: dict[int, Fact] = {}
 
     def begin(self) -> None:
         """Take back what an earlier daemon left running, then start what can start."""
+        self._loop.add_reader(self.launcher.fileno(), self.hear)
         try:
             self.launcher.begin()
-            self._hear()
         except LaunchError as error:  # each start tries again, and says so of its job
             log.error("no supervisor can be started: %s", error.message)
         for job in self.core.load():
@@ -97,9 +99,7 @@ class Runner:
     def end(self) -> None:
         """The daemon ends."""
         self._watcher.close()
-        if self._heard is not None:
-            self._loop.remove_reader(self._heard)
-            self._heard = None
+        self._loop.remove_reader(self.launcher.fileno())
         self.launcher.close()
 
     # --- waking and planning ----------------------------------------------------------------------
@@ -136,35 +136,76 @@ class Runner:
                 self.core.waiting.put(job, len(self.core.store.open_dependencies(job_id)), now)
 
     def _plan(self, *, gpus: bool) -> None:
+        """Start what can start now."""
+        if self._nothing_starts():
+            return
+        plan = scheduler.plan(self.core.snapshot(), self.core.gpu_states() if gpus else None)
+        if any(start.gpus for start in plan.starts):
+            plan = self._turns.agreed(plan)
+        self._record({}, plan)
+        self._turns.planned.clear()
+        self._publish()
+
+    def _nothing_starts(self) -> bool:
+        """Whether nothing is started now, for a reason that is then told of every waiting job."""
         if self._paused is None and self.core.waiting.groups and not self.core.reserve.keep():
             self._pause(self.core.reserve.full().message)
         stopped = "the daemon is about to stop" if self.core.draining else self._paused
         if stopped is not None:
             self._keep_verdicts({key: Verdict(Reason.RESOURCES, stopped) for key in self.core.waiting.groups})
-            return
-        plan = scheduler.plan(self.core.snapshot(), self.core.gpu_states() if gpus else None)
-        if any(start.gpus for start in plan.starts):
-            plan = self._turns.agreed(plan)
+        return stopped is not None
+
+    def _record(self, ended: Mapping[int, Fact], plan: scheduler.Plan) -> None:
+        """Write how attempts ended, and claim what is planned, in one transaction; then launch that."""
+        now = time.time()
+        prepared = self._prepared(plan.starts)
+        if prepared or ended:
+            try:
+                self._write(ended, [new for new, _ in prepared], now)
+            except Exception as error:  # noqa: BLE001 (whatever it is: the next look is in a moment, and readings go on)
+                self._not_recorded(ended, error)
+                prepared = []
+        for new, broken in prepared:
+            self._launch(self.core.running[new.attempt.job_id], broken)
+        if not self._nothing_starts():
+            self._keep_verdicts(plan.verdicts)
+            self.launcher.settle()
+
+    def _write(self, ended: Mapping[int, Fact], attempts: Sequence[NewAttempt], now: float) -> None:
+        if ended:
+            crash.point("record-before")
+        if attempts:
+            crash.point("claim-before")
+        self.core.apply([(self.core.running[job_id].job, fact) for job_id, fact in ended.items()], attempts, now)
+        if attempts:
+            crash.point("claim-after")
+        if ended:
+            crash.point("record-after")
+
+    def _prepared(self, starts: Sequence[scheduler.Start]) -> list[tuple[NewAttempt, str | None]]:
+        """The attempts that are to be claimed, as many as may be started at once; none where the host has no room."""
+        self._held_back = False
         try:
-            for start in plan.starts:
-                if self._paused is None:
-                    self._held_back = self.launcher.full
-                    if self._held_back:
-                        break
-                    self.launcher.check_room()
-                    self._launch(start)
+            room = self.launcher.room(len(starts))
+            self._held_back = len(starts) > room
+            return [self._attempts.prepare(start) for start in starts[:room]]
         except HostBusy as error:
             self._pause(error.message)
-        except Exception as error:  # whatever it is: the next look is in a moment, and readings go on
+        except Exception as error:  # noqa: BLE001 (as above)
+            self._not_recorded({}, error)
+        return []
+
+    def _not_recorded(self, ended: Mapping[int, Fact], error: Exception) -> None:
+        """Nothing was written: results wait in their files, and are tried again, as starts are."""
+        if not isinstance(error, StoreError):
             log.exception("an attempt could not be recorded")
+        if ended:
+            log.error("the end of %s cannot be recorded yet: %s", ", ".join(f"job {n}" for n in ended), error)
+            for job_id, fact in ended.items():
+                self._loop.call_later(RETRY_WRITE, self._finish, job_id, fact)
+        else:
             full = isinstance(error, OSError) and error.errno in FULL
             self._pause("the disk is full" if full else f"an attempt could not be recorded: {error}")
-        self._turns.planned.clear()
-        if self._paused is not None:
-            self._plan(gpus=False)
-        else:
-            self._keep_verdicts(plan.verdicts)
-        self._publish()
 
     def _publish(self) -> None:
         """Tell the other daemons of this host what we claim, where that has changed."""
@@ -181,10 +222,9 @@ class Runner:
 
     # --- launching --------------------------------------------------------------------------------
 
-    def _launch(self, start: scheduler.Start) -> None:
-        """Claim what the plan gives a job, then have it started: once claimed, the attempt is never forgotten."""
-        job_id = start.job_id
-        running, broken = self._attempts.claim(start)
+    def _launch(self, running: Running, broken: str | None) -> None:
+        """Have a claimed attempt started, unless its folder is broken: once claimed, it is never forgotten."""
+        job_id = running.job.id
         self._turns.planned.pop(job_id, None)
         self._tell_start(running.job)
         if broken is not None:
@@ -194,7 +234,6 @@ class Runner:
             crash.point("spawn-before")
             self.launcher.start(self._attempts.orders(running))
             crash.point("spawn-after")
-            self._hear()
         except LaunchError as error:
             self._not_launched(job_id, error)
         except Exception as error:  # it is claimed, and may have begun: look at it as after a crash
@@ -210,49 +249,43 @@ class Runner:
         self._pause(error.message)
         self._finish(job_id, NeverStarted())
 
-    def _hear(self) -> None:
-        """Be told of what was launched, by whichever zygote there is now."""
-        channel = self.launcher.channel
-        if channel is not None and channel != self._heard:
-            self._heard = channel
-            self._loop.add_reader(channel, self.launched)
-
-    def launched(self) -> None:
-        """Learn what became of the attempts that were to be started."""
-        found = self.launcher.receive()
-        if self.launcher.channel is None and self._heard is not None:
-            self._loop.remove_reader(self._heard)
-            self._heard = None
-            self._pause("the process that supervisors are forked from ended; another one is made")
-        elif not found:
-            return
-        for started in found:
-            running = self.core.running.get(started.launch.job_id)
-            if running is None or running.attempt.number != started.launch.attempt:
+    def hear(self) -> None:
+        """Learn what became of attempts: begun, not begun, over."""
+        news = self.launcher.news()
+        for one in news:
+            if isinstance(one, ZygoteEnded):
+                self._pause("the process that supervisors are forked from ended; another one is made")
                 continue
-            if started.failure is not None:
-                self._not_launched(running.job.id, started.failure)
-            elif started.supervisor is not None:
-                self._supervise(running, started.supervisor)
-                if running.job.ending is not None or running.job.state is State.SUSPENDED:
-                    self._steer(running)  # it was asked meanwhile
-            else:
-                self._take(running.job.id, restarted=True)
-        self._publish()  # with the supervisors, who stand for the claims if we die
+            running = self.core.running.get(one.key[0])
+            if running is None or running.attempt.number != one.key[1]:
+                continue
+            match one:
+                case Began(supervisor=supervisor):
+                    self._supervise(running, supervisor)
+                case NotBegun(failure=LaunchError() as failure):
+                    self._not_launched(running.job.id, failure)
+                case NotBegun():  # whatever ends them may go on doing so
+                    self._pause("a supervisor ended before it took its orders")
+                    self._take(running.job.id, restarted=True)
+                case Reported(report=report):
+                    self._ended(running, report=report)
+                case Died(status=status):
+                    self._ended(running, status=status)
+        if any(isinstance(one, Began) for one in news):
+            self._publish()  # with the supervisors, who stand for the claims if we die
         if self._held_back:
             self.wake()
 
-    def _supervise(self, running: Running, supervisor: launcher.Supervisor) -> None:
-        """A supervisor of the attempt runs: its end is its result."""
+    def _supervise(self, running: Running, supervisor: Supervisor) -> None:
+        """A supervisor of the attempt runs; what it was asked to do meanwhile, it is asked now."""
         self.core.supervised(running, supervisor)
-        # a pidfd becomes readable when its process ends (pidfd_open(2))
-        self._loop.add_reader(supervisor.pidfd, self._exited, running.job.id, supervisor)
+        if running.job.ending is not None or running.job.state is State.SUSPENDED:
+            self._steer(running)
 
     def children(self) -> Collection[int]:
         """The pids of all children that are waited for: supervisors, and what they are forked from."""
-        self.launched()  # one may have ended already that we have not been told of
-        zygote = self.launcher.zygote
-        return self.core.shims.keys() if zygote is None else self.core.shims.keys() | {zygote}
+        self.hear()  # one may have ended already that we have not been told of
+        return self.launcher.pids()
 
     def _tell_start(self, job: Job) -> None:
         states = self.core.gpu_states() if job.gpus else ()
@@ -262,6 +295,8 @@ class Runner:
         """Start nothing for a while: the host has no room for another process, which no event tells the end of."""
         log.warning("nothing starts for %.0f s: %s", RETRY_WRITE, why, extra={"event": "pause"})
         self._paused = why
+        if self._pause_timer is not None:
+            self._pause_timer.cancel()
         self._pause_timer = self._loop.call_later(RETRY_WRITE, self._resume)
 
     def _resume(self) -> None:
@@ -289,20 +324,19 @@ class Runner:
 
     # --- results ----------------------------------------------------------------------------------
 
-    def _exited(self, job_id: int, supervisor: launcher.Supervisor) -> None:
-        self._loop.remove_reader(supervisor.pidfd)
-        status = launcher.reap(supervisor)
-        self.core.running[job_id].supervisor = None
+    def _ended(self, running: Running, *, report: bytes | None = None, status: int | None = None) -> None:
+        """Its supervisor has told how it ended, or has ended without telling."""
+        running.supervisor = None
         self._resume()
-        self._take(job_id, restarted=False, status=status)
+        self._take(running.job.id, restarted=False, report=report, status=status)
 
-    def _take(self, job_id: int, *, restarted: bool, status: int | None = None) -> None:
+    def _take(self, job_id: int, *, restarted: bool, report: bytes | None = None, status: int | None = None) -> None:
         """Learn what became of an attempt, and act on it. Whatever one run folder holds, the others are looked at."""
         running = self.core.running[job_id]
         run_dir = Path(running.attempt.run_dir)
         try:
             crash.point("result-before")
-            found = adoption.adopt(run_dir)
+            found = adoption.adopt(run_dir) if report is None else adoption.Ended(outcome.parse(report, str(run_dir)))
             crash.point("result-after")
             if restarted:
                 decisions.adopted(job_id, running.attempt.number, FOUND[type(found)])
@@ -321,7 +355,8 @@ class Runner:
         job_id = running.job.id
         match found:
             case adoption.Running(supervisor):
-                self._supervise(running, supervisor)
+                self.launcher.watch((job_id, running.attempt.number), supervisor)
+                self.core.supervised(running, supervisor)
                 self._steer(running)
             case adoption.Starting():
                 self._later(lambda: adoption.wait_unlocked(run_dir), lambda: self._take(job_id, restarted=restarted))
@@ -395,18 +430,31 @@ class Runner:
             self._loop.call_later(RETRY_WRITE, self._later, work, then)
 
     def _finish(self, job_id: int, fact: Fact) -> None:
-        """Record how an attempt ended. Where that cannot be written now, the result file waits, and we try again."""
-        running = self.core.running[job_id]
-        try:
-            crash.point("record-before")
-            self.core.apply([(running.job, fact)])
-            crash.point("record-after")
-        except StoreError as error:
-            log.error("the end of job %d cannot be recorded yet: %s", job_id, error)
-            self._loop.call_later(RETRY_WRITE, self._finish, job_id, fact)
-            return
-        self._publish()
-        self.wake()
+        """An attempt ended so. It is recorded with what else ends in this turn of the loop."""
+        if not self._over:
+            self._loop.call_soon(self._record_ends)
+            if self.core.waiting.wants_gpus():
+                self.read_gpus()  # meanwhile: nothing of the attempt is left
+        self._over.setdefault(job_id, fact)
+
+    def _record_ends(self) -> None:
+        """Record what has ended, and start what needs no GPU in its place. GPU jobs are planned with the reading that
+        was asked for when it ended, and what the end has set free as whatever is new.
+
+        Where that cannot be written now, the result files wait, and we try again.
+        """
+        ended = {job_id: fact for job_id, fact in self._over.items() if job_id in self.core.running}
+        self._over = {}
+        plan = scheduler.Plan((), {})
+        if not self._nothing_starts():
+            plan = scheduler.plan(self.core.snapshot(over=ended), None)
+        waiting = self.core.waiting
+        freed = waiting.freed
+        self._record(ended, plan)
+        if not waiting.wants_gpus():  # or else with the reading that comes
+            self._publish()
+        if waiting.freed != freed:
+            self.wake()
 
     # --- GPUs -------------------------------------------------------------------------------------
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from gpuq.errors import StoreBusy, StoreError
 from gpuq.launch import runfolder
 from gpuq.launch.identity import find_supervisor, is_supervisor, leftover, pidfd_of
-from gpuq.launch.launcher import Supervisor
 from gpuq.launch.outcome import Result, read_result
 from gpuq.launch.runfolder import LOCK, RESULT, read_identity, unreadable
+from gpuq.launch.supervisors import Supervisor
 from gpuq.model import Identity
 
 
@@ -177,4 +177,4 @@ def _supervisor(identity: Identity, run_dir: Path) -> Supervisor | None:
     if not ours:
         os.close(pidfd)
         return None
-    return Supervisor(identity.pid, pidfd)
+    return Supervisor(identity.pid, pidfd, identity.start_time)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import marshal
 import os
 import signal
@@ -21,18 +22,22 @@ from gpuq import crash
 from gpuq.errors import HostBusy, LaunchError
 from gpuq.launch import keptlog, shim
 from gpuq.launch.identity import MARKER, boot_id, read_stat
-from gpuq.launch.leftovers import end_leftovers
 from gpuq.launch.parts import files, fork, keeper, leaf, memory, processes, watch
 from gpuq.launch.parts import start as start_of_job
-from gpuq.launch.runfolder import LOCK, launch_failure, read_identity, valid_text
+from gpuq.launch.runfolder import LOCK, launch_failure, valid_text
+from gpuq.launch.supervisors import SPARE, Began, Key, News, NotBegun, Supervisor, Supervisors
 from gpuq.launch.zygote import Zygote
 from gpuq.model import Identity
 
 #: What the zygote is made of, each part after those that it imports.
 _PARTS = (files, memory, processes, leaf, keptlog, keeper, start_of_job, watch, shim, fork)
+#: The exit code of a supervisor that began nothing, because nothing could be written down.
 DISK_FULL = shim.DISK_FULL
-#: Files that a start has open at a time (lock, orders, folder, pidfd), one for a client, and those of a new zygote.
-_FILES_AT_START = 8
+#: Files that a start has open for a moment (lock, orders, the other end of a channel, one in the run folder), and one
+#: for a client.
+_FILES_AT_START = 5
+#: Where fewer than so many could be opened, no supervisor is kept ready.
+_FILES_FOR_SPARE = 24
 #: Most starts that are under way at a time: two processors are busy with fewer.
 _AT_ONCE = 32
 
@@ -66,57 +71,61 @@ class Launch:
     cgroup: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Supervisor:
-    """A supervisor that runs. The pidfd is readable once it has ended; whoever holds this closes it with `reap`."""
-
-    pid: int
-    pidfd: int
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """What became of an attempt that was to be started."""
-
-    launch: Launch
-    #: its supervisor; None where none runs, or it is not known: then only the run folder tells
-    supervisor: Supervisor | None = None
-    #: why none runs; HostBusy where the same may succeed later, in the same folder
-    failure: LaunchError | None = None
-
-
 class Launcher:
-    """Starts attempts, one zygote's child each. `channel` is readable when `receive` has something to tell.
+    """Starts attempts. `fileno` is readable when `news` has something to tell.
 
     Not for several threads. Close it with `close`; what was started runs on.
     """
 
-    def __init__(self) -> None:
-        self._zygote = Zygote(_PARTS)
-        #: by the number of the order
-        self._ordered: dict[int, Launch] = {}
+    def __init__(self, spare: int = SPARE) -> None:
+        """At most `spare` supervisors are kept ready; with 0 each sees to one attempt."""
+        self._supervisors = Supervisors(Zygote(_PARTS), spare, _explain)
+        #: the run folders of attempts that were ordered and have not begun yet
+        self._ordered: dict[Key, Path] = {}
+        self.fileno = self._supervisors.fileno
+        self.watch = self._supervisors.watch
+        self.pids = self._supervisors.pids
+        self.close = self._supervisors.close
 
     @property
-    def full(self) -> bool:
-        """Whether as many starts are under way as may be at once; `receive` makes room."""
-        return len(self._ordered) >= _AT_ONCE
+    def zygote(self) -> int | None:
+        """The pid of what supervisors are forked from, a child of ours; None while there is none."""
+        return self._supervisors.zygote.pid
 
-    def check_room(self) -> None:
-        """Raises HostBusy where the files that one more start needs could not be opened: nothing is claimed then."""
-        held: list[int] = []
+    def begin(self) -> None:
+        """Have everything ready for the first start. Raises LaunchError."""
         try:
-            for _ in range(_FILES_AT_START + len(self._ordered)):  # each that is under way will have a pidfd
-                held.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+            self._supervisors.begin()
         except OSError as error:
             raise launch_failure(_explain(error), error) from None
-        finally:
-            for file in held:
-                os.close(file)
+        self.settle()
+
+    def room(self, wanted: int) -> int:
+        """How many of so many starts there is room for now; `news` tells when there may be more.
+
+        Raises HostBusy where the files that a start needs could not be opened: then nothing is claimed.
+        """
+        most = min(wanted, _AT_ONCE - self._supervisors.under_way)
+        if most <= 0:
+            return 0
+        free = _free_files(_FILES_AT_START + self._supervisors.files_of(most)) - _FILES_AT_START
+        while free < self._supervisors.files_of(most):
+            most -= 1
+            if most == 0:
+                error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                raise launch_failure(_explain(error), error)
+        return most
+
+    def settle(self) -> None:
+        """When all that can start has been started: let go what is too much, and have the next start made ready."""
+        self._supervisors.let_go()
+        if self._supervisors.lacks_spare and _free_files(_FILES_FOR_SPARE) == _FILES_FOR_SPARE:
+            self._supervisors.make_ready()
 
     def start(self, launch: Launch) -> None:
-        """Have the attempt's supervisor started, which starts the job. An attempt's run folder is started in once only.
+        """Have the attempt's supervisor told what to do. An attempt's run folder is started in once only.
 
-        `receive` tells later what became of it. Raises LaunchError, with nothing running; HostBusy where the same may
+        `news` tells later what became of it. Raises LaunchError, with nothing running; HostBusy where the same may
         succeed later, in the same folder.
         """
         try:
@@ -127,13 +136,13 @@ class Launcher:
             text = f"the run folder {launch.run_dir} cannot be made: {error.strerror}"
             raise launch_failure(text, error) from None
         try:
-            number = self._order(launch, lock)
+            self._order(launch, lock)
         except UnicodeEncodeError as error:
             (launch.run_dir / LOCK).unlink()
             raise LaunchError(
                 f"the command or its environment holds text that no program can be given: {error.reason}"
             ) from None
-        except ConnectionError:  # `receive` tells of those that it had taken
+        except ConnectionError:
             (launch.run_dir / LOCK).unlink()
             raise HostBusy("the process that supervisors are forked from has just ended") from None
         except OSError as error:
@@ -141,69 +150,41 @@ class Launcher:
             raise launch_failure(_explain(error), error) from None
         finally:
             os.close(lock)
-        self._ordered[number] = launch
+        self._ordered[launch.job_id, launch.attempt] = launch.run_dir
 
-    def _order(self, launch: Launch, lock: int) -> int:
+    def _order(self, launch: Launch, lock: int) -> None:
         orders = _orders(launch)
         try:
             # By the folder an attempt's supervisor is found even if the job removed all files, see `find_supervisor`.
             words = [MARKER, b"job=%d" % launch.job_id, b"attempt=%d" % launch.attempt, os.fsencode(launch.run_dir)]
-            return self._zygote.order(b"\0".join(words), lock, orders)
+            self._supervisors.order((launch.job_id, launch.attempt), b"\0".join(words), lock, orders)
         finally:
             os.close(orders)
 
-    @property
-    def channel(self) -> int | None:
-        """The descriptor that is readable when `receive` has something to tell; another one after the zygote died."""
-        return self._zygote.channel
-
-    @property
-    def zygote(self) -> int | None:
-        """The pid of the zygote, a child of ours; None while there is none."""
-        return self._zygote.pid
-
-    def begin(self) -> None:
-        """Have everything ready for the first start. Raises LaunchError."""
-        try:
-            self._zygote.begin()
-        except OSError as error:
-            raise launch_failure(_explain(error), error) from None
-
-    def receive(self) -> list[Started]:
-        """What became of attempts since the last call."""
-        found = []
-        for number, pid, failed in self._zygote.replies():
-            launch = self._ordered.pop(number, None)
-            if launch is not None:
-                found.append(_started(launch, pid, failed))
-        if self._zygote.channel is None:
-            found += map(Started, self._ordered.values())
-            self._ordered.clear()
+    def news(self) -> list[News]:
+        """What happened since the last call."""
+        found = self._supervisors.news()
+        for one in found:
+            if not isinstance(one, Began | NotBegun):
+                continue
+            run_dir = self._ordered.pop(one.key)
+            if isinstance(one, NotBegun) and one.failure is not None:
+                (run_dir / LOCK).unlink(missing_ok=True)
         return found
 
-    def close(self) -> None:
-        """Start nothing more. What was ordered is started yet."""
-        self._zygote.close()
 
-
-def _started(launch: Launch, pid: int, failed: int) -> Started:
-    if failed:
-        error = OSError(failed, os.strerror(failed))
-        (launch.run_dir / LOCK).unlink(missing_ok=True)
-        return Started(launch, failure=launch_failure(_explain(error), error))
-    if not pid:
-        return Started(launch)
+def _free_files(most: int) -> int:
+    """How many files more could be opened now, up to so many."""
+    held: list[int] = []
     try:
-        return Started(launch, Supervisor(pid, os.pidfd_open(pid)))
-    except ProcessLookupError:  # somebody else waited for it
-        return Started(launch)
+        for _ in range(most):
+            held.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
     except OSError:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        if (begun := read_identity(launch.run_dir)) is not None:
-            end_leftovers(begun, 0.0, launch.run_dir)
-        text = "its supervisor could not be watched and was ended"
-        return Started(launch, failure=LaunchError(text))
+        pass
+    finally:
+        for file in held:
+            os.close(file)
+    return len(held)
 
 
 def _take_lock(run_dir: Path) -> int:
@@ -222,6 +203,10 @@ def _take_lock(run_dir: Path) -> int:
     return lock
 
 
+#: Most names and values of one environment are in the next one, too.
+_encoded = functools.lru_cache(maxsize=1024)(os.fsencode)
+
+
 def _orders(launch: Launch) -> int:
     """What to do, in a file that has no name, so that no environment value touches a disk (memfd_create(2))."""
     spec: shim.Spec = {
@@ -229,7 +214,7 @@ def _orders(launch: Launch) -> int:
         "program": marshal.dumps(
             (
                 [os.fsencode(word) for word in launch.argv],
-                {os.fsencode(name): os.fsencode(value) for name, value in launch.env.items()},
+                {_encoded(name): _encoded(value) for name, value in launch.env.items()},
             )
         ),
         "cwd": os.fsencode(launch.cwd),
@@ -273,25 +258,8 @@ def _explain(error: OSError) -> str:
     return f"no process could be made: {reason}"
 
 
-def reap(supervisor: Supervisor) -> int | None:
-    """Close the pidfd of a supervisor that has ended, and let the kernel forget it if it was our child.
-
-    Returns its exit code, the number of the signal that ended it as a negative number, or None where it was an
-    earlier daemon's child. `DISK_FULL` says that nothing was begun, because nothing could be written down.
-    """
-    try:
-        ended = os.waitid(os.P_PIDFD, supervisor.pidfd, os.WEXITED | os.WNOHANG)
-    except ChildProcessError:
-        return None
-    finally:
-        os.close(supervisor.pidfd)
-    if ended is None:
-        return None
-    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-
-
 def how_ended(status: int | None, identity: Identity) -> str | None:
-    """What a supervisor's own end, as `reap` returned it, or its boot, says of an attempt that has no result."""
+    """What a supervisor's own end, as `Died` tells it, or its boot, says of an attempt that has no result."""
     if identity.boot_id != boot_id():
         return "the host went down while it ran"
     if status is None or status >= 0:

@@ -109,10 +109,15 @@ def read_result(run_dir: Path) -> Result | None:
     data = read_file(path)
     if data is None:
         return None
+    return parse(data, str(path))
+
+
+def parse(data: bytes, origin: str) -> Result:
+    """What a supervisor wrote there. Raises StoreError for what makes no sense."""
     try:
         return _parse(json.loads(data))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise StoreError(valid_text(f"the result {path} is damaged: {type(error).__name__}: {error}")) from None
+        raise StoreError(valid_text(f"the result {origin} is damaged: {type(error).__name__}: {error}")) from None
 
 
 def _parse(fields: Any) -> Result:

@@ -1,4 +1,4 @@
-"""The supervisor of one attempt: a process of its own, which outlives the daemon.
+"""What a supervisor does for one attempt, in a process of its own, which outlives the daemon.
 
 It starts the job, holds it to its time limit, ends what the job left behind and writes down how it went. It and its
 parts import nothing else of gpuq and little besides, for each import comes between a submission and the job's start:
@@ -11,7 +11,6 @@ All are the same modules of CPython since 3.3 or before. `parts/fork.py` makes t
 """
 
 import posix as os
-import resource
 import time
 
 from gpuq.launch.parts.files import reserve, to_json, write_result
@@ -25,7 +24,7 @@ from gpuq.launch.parts.start import (
     keeper_of,
     leaf_of,
     open_log,
-    spawn,
+    start,
     write_identity,
 )
 from gpuq.launch.parts.watch import Limit, Watch
@@ -36,7 +35,10 @@ if not TYPE_CHECKING:
     import _signal
 else:
     import signal as _signal
-    from typing import NotRequired, TypedDict
+    from typing import NotRequired, Protocol, TypedDict
+
+    class Tell(Protocol):
+        def __call__(self, report: bytes, *, quiet: bool) -> None: ...
 
     class Spec(TypedDict):
         """The orders. Durations in seconds."""
@@ -66,19 +68,34 @@ else:
 DISK_FULL = 75  # EX_TEMPFAIL, sysexits.h
 
 
-def supervise(spec: "Spec", lock_fd: int) -> int:
-    """Run the attempt to its end; the exit code. The caller has made this process the leader of its own session."""
+def supervise(spec: "Spec", lock_fd: int, tell: "Tell") -> int:
+    """Run the attempt to its end; 0, or the exit code with which this process is to end.
+
+    The caller has made this process the leader of its own session, with all signals blocked, so that they stay
+    pending: those in HANDLED are taken by sigtimedwait(2), the others never. `tell` is called once, as soon as nothing
+    of the job is left and before that is on the disk.
+    """
     os.set_inheritable(lock_fd, False)
-    # An inherited SIG_IGN for SIGCHLD would make the kernel reap the job, and its status would be lost (wait(2)).
-    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-    # Blocked signals stay pending: those in HANDLED are taken by sigtimedwait(2), the others never.
-    _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     folder = os.open(spec["run_dir"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        draft = reserve(folder)
-    except OSError:
-        return DISK_FULL
+        try:
+            draft = reserve(folder)
+        except OSError:
+            return DISK_FULL
+        report, quiet = run(spec, folder)
+        crash_point(spec, "report-before")
+        tell(report, quiet=quiet)
+        crash_point(spec, "report-after")
+        crash_point(spec, "result-before")
+        write_result(folder, report, draft)
+        crash_point(spec, "result-after")
+    finally:
+        os.close(folder)
+    return 0
+
+
+def run(spec: "Spec", folder: int) -> tuple[bytes, bool]:
+    """Run the job; what the result is to say, and whether nobody had to do anything about it."""
     started_at = time.time()
     log = -1
     log_start = 0
@@ -96,10 +113,10 @@ def supervise(spec: "Spec", lock_fd: int) -> int:
         log_start = os.fstat(log).st_size
         started_at = time.time()
         keeper = keeper_of(spec, log)
-        job, complaints = spawn(spec, log if keeper is None else keeper.into, null, leaf)
+        killed_before = oom_kills()
+        job, complaints = start(spec, log if keeper is None else keeper.into, leaf)
         if keeper is not None:
             keeper.leave_to_job()
-        killed_before = oom_kills()
         watch = Watch(job, Limit(spec["time_limit"], spec["warn"]), spec["grace"], leaf)
         watch.until_nothing_is_left()
         failure = complaint(complaints)
@@ -116,15 +133,15 @@ def supervise(spec: "Spec", lock_fd: int) -> int:
         "log_end": log_start if log < 0 else os.fstat(log).st_size,
         "started_at": started_at,
         "ended_at": time.time(),
-        **used(leaf),
+        **used(watch, leaf),
         "host_oom_kills": kills_since(killed_before),
     }
+    if log >= 0:
+        os.close(log)
     if leaf is not None:
         leaf.close()
-    crash_point(spec, "result-before")
-    write_result(folder, to_json(report).encode("ascii") + b"\n", draft)
-    crash_point(spec, "result-after")
-    return 0
+    quiet = watch is not None and watch.quiet and keeper is None and leaf is None
+    return to_json(report).encode("ascii") + b"\n", quiet
 
 
 def watched(watch: Watch | None, *, failed: bool) -> "dict[str, object]":
@@ -140,13 +157,12 @@ def watched(watch: Watch | None, *, failed: bool) -> "dict[str, object]":
     }
 
 
-def used(leaf: Leaf | None) -> "dict[str, object]":
+def used(watch: Watch | None, leaf: Leaf | None) -> "dict[str, object]":
     """What the result says of the job's use of the host, once nothing of it is left."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
-        "user_seconds": usage.ru_utime,
-        "system_seconds": usage.ru_stime,
-        "max_rss_bytes": usage.ru_maxrss * 1024,
+        "user_seconds": 0.0 if watch is None else watch.user_seconds,
+        "system_seconds": 0.0 if watch is None else watch.system_seconds,
+        "max_rss_bytes": 0 if watch is None else watch.max_rss * 1024,
         "memory_peak_bytes": 0 if leaf is None else leaf.memory_peak(),
         "oom_kills": 0 if leaf is None else leaf.oom_kills(),
     }

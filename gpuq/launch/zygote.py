@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import errno
 import logging
 import marshal
 import os
@@ -17,7 +16,7 @@ from importlib.abc import InspectLoader
 from types import ModuleType
 from typing import cast
 
-from gpuq.launch.parts.fork import LONGEST, ROOM, WORD
+from gpuq.launch.parts.fork import ROOM, WORD
 
 log = logging.getLogger("gpuq.zygote")
 
@@ -34,7 +33,7 @@ _COMPLAINT = 4096
 
 
 class Zygote:
-    """A zygote, started with the first order, and again with the next one after it died. Close it with `close`."""
+    """A zygote, started with the first wish, and again with the next one after it died. Close it with `close`."""
 
     def __init__(self, parts: Sequence[ModuleType]) -> None:
         #: The code travels compiled: to read it again takes longer, and an upgrade on disk must not change it.
@@ -43,7 +42,7 @@ class Zygote:
         )
         self._channel: socket.socket | None = None
         self._said = -1
-        self._orders = 0
+        self._wishes = 0
         self.pid: int | None = None
 
     @property
@@ -83,33 +82,31 @@ class Zygote:
         process.returncode = 0  # without this, Popen would complain that nobody waited
         return process.pid
 
-    def order(self, words: bytes, lock: int, orders: int) -> int:
-        """Have a supervisor forked with these arguments and descriptors; the number of the order. Raises OSError."""
+    def fork(self, own: int) -> int:
+        """Have a supervisor forked that has this descriptor as its channel; the number of the wish. Raises OSError."""
         self.begin()
         assert self._channel is not None
-        if len(words) + WORD > LONGEST:
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        self._orders += 1
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [lock, orders]))]
-        self._channel.sendmsg([self._orders.to_bytes(WORD, "little"), words], rights)
-        return self._orders
+        self._wishes += 1
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [own]))]
+        self._channel.sendmsg([self._wishes.to_bytes(WORD, "little")], rights)
+        return self._wishes
 
-    def replies(self) -> Iterator[tuple[int, int, int]]:
-        """(number, supervisor's pid or 0, errno) of each order that was answered since. At its end `channel` is None
-        if the zygote is gone, and then everything that it forked has begun."""
+    def replies(self) -> Iterator[tuple[int, int]]:
+        """(number, errno) of each wish that was answered since: 0 where a supervisor was forked. At its end `channel`
+        is None if the zygote is gone, and then everything that it forked has begun."""
         while self._channel is not None:
             try:
-                data = self._channel.recv(3 * WORD)
+                data = self._channel.recv(2 * WORD)
             except BlockingIOError:
                 return
-            except ConnectionResetError:  # it left orders unread (unix(7))
+            except ConnectionResetError:  # it left wishes unread (unix(7))
                 data = b""
             if not data:
                 log.error("the zygote has ended: %s", self._last_words() or "it was killed")
                 self.close()
                 return
-            number, pid, failed = (int.from_bytes(data[at : at + WORD], "little") for at in (0, WORD, 2 * WORD))
-            yield number, pid, failed
+            number, failed = (int.from_bytes(data[at : at + WORD], "little") for at in (0, WORD))
+            yield number, failed
 
     def _last_words(self) -> str:
         size = os.fstat(self._said).st_size

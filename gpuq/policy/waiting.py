@@ -70,6 +70,8 @@ class Waiting:
         #: jobs with a begin time that wait for nothing else, or for nothing any more
         self._timed: set[int] = set()
         self._longest_pause = longest_pause
+        #: how often jobs have come that wait for nothing, or only for their time
+        self.freed = 0
 
     def put(self, job: Job, unmet: int, now: float) -> None:
         """Add a job, or move it to where it belongs now. `unmet` counts its open dependencies."""
@@ -94,6 +96,7 @@ class Waiting:
             self._put_all_free(alike, ids, now)
 
     def _put_all_free(self, alike: Job, ids: range, now: float) -> None:
+        self.freed += 1
         begin = self._begin_of(_waits(alike, 0), now)
         if begin is not None:
             self._timed.update(ids)
@@ -110,6 +113,7 @@ class Waiting:
 
     def _put_free(self, job: Waits, now: float) -> None:
         """One that only its begin time may keep from starting."""
+        self.freed += 1
         begin = self._begin_of(job, now)
         if begin is not None:
             self._timed.add(job.job_id)

@@ -33,13 +33,17 @@ class Connection(sqlite3.Connection):
         return super().cursor(factory or _Cursor)
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        with self.translating():
+        try:  # not `translating`, which takes longer than many a statement
             # sqlite3.Connection.execute makes a plain cursor, whatever `cursor` is here (CPython 3.11)
             return super().cursor(_Cursor).execute(sql, parameters)
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise self.translated(error) from None
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
-        with self.translating():
+        try:
             return super().cursor(_Cursor).executemany(sql, parameters)
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise self.translated(error) from None
 
     @contextlib.contextmanager
     def translating(self) -> Iterator[None]:
@@ -74,23 +78,26 @@ class _Cursor(sqlite3.Cursor):
     """Rows come one by one from the file, and any of them may be the one that cannot be read."""
 
     def fetchone(self) -> Any:
-        with self._translating():
+        try:
             return super().fetchone()
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise self._translated(error) from None
 
     def fetchall(self) -> list[Any]:
-        with self._translating():
+        try:
             return super().fetchall()
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise self._translated(error) from None
 
     def __next__(self) -> Any:
         try:
             return super().__next__()
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            assert isinstance(self.connection, Connection)
-            raise self.connection.translated(error) from None
+            raise self._translated(error) from None
 
-    def _translating(self) -> contextlib.AbstractContextManager[None]:
+    def _translated(self, error: sqlite3.Error | UnicodeDecodeError) -> StoreError:
         assert isinstance(self.connection, Connection)
-        return self.connection.translating()
+        return self.connection.translated(error)
 
 
 def connect(path: Path) -> Connection:

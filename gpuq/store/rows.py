@@ -28,11 +28,13 @@ T = TypeVar("T")
 
 
 #: Made once: `json.dumps` would make an encoder for each of the thirty values that a job's life writes.
-_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+_ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 def dump(value: object) -> str:
     """ASCII JSON: lone surrogates, which stand for undecodable bytes (PEP 383), survive SQLite's UTF-8."""
+    if not value and isinstance(value, tuple | list):  # most of what may be several is nothing
+        return "[]"
     return _ENCODE(value)
 
 

@@ -142,8 +142,11 @@ class Store(Queries):
         """All or nothing; IMMEDIATE, so that it fails before the work and not at its end. Raises StoreError."""
         self._stay()
         self.conn.execute("BEGIN IMMEDIATE")
+        last_event = 0
         try:
             yield
+            if self.changes is not None:
+                last_event = self.last_event()
             crash.point("commit-before")
             self.conn.execute("COMMIT")
             crash.point("commit-after")
@@ -156,7 +159,7 @@ class Store(Queries):
                     self.conn.execute("ROLLBACK")
             raise
         if self.changes is not None:
-            self.changes.commit(self.last_event())
+            self.changes.commit(last_event)
             if self.changes.behind:
                 self._rewrite_changes()
 
@@ -438,6 +441,8 @@ class Store(Queries):
             "INSERT INTO attempts (job_id, number, started_at, run_dir, log_path) VALUES (?, ?, ?, ?, ?)",
             (attempt.job_id, attempt.number, attempt.started_at, dump(attempt.run_dir), dump(attempt.log_path)),
         )
+        if not attempt.claims:
+            return
         # claims of an attempt whose own row is lost may have outlived it, with the peaks that were seen
         self.conn.executemany(
             "INSERT INTO claims VALUES (?, ?, ?, ?, ?) ON CONFLICT (job_id, attempt, uuid) DO NOTHING",

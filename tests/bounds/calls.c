@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <spawn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -46,6 +47,11 @@ COUNTED(int, mkdir, (const char *path, mode_t mode), (path, mode))
 COUNTED(int, mkdirat, (int folder, const char *path, mode_t mode), (folder, path, mode))
 COUNTED(int, execv, (const char *path, char *const *argv), (path, argv))
 COUNTED(int, execve, (const char *path, char *const *argv, char *const *env), (path, argv, env))
+
+COUNTED(int, posix_spawn,
+	(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes,
+	 char *const *argv, char *const *env),
+	(pid, path, actions, attributes, argv, env))
 
 #define OPENED(name, leading, passed) \
 	int name(leading int flags, ...) \

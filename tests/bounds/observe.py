@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.kernel import zygotes
+from tests.bench.kernel import children
 from tests.harness import Box
 
 _HERE = Path(__file__).parent
@@ -35,8 +35,8 @@ class Counts:
     daemon: Counter[str]
     others: Counter[str]
     sql: Counter[str]
-    #: system calls that read and write (syscr and syscw of /proc/PID/io, proc(5)) of the daemon and of all that it has
-    #: reaped, or its zygote has; those that count are left out
+    #: system calls that read and write (syscr and syscw of /proc/PID/io, proc(5)) of the daemon, its children, and all
+    #: that these have reaped; those that count are left out
     transfers: int
 
     def __sub__(self, earlier: Counts) -> Counts:
@@ -79,7 +79,7 @@ class Observed:
         others = Counter(name for pid, name in told if pid != self.pid)
         sql = Counter(line.split()[1] for line in self._sql.read_text().splitlines())
         counting = len(lines) + sum(sql.values())  # a write for each line
-        return Counts(daemon, others, sql, sum(map(_transfers, (self.pid, *zygotes(self.pid)))) - counting)
+        return Counts(daemon, others, sql, sum(map(_transfers, (self.pid, *children(self.pid)))) - counting)
 
 
 def _transfers(pid: int) -> int:

@@ -19,12 +19,13 @@ from typing import Any, TypeVar
 import pytest
 
 from gpuq.daemon.children import PR_SET_CHILD_SUBREAPER
-from gpuq.launch import cgroup, launcher
+from gpuq.launch import cgroup
 from gpuq.launch.cgroup import Supervision
-from gpuq.launch.launcher import Launch, Launcher, Started, Supervisor
-from gpuq.launch.outcome import Result, read_result
+from gpuq.launch.launcher import Launch, Launcher
+from gpuq.launch.outcome import Result, parse, read_result
 from gpuq.launch.parts.leaf import Leaf
 from gpuq.launch.runfolder import RECORD
+from gpuq.launch.supervisors import Began, Died, Key, NotBegun, Reported, Supervisor
 
 #: Seconds after which something that should have happened counts as not happening.
 DEADLINE = 60.0
@@ -102,23 +103,13 @@ def claimed(run_dir: Path) -> None:
     (run_dir / RECORD).touch()
 
 
-def answer(starter: Launcher) -> Started:
+def answer(starter: Launcher) -> Began | NotBegun:
     """What became of the one attempt that is being started."""
-    while not (found := starter.receive()):
-        channel = starter.channel
-        assert channel is not None and select.select([channel], [], [], DEADLINE)[0], "no answer"
-    (started,) = found
-    return started
-
-
-def started(starter: Launcher, launch: Launch) -> Supervisor:
-    """The supervisor of an attempt, once it runs. Raises LaunchError."""
-    starter.start(launch)
-    found = answer(starter)
-    if found.failure is not None:
-        raise found.failure
-    assert found.supervisor is not None, "the zygote is gone"
-    return found.supervisor
+    while True:
+        assert select.select([starter], [], [], DEADLINE)[0], "no answer"
+        for one in starter.news():
+            if isinstance(one, Began | NotBegun):
+                return one
 
 
 def reap_children() -> None:
@@ -147,10 +138,15 @@ class Attempts:
     folder: Path
     #: where each attempt gets a cgroup of its own, None for none
     cgroups: Path | None = None
-    launcher: Launcher = field(default_factory=Launcher)
+    #: each supervisor ends with its attempt
+    launcher: Launcher = field(default_factory=lambda: Launcher(spare=0))
+    begun: dict[Key, Supervisor] = field(default_factory=dict)
+    refused: dict[Key, NotBegun] = field(default_factory=dict)
+    #: what supervisors told of how their attempts ended
+    reports: dict[Key, bytes] = field(default_factory=dict)
+    #: how supervisors ended that told nothing
+    statuses: dict[Key, int | None] = field(default_factory=dict)
     _count: int = 0
-    _running: list[Supervisor] = field(default_factory=list)
-    _sessions: set[int] = field(default_factory=set)
 
     def launch(self, argv: Sequence[str], **changes: Any) -> Launch:
         self._count += 1
@@ -173,21 +169,46 @@ class Attempts:
         leaf = Supervision(self.cgroups).leaf(launch.run_dir, launch.job_id, launch.attempt)
         return launch if leaf is None else replace(launch, cgroup=leaf)
 
+    def hear(self) -> None:
+        """Wait for something to happen, and remember what is told of it."""
+        assert select.select([self.launcher], [], [], DEADLINE)[0], "nothing happens"
+        for one in self.launcher.news():
+            match one:
+                case Began(key, supervisor):
+                    self.begun[key] = supervisor
+                case NotBegun(key):
+                    self.refused[key] = one
+                case Reported(key, report):
+                    self.reports[key] = report
+                case Died(key, status):
+                    self.statuses[key] = status
+        self.launcher.settle()
+
+    def hear_until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self.hear()
+
     def start(self, launch: Launch) -> Supervisor:
-        supervisor = started(self.launcher, launch)
-        self._running.append(supervisor)
-        self._sessions.add(supervisor.pid)
-        return supervisor
+        """The attempt's supervisor, once it has its orders. Raises LaunchError."""
+        self.launcher.start(launch)
+        key = (launch.job_id, launch.attempt)
+        while key not in self.begun:
+            self.hear()
+            if key in self.refused:
+                failure = self.refused[key].failure
+                assert failure is not None, "the zygote is gone"
+                raise failure
+        return self.begun[key]
 
     def wait(self, supervisor: Supervisor) -> None:
-        assert select.select([supervisor.pidfd], [], [], DEADLINE)[0], "the supervisor did not end"
-        self._running.remove(supervisor)
-        launcher.reap(supervisor)
+        """Until the supervisor has ended and is reaped; what it reported is remembered."""
+        self.hear_until(lambda: supervisor.pid not in self.launcher.pids())
 
     def finish(self, launch: Launch, supervisor: Supervisor) -> Result:
         self.wait(supervisor)
         result = read_result(launch.run_dir)
         assert result is not None, (launch.run_dir / "lock").read_text()
+        assert parse(self.reports[launch.job_id, launch.attempt], "its report") == result
         return result
 
     def run(self, launch: Launch) -> Result:
@@ -201,16 +222,15 @@ class Attempts:
 
     def close(self) -> None:
         """Kill what a failed test left, without the code under test."""
-        zygote = self.launcher.zygote
+        left = [pid for pid in self.launcher.pids() if pid != self.launcher.zygote]
         self.launcher.close()
-        if zygote is not None:
-            os.waitpid(zygote, 0)
-        for supervisor in self._running:
-            os.kill(supervisor.pid, signal.SIGKILL)
-            launcher.reap(supervisor)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        reap_children()
+        sessions = {supervisor.pid for supervisor in self.begun.values()}
         for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
             with suppress(ProcessLookupError):
-                if os.getsid(pid) in self._sessions:
+                if os.getsid(pid) in sessions:
                     os.kill(pid, signal.SIGKILL)
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gpuq.launch import adoption, launcher
+from gpuq.launch import launcher
 from gpuq.launch.adoption import NeverStarted, adopt
 from tests.harness import Box, wait_until
-from tests.launch.conftest import Attempts, claimed, python, started, until
+from tests.launch.conftest import Attempts, claimed, python, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 
@@ -77,10 +77,9 @@ def test_without_its_reserve_the_result_waits_for_room(attempts: Attempts, disk:
 def test_nothing_begins_on_a_full_disk(attempts: Attempts, disk: Path, tmp_path: Path) -> None:
     claimed(disk / "run")
     fill(disk)
-    supervisor = started(attempts.launcher, attempts.launch(["touch", str(tmp_path / "ran")], run_dir=disk / "run"))
-    adoption.wait_unlocked(disk / "run")
-    os.waitid(os.P_PIDFD, supervisor.pidfd, os.WEXITED | os.WNOWAIT)
-    assert launcher.reap(supervisor) == launcher.DISK_FULL
+    launch = attempts.launch(["touch", str(tmp_path / "ran")], run_dir=disk / "run")
+    attempts.wait(attempts.start(launch))
+    assert attempts.statuses == {(launch.job_id, 1): launcher.DISK_FULL}
     assert adopt(disk / "run") == NeverStarted()
     assert not (tmp_path / "ran").exists()
 

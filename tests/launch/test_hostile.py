@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpuq.errors import LaunchError, StoreError
-from gpuq.launch import adoption, launcher, leftovers
+from gpuq.launch import adoption, launcher, leftovers, supervisors
 from gpuq.launch.adoption import Ended, Gone, Lost, NeverStarted, Running, adopt
 from gpuq.launch.identity import members
 from gpuq.launch.outcome import judge, log_tail, read_result
@@ -196,7 +196,7 @@ def test_a_job_that_removes_our_files_is_still_found_running(attempts: Attempts,
     found = adopt(run_dir)
     assert isinstance(found, Running)
     assert found.supervisor.pid == supervisor.pid
-    launcher.reap(found.supervisor)
+    supervisors.reap(found.supervisor)
     (tmp_path / "go").touch()
     result = attempts.finish(launch, supervisor)
     assert os.waitstatus_to_exitcode(result.wait_status or 0) == 7
@@ -211,7 +211,7 @@ def test_a_job_that_removes_its_run_folder_runs_until_it_is_gone(attempts: Attem
     found = adopt(launch.run_dir)
     assert isinstance(found, Running)
     assert found.supervisor.pid == supervisor.pid
-    launcher.reap(found.supervisor)
+    supervisors.reap(found.supervisor)
     (tmp_path / "go").touch()
     attempts.wait(supervisor)
     assert adopt(launch.run_dir) == Gone()

@@ -5,24 +5,23 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gpuq.errors import HostBusy, LaunchError, StoreError
-from gpuq.launch import adoption, launcher, leftovers
+from gpuq.launch import adoption, launcher, leftovers, supervisors
 from gpuq.launch.adoption import Ended, Gone, Lost, NeverStarted, Running, Starting, adopt
 from gpuq.launch.identity import identity_of, is_supervisor, read_stat
-from gpuq.launch.launcher import Started
 from gpuq.launch.outcome import read_result
+from gpuq.launch.supervisors import NotBegun
 from tests.launch.conftest import (
-    DEADLINE,
     SHELL_ENV,
     Attempts,
     claimed,
@@ -67,11 +66,12 @@ def test_without_free_file_numbers_nothing_is_started_and_it_may_be_tried_again(
         "from pathlib import Path\n"
         "from gpuq.errors import HostBusy\n"
         "from gpuq.launch import adoption, launcher\n"
+        "from gpuq.launch.supervisors import NotBegun\n"
         "from tests.launch.conftest import answer\n"
         "folder = Path(sys.argv[1])\n"
         "log = str(folder / 'log')\n"
         "launch = launcher.Launch(1, 1, folder / 'run', ('/bin/true',), '/', {}, log, True, 0o22, (), None, 1.0)\n"
-        "starter = launcher.Launcher()\n"
+        "starter = launcher.Launcher(spare=0)\n"
         "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(3)]\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1] + 1, hard))\n"
@@ -79,8 +79,8 @@ def test_without_free_file_numbers_nothing_is_started_and_it_may_be_tried_again(
         "while True:\n"
         "    try:\n"
         "        starter.start(launch)\n"
-        "        started = answer(starter)\n"
-        "        if started.failure is not None: raise started.failure\n"
+        "        answered = answer(starter)\n"
+        "        if isinstance(answered, NotBegun): raise answered.failure\n"
         "        break\n"
         "    except HostBusy as error:\n"
         "        assert 'ulimit -n' in str(error) or 'Too many open files' in str(error), error\n"
@@ -115,12 +115,11 @@ def test_a_reaped_supervisor_leaves_no_zombie_and_no_file(attempts: Attempts) ->
 
 def test_ending_what_has_ended(attempts: Attempts) -> None:
     supervisor = attempts.start(attempts.launch(["true"]))
-    until(lambda: gone(supervisor.pid))
-    launcher.end(supervisor)
     pidfd = os.dup(supervisor.pidfd)
     attempts.wait(supervisor)
-    launcher.end(launcher.Supervisor(supervisor.pid, pidfd))
-    launcher.reap(launcher.Supervisor(supervisor.pid, pidfd))  # nobody's child by now
+    ended = replace(supervisor, pidfd=pidfd)
+    launcher.end(ended)
+    assert supervisors.reap(ended) is None  # nobody's child by now
 
 
 # --- adopting -------------------------------------------------------------------------------------
@@ -135,7 +134,7 @@ def test_adopt_running_and_then_ended(attempts: Attempts, tmp_path: Path) -> Non
     assert found.supervisor.pid == supervisor.pid
     (tmp_path / "go").touch()
     attempts.wait(supervisor)
-    launcher.reap(found.supervisor)
+    supervisors.reap(found.supervisor)
     assert isinstance(adopt(launch.run_dir), Ended)
     result = read_result(launch.run_dir)
     assert result is not None
@@ -150,7 +149,7 @@ def test_an_adopted_attempt_can_be_ended(attempts: Attempts) -> None:
     assert isinstance(found, Running)
     launcher.end(found.supervisor)
     assert attempts.finish(launch, supervisor).ended
-    launcher.reap(found.supervisor)
+    supervisors.reap(found.supervisor)
 
 
 def test_adopt_never_started(tmp_path: Path) -> None:
@@ -242,12 +241,10 @@ def test_an_interpreter_that_is_none(attempts: Attempts, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "executable", "/bin/cat")
     launch = attempts.launch(["true"])
     claimed(launch.run_dir)
-    attempts.launcher.begin()
-    channel = attempts.launcher.channel
-    assert channel is not None and select.select([channel], [], [], DEADLINE)[0]
-    with pytest.raises(HostBusy, match="has just ended"):
+    with suppress(HostBusy):  # where it has ended already
         attempts.launcher.start(launch)
-    assert attempts.launcher.receive() == [] and attempts.launcher.channel is None
+    attempts.hear_until(lambda: attempts.launcher.zygote is None)
+    assert all(refused.failure is None for refused in attempts.refused.values())
     assert adopt(launch.run_dir) == NeverStarted()
     reap_children()
 
@@ -263,8 +260,9 @@ def test_orders_that_a_killed_zygote_had_not_taken_are_told_of(attempts: Attempt
         attempts.launcher.start(launch)
         assert isinstance(adopt(launch.run_dir), Starting), "its lock is on its way"
     os.kill(zygote, signal.SIGKILL)
-    assert until(attempts.launcher.receive) == list(map(Started, launches))
-    assert attempts.launcher.channel is None
+    keys = [(launch.job_id, 1) for launch in launches]
+    attempts.hear_until(lambda: len(attempts.refused) == len(launches) and attempts.launcher.zygote is None)
+    assert attempts.refused == {key: NotBegun(key) for key in keys}
     assert [adopt(launch.run_dir) for launch in launches] == [NeverStarted()] * 3
     reap_children()
     assert attempts.output(shell("echo again")) == "again\n", "there is another one"
@@ -282,7 +280,7 @@ def test_what_was_forked_outlives_the_zygote_and_is_our_child(attempts: Attempts
     os.kill(zygote, signal.SIGKILL)
     (tmp_path / "go").touch()
     assert os.waitstatus_to_exitcode(attempts.finish(launch, supervisor).wait_status or 0) == 5
-    until(lambda: attempts.launcher.receive() == [] and attempts.launcher.channel is None)
+    attempts.hear_until(lambda: attempts.launcher.zygote is None)
     reap_children()
 
 
@@ -295,7 +293,8 @@ def test_a_supervisor_has_nothing_of_the_zygote(attempts: Attempts, tmp_path: Pa
         files = {os.readlink(f"/proc/{supervisor.pid}/fd/{name}") for name in os.listdir(f"/proc/{supervisor.pid}/fd")}
         assert files <= {"/dev/null", str(launch.run_dir / "lock"), str(launch.run_dir), launch.log_path} | {
             name for name in files if name.startswith(("pipe:", f"{launch.run_dir}/result."))
-        }
+        } | {name for name in files if name.startswith("socket:")}
+        assert len([name for name in files if name.startswith("socket:")]) == 1, "its own channel"
         words = Path(f"/proc/{supervisor.pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
         assert words == [b"gpuq supervisor", b"job=%d" % launch.job_id, b"attempt=1", os.fsencode(launch.run_dir)]
         assert is_supervisor(supervisor.pid, launch.run_dir)

@@ -390,7 +390,8 @@ def test_signals_are_as_in_a_fresh_login(attempts: Attempts) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    assert [line.split()[1].strip("0") for line in text.splitlines()] == ["", ""]
+    # two are the C library's own, for its threads (nptl(7)), which posix_spawn leaves ignored until there are some
+    assert [int(line.split()[1], 16) & ~(0b11 << 31) for line in text.splitlines()] == [0, 0]
 
 
 def test_the_launcher_gives_its_signal_mask_back(attempts: Attempts) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from gpuq.launch import launcher
 from gpuq.launch.identity import all_processes, job_of
-from gpuq.launch.launcher import Supervisor
 from gpuq.launch.parts.processes import signal_handlers
+from gpuq.launch.supervisors import Supervisor
 from tests.launch.conftest import Attempts, child, gone, python, shell, until, written
 
 

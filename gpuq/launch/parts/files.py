@@ -18,12 +18,16 @@ RESULT_ROOM = 16 * 1024
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.ENFILE)
 
 
+#: So much is read at once, in bytes: more is rarely there, and what a longer buffer touches stays in memory.
+SLURP = 8192
+
+
 def slurp(path: "str | bytes | int") -> bytes:
     """The whole file, by its path or descriptor, with a third of the system calls that `open` makes. Raises OSError."""
     file = path if isinstance(path, int) else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = b""
-        while more := os.read(file, 65536):
+        while more := os.read(file, SLURP):
             data += more
         return data
     finally:

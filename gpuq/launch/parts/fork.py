@@ -1,10 +1,14 @@
-"""The zygote: a process that holds the supervisors' code and nothing else, and forks one of them for each order.
+"""The zygote: a process that holds the supervisors' code and nothing else, and forks one of them when it is asked to.
 
-A new interpreter for each attempt would take 11 ms and 2.7 MB; a fork of this one takes 2 ms and shares what it does
-not change. It is exec'd by the daemon, of whose lock, socket and database it has nothing, and ends with it.
+A new interpreter for each would take 11 ms and 2.7 MB; a fork of this one takes 2 ms and shares what it does not
+change. It is exec'd by the daemon, of whose lock, socket and database it has nothing, and ends with it.
 
 Every supervisor is forked twice, so that it becomes the daemon's child, as if that had forked it: the daemon is a
 sub-reaper (prctl(2)), and learns from the kernel when and how it ended.
+
+A supervisor has a channel of its own to the daemon, on which it gets its orders and tells how the job ended. After a
+job that was soon over it takes the next orders: then neither fork nor exit comes between two jobs, nor do the pages
+that a fork shares have to be copied again.
 """
 
 import _ctypes
@@ -14,10 +18,12 @@ import gc
 import marshal
 import posix as os
 import sys
+import time
 
-from gpuq.launch.parts.files import slurp, to_json
+from gpuq.launch.parts.files import reserve, slurp, to_json
 from gpuq.launch.parts.memory import kills_since, oom_kills
 from gpuq.launch.parts.processes import read_stat
+from gpuq.launch.parts.start import StartError, open_log, start, write_identity
 from gpuq.launch.parts.watch import Limit, Watch
 from gpuq.launch.shim import supervise, used, watched
 
@@ -29,16 +35,30 @@ else:
     import signal as _signal
     from typing import NoReturn
 
-#: The descriptor on which orders come, each with two descriptors of its own: the lock, and what to do.
+    from gpuq.launch.shim import Spec
+
+#: The descriptor on which the daemon asks for a supervisor, with the end of the channel that this is to have. It says
+#: a number, in so many bytes; the reply is that and an errno, 0 if a supervisor was made, which says the rest itself.
 CHANNEL = 0
-#: An order begins with its number, in so many bytes; the supervisor's arguments follow. A reply is the number, the
-#: supervisor's pid, or 0, and an errno, each in as many bytes.
 WORD = 8
-#: Longest order: a path has at most 4,096 bytes (PATH_MAX).
-LONGEST = 8192
+#: What a supervisor says first in each message: that it is there, with its pid and start time; that it has taken its
+#: orders, from when on it can be signalled; that it could not, with an errno; how the job ended, and that it waits for
+#: more orders, or that it ends.
+READY, TAKEN, REFUSED, REPORT, LAST_REPORT = b"i", b"t", b"f", b"r", b"e"
+#: Longest order: a path has at most 4,096 bytes (PATH_MAX). With it come two descriptors, the lock and what to do.
+LONGEST = 4352
 #: The zygote's last argument is so long, for the supervisors' arguments are written over its own.
 ROOM = 4608
 MSG_CMSG_CLOEXEC = 0x40000000  # bits/socket.h
+#: What a supervisor without orders is called; `launch.identity` knows it by that.
+IDLE = b"gpuq supervisor\0idle"
+#: After a job that took longer, in seconds, a supervisor ends: who renices or confines the parent of one job means no
+#: other, and what a fork costs does not matter then.
+BRIEF = 1.0
+#: The bytecode of a function adapts to what it is used for in its first eight calls (PEP 659).
+REHEARSALS = 8
+#: It ends after so many jobs, whatever they did to its memory.
+MOST_JOBS = 1000
 
 
 class Address(_ctypes._SimpleCData):  # type: ignore[type-arg]  # what ctypes.c_void_p is
@@ -52,15 +72,20 @@ class Title:
         fields = slurp("/proc/self/stat").rpartition(b")")[2].split()
         self.start = int(fields[45])  # arg_start is field 48, and these begin with the third
         self.room = int(fields[46]) - self.start
+        #: bytes that are not 0
+        self.long = self.room
 
     def write(self, title: bytes) -> None:
         """Other words, and nothing after them. What is too long is cut."""
-        data = title[: self.room - 1].ljust(self.room, b"\0")
+        data = title[: self.room - 1].ljust(self.long, b"\0")
+        self.long = len(title)
         _ctypes.call_cdeclfunction(_ctypes._memmove_addr, (Address(self.start), data, len(data)))  # type: ignore[attr-defined]
 
 
 def main() -> "NoReturn":
     _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())  # a supervisor takes them once it can
+    # An inherited SIG_IGN would make the kernel reap the jobs, and their status would be lost (wait(2)).
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     title = Title()
     title.write(b"gpuq zygote")
     channel = _socket.socket(fileno=os.dup(CHANNEL))
@@ -70,39 +95,91 @@ def main() -> "NoReturn":
     gc.collect()
     gc.freeze()  # what is here stays, and is shared as long as nobody writes to it
     while True:
-        message, rights, flags, _ = channel.recvmsg(LONGEST, _socket.CMSG_SPACE(2 * 4), MSG_CMSG_CLOEXEC)
-        if not message:
+        number, files, _ = receive(channel, 1)
+        if not number:
             os._exit(0)  # the daemon is gone
-        number = message[:WORD]
-        files = [int.from_bytes(rights[0][2][at : at + 4], sys.byteorder) for at in (0, 4)] if rights else []
-        if flags & _socket.MSG_CTRUNC or len(files) != 2:
-            reply(channel, number, 0, errno.EMFILE)
+        if not files:
+            reply(channel, number, errno.EMFILE)
             continue
-        fork_twice(channel, number, title, message[WORD:], files)
+        fork_twice(channel, number, title, files[0])
+        os.close(files[0])
+
+
+def receive(channel: "_socket.socket", count: int) -> tuple[bytes, list[int], bool]:
+    """A message, empty if the other end is gone, and its descriptors: none where not all could be had."""
+    while True:
+        try:
+            message, rights, flags, _ = channel.recvmsg(LONGEST, _socket.CMSG_SPACE(count * 4), MSG_CMSG_CLOEXEC)
+            break
+        except ConnectionResetError:
+            continue  # the other end is gone and had not read everything; what it sent before is still to be read
+    data = rights[0][2] if rights else b""
+    files = [int.from_bytes(data[at : at + 4], sys.byteorder) for at in range(0, len(data) // 4 * 4, 4)]
+    if flags & _socket.MSG_CTRUNC or len(files) != count:
         for file in files:
             os.close(file)
+        files = []
+    return message, files, bool(files)
 
 
 def rehearse() -> None:
-    """What Python makes when it is first used, codecs and caches of methods, is made here once, and shared."""
-    watch = Watch(0, Limit(None, None), 1.0, None)
-    watch.until_nothing_is_left()
-    to_json({**watched(watch, failed=False), **used(None), "kills": kills_since(oom_kills()), "text": "", "none": None})
-    read_stat(os.getpid())
+    """What Python makes when it is first used, codecs and caches of methods and types, is made here, and shared.
+
+    All that a supervisor does, as far as it can be done without a folder and without a job.
+    """
+    nowhere = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    spec: Spec = {
+        "run_dir": b"/proc",
+        "program": marshal.dumps(([b"/proc"], {b"PATH": b"/proc"})),
+        "cwd": b"/",
+        "log_path": b"/dev/null",
+        "private_log": True,
+        "umask": 0o077,
+        "limits": [],
+        "time_limit": None,
+        "grace": 1.0,
+        "warn": None,
+        "log_limit": None,
+        "cgroup": None,
+        "ram": None,
+    }
+    for _ in range(REHEARSALS):
+        reserve(nowhere)
+        log = open_log(spec)
+        for step in (lambda: write_identity(nowhere, None), lambda log=log: start(spec, log, None)):
+            try:
+                step()
+            except StartError as error:
+                text = error.text
+        os.close(log)
+        watch = Watch(0, Limit(None, None), 1.0, None)
+        watch.until_nothing_is_left()
+        said = {**watched(watch, failed=False), **used(watch, None), "kills": kills_since(oom_kills())}
+        to_json({**said, "text": text, "none": None})
+    os.close(nowhere)
 
 
-def fork_twice(channel: "_socket.socket", number: bytes, title: Title, words: bytes, files: list[int]) -> None:
+def is_alone(channel: "_socket.socket") -> bool:
+    """Whether the other end of the channel is closed."""
+    try:
+        return channel.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def fork_twice(channel: "_socket.socket", number: bytes, title: Title, own: int) -> None:
     try:
         first = os.fork()
     except OSError as error:
-        reply(channel, number, 0, error.errno or 0)
+        reply(channel, number, error.errno or 0)
         return
     if first == 0:
         between(channel, number)
-        begin(channel, title, words, *files)
-    _, status = os.waitpid(first, 0)
-    if status != 0:  # killed: the daemon looks what became of the order, if it has not heard of it
-        reply(channel, number, 0, 0)
+        channel.close()
+        serve(_socket.socket(fileno=own), title)
+    os.waitpid(first, 0)  # where it was killed, the end of the channel tells of it
 
 
 def between(channel: "_socket.socket", number: bytes) -> None:
@@ -111,27 +188,66 @@ def between(channel: "_socket.socket", number: bytes) -> None:
     try:
         pid = os.fork()
     except OSError as error:
-        reply(channel, number, 0, error.errno or 0)
+        reply(channel, number, error.errno or 0)
         os._exit(0)
     if pid:
-        reply(channel, number, pid, 0)  # before it can end, so that the daemon knows whose end it is told of
+        reply(channel, number, 0)
         os._exit(0)
     while os.getppid() == first:
         os.sched_yield()
 
 
-def reply(channel: "_socket.socket", number: bytes, pid: int, failed: int) -> None:
+def reply(channel: "_socket.socket", number: bytes, failed: int) -> None:
+    say(channel, number + failed.to_bytes(WORD, "little"))
+
+
+def say(channel: "_socket.socket", message: bytes) -> None:
     try:  # noqa: SIM105 (contextlib would have to be imported)
-        channel.send(number + pid.to_bytes(WORD, "little") + failed.to_bytes(WORD, "little"))
+        channel.send(message)
     except OSError:
-        pass  # the daemon is gone: the next one finds the supervisor by its lock
+        pass  # the daemon is gone: the next one finds what it must know in the run folder
 
 
-def begin(channel: "_socket.socket", title: Title, words: bytes, lock: int, orders: int) -> "NoReturn":
-    """In the supervisor's process: leave nothing of the zygote, then be the supervisor."""
-    title.write(words)
+def serve(channel: "_socket.socket", title: Title) -> "NoReturn":
+    """In a supervisor's process: leave nothing of the zygote, then see to one job after the other."""
+    title.write(IDLE)  # before it leaves the daemon's session, outside of which it would be taken for an orphan
     os.setsid()
+    os.dup2(CHANNEL, 2)
+    own = read_stat(os.getpid())
+    assert own is not None
+    say(channel, READY + own.pid.to_bytes(WORD, "little") + own.start_time.to_bytes(WORD, "little"))
+    for left in range(MOST_JOBS - 1, -1, -1):
+        words, files, whole = receive(channel, 2)
+        # Of a daemon that has gone meanwhile no orders are taken: the next one may take this process for the supervisor
+        # of the attempt before, by what that wrote down.
+        if not words or is_alone(channel):
+            os._exit(0)  # no more is wanted, or the daemon is gone
+        if not whole:
+            say(channel, REFUSED + errno.EMFILE.to_bytes(WORD, "little"))
+            continue
+        attend(channel, title, words, *files, last=left == 0)
+    os._exit(0)
+
+
+def attend(channel: "_socket.socket", title: Title, words: bytes, lock: int, orders: int, *, last: bool) -> None:
+    """See to one job. Does not return if this process is to see to no other."""
+    # what was meant for an earlier job, or for nobody; the daemon signals once it knows that the orders were taken
+    while _signal.sigtimedwait(_signal.valid_signals(), 0) is not None:
+        pass
+    say(channel, TAKEN)
+    title.write(words)
     os.dup2(lock, 2)  # what it says when it breaks
-    channel.close()
-    spec = marshal.loads(slurp(orders))
-    os._exit(supervise(spec, lock))  # nothing is left to flush
+    began = time.monotonic()
+    ended = False
+
+    def tell(report: bytes, *, quiet: bool) -> None:
+        nonlocal ended
+        ended = last or not quiet or time.monotonic() - began > BRIEF
+        say(channel, (LAST_REPORT if ended else REPORT) + report)
+
+    code = supervise(marshal.loads(slurp(orders)), lock, tell)
+    if code or ended:
+        os._exit(code)  # nothing is left to flush
+    title.write(IDLE)
+    os.dup2(CHANNEL, 2)
+    os.close(lock)

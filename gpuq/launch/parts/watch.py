@@ -98,6 +98,9 @@ class Watch:
         self.warned = 0
         self.warned_processes = 0
         self.leftovers = 0
+        #: of all of its processes; KiB
+        self.user_seconds = self.system_seconds = 0.0
+        self.max_rss = 0
         #: when the next round of KILL is due; None while nothing is being ended
         self._kill_at: float | None = None
         self._swept = False
@@ -107,6 +110,11 @@ class Watch:
         self._stopped: Stopped | None = None
         #: when to look again for what was forked while we stopped the rest
         self._stop_at: float | None = None
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the job came and went without anybody having done anything about it."""
+        return not (self.timed_out or self.ended or self.warned or self.leftovers or self.limit.stood(0.0))
 
     def until_nothing_is_left(self) -> None:
         while self._reap():
@@ -133,12 +141,16 @@ class Watch:
         """Whether any process of the job is left; a sub-reaper's descendants become its children in the end."""
         for _ in range(MAX_REAPED):
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return False
             if pid == 0:
                 self._more_dead = False
                 return True
+            # with what it had waited for itself (getrusage(2)); the largest of all, not the sum
+            self.user_seconds += usage.ru_utime
+            self.system_seconds += usage.ru_stime
+            self.max_rss = max(self.max_rss, usage.ru_maxrss)
             if pid == self.main:
                 self.status = status
         self._more_dead = True
