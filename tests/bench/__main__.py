@@ -23,7 +23,7 @@ from typing import Any
 
 from gpuq.config import filesystem_type
 from gpuq.errors import GpuqError
-from tests.bench import batches, commands, large, latency, machine, peers, planning, rest
+from tests.bench import batches, commands, flat, large, latency, machine, peers, planning, rest
 from tests.bench.measure import Measure, interleave
 from tests.bench.report import SECTIONS, Row, as_json, as_table
 from tests.bench.world import CPUS, Scale, World
@@ -35,11 +35,27 @@ _LONG = Scale(
     count=5000,
     lines=100_000,
     waiting=10_000,
+    crowd=100_000,
+    ended=1_000_000,
     watched=64,
     settle=3,
     seconds=10,
 )
-_SHORT = Scale(rounds=2, warm_up=0, batches=1, count=40, lines=1000, waiting=1000, watched=8, settle=0.3, seconds=0.5)
+_SHORT = Scale(
+    rounds=2,
+    warm_up=0,
+    batches=1,
+    count=40,
+    lines=1000,
+    waiting=1000,
+    crowd=300,
+    ended=1000,
+    watched=8,
+    settle=0.3,
+    seconds=0.5,
+)
+#: What options may set.
+_SIZES = ("rounds", "batches", "count", "lines", "waiting", "crowd", "ended")
 #: Sections of what takes milliseconds: all of it is in the same rounds.
 _QUICK: dict[str, Callable[[World], list[Measure]]] = {
     "machine": machine.measures,
@@ -79,7 +95,7 @@ def measure(world: World, only: Sequence[str]) -> tuple[list[Row], list[str]]:
     more, given_up_later = interleave(slow, scale.batches, warm_up=0)
     rows += more
     left_out = given_up + given_up_later
-    for section, single in (("large", large.rows), ("rest", rest.rows)):
+    for section, single in (("large", large.rows), ("flat", flat.rows), ("rest", rest.rows)):
         if section in only:
             try:
                 rows += single(world)
@@ -101,6 +117,8 @@ def _options() -> argparse.Namespace:
         ("count", "jobs of a batch"),
         ("lines", "of the large file"),
         ("waiting", "jobs where a long queue is looked at"),
+        ("crowd", "jobs that wait where the queue is full"),
+        ("ended", "jobs that have ended there"),
     ):
         long, short = getattr(_LONG, name), getattr(_SHORT, name)
         parser.add_argument(f"--{name}", type=int, help=f"{help_text} ({long}, with --short {short})")
@@ -108,7 +126,7 @@ def _options() -> argparse.Namespace:
 
 
 def _scale(options: argparse.Namespace) -> Scale:
-    given = {field: getattr(options, field) for field in ("rounds", "batches", "count", "lines", "waiting")}
+    given = {field: getattr(options, field) for field in _SIZES}
     scale = _SHORT if options.short else _LONG
     return replace(scale, **{name: value for name, value in given.items() if value is not None})
 

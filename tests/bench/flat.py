@@ -1,47 +1,39 @@
-"""How much a full queue costs: `python -m tests.bench.flat [--waiting N] [--ended N] [--folders N] [--rounds N]`.
+"""What a full queue costs: many that wait, very many that have ended, beside a queue that is empty.
 
-Requests over the socket, to a daemon whose queue is full and to one whose queue is empty, in interleaved rounds; then
-the daemon's start and memory, and a cancel of everything that waits with what others saw of it. Nothing is asserted.
+Requests go over the socket to both daemons in turn, and each ratio is that of two neighbours in time.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import tempfile
-import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
-from gpuq.client import Client
 from tests.bench.bed import Bed
 from tests.bench.crowd import make
-from tests.bench.kernel import cpu_seconds, memory
+from tests.bench.kernel import memory
+from tests.bench.report import Goal, Row
+from tests.bench.world import World
 
 Take = Callable[[Bed, int], object]
-
-
-def _list(bed: Bed, _job: int) -> object:
-    return bed.request("list", sel={}, all=False, limit=20)
-
-
-def _list_all(bed: Bed, _job: int) -> object:
-    return bed.request("list", sel={}, all=True, limit=20)
+#: Before those that count.
+_WARM_UP = 3
+#: Requests of each kind, for each round of what takes milliseconds.
+_PER_ROUND = 3
+_RATIO = Goal(1.5)
 
 
 def _one(op: str) -> Take:
     return lambda bed, job_id: bed.request(op, sel={"ranges": [[job_id, job_id]]})
 
 
-def _submit(bed: Bed, _job: int) -> object:
-    return bed.submit([["true"]], name="one")
+def _submit(bed: Bed, _job: int) -> int:
+    return bed.submit([["true"]], name="one")[0]
 
 
-#: What is asked of both daemons; `submit` and `cancel` follow each other, so that both queues stay as they are.
+#: What is asked of both; `submit` and `cancel` follow each other, so that both queues stay as they are.
 ASKED: dict[str, Take] = {
-    "list -n 20": _list,
-    "list --all -n 20": _list_all,
+    "list -n 20": lambda bed, _: bed.request("list", sel={}, all=False, limit=20),
+    "list --all -n 20": lambda bed, _: bed.request("list", sel={}, all=True, limit=20),
     "show": _one("show"),
     "why": _one("why"),
     "submit": _submit,
@@ -49,90 +41,47 @@ ASKED: dict[str, Take] = {
 }
 
 
-def compare(empty: Bed, full: Bed, rounds: int) -> None:
-    """Print the median time and the daemon's CPU time of each request, and the ratio of both."""
-    wall: dict[tuple[str, str], list[float]] = {}
-    used: dict[tuple[str, str], list[float]] = {}
-    beds = {"empty": empty, "full": full}
-    jobs = {name: _submit(bed, 0)[0] for name, bed in beds.items()}  # type: ignore[index]
-    for number in range(rounds + 3):
-        for asked, take in ASKED.items():
-            for name, bed in beds.items():
-                before, began = cpu_seconds(bed.pid), time.perf_counter()
-                answer = take(bed, jobs[name])
-                took = time.perf_counter() - began
-                if asked == "submit":
-                    jobs[name] = answer[0]  # type: ignore[index]
-                if number >= 3:
-                    wall.setdefault((asked, name), []).append(took)
-                    used.setdefault((asked, name), []).append(cpu_seconds(bed.pid) - before)
-    print(f"{'ms (median)':18} {'empty':>8} {'full':>8} {'ratio':>6}   {'cpu':>8} {'full':>8} {'ratio':>6}")
-    for asked in ASKED:
-        a, b = (statistics.median(wall[asked, name]) * 1e3 for name in beds)
-        c, d = (statistics.median(used[asked, name]) * 1e3 for name in beds)
-        print(f"{asked:18} {a:8.2f} {b:8.2f} {b / a:6.2f}   {c:8.2f} {d:8.2f} {d / c:6.2f}")
+def rows(world: World) -> Iterator[Row]:
+    scale = world.scale
+    empty, full = Bed(world.folder / "flat-empty", GPUQ_GPUS="none"), Bed(world.folder / "flat-full", GPUQ_GPUS="none")
+    make(empty.state, waiting=0, ended=0)  # but for the job that takes all CPUs
+    make(full.state, waiting=scale.crowd, ended=scale.ended)
+    with empty, full:
+        what = f"{scale.crowd:,} wait, {scale.ended:,} have ended"
+        yield Row("flat", f"daemon start, {what}", "s", (_start(full),), Goal(2.0))
+        yield Row("flat", f"daemon: USS, {what}", "bytes", (memory(full.pid)[0],), Goal(250e6))
+        for bed in (empty, full):  # the first thorough check goes on, and would be in the figures that follow
+            while bed.request("status")["database"] != "whole":
+                time.sleep(0.1)
+        yield from _compared(empty, full, scale.rounds * _PER_ROUND)
 
 
-def start(bed: Bed) -> None:
-    """Print how long the daemon takes to begin anew, by stopping and starting it."""
+def _start(bed: Bed) -> float:
+    """Seconds that it takes the daemon to begin anew."""
     bed.call("daemon", "stop")
     began = time.perf_counter()
     bed.call("daemon", "start")
     took = time.perf_counter() - began
     bed.pid = int(bed.request("status")["pid"])
-    print(f"daemon start {took:.2f} s, its CPU time {cpu_seconds(bed.pid):.2f} s", end="; ")
-    print("USS {:.1f} MB, RSS {:.1f} MB".format(*(size / 1e6 for size in memory(bed.pid))))
-    while bed.request("status")["database"] != "whole":
-        time.sleep(0.1)  # its first thorough check goes on, and would be in the figures that follow
-    print(f"thoroughly checked after {time.perf_counter() - began:.1f} s, CPU time {cpu_seconds(bed.pid):.1f} s")
+    return took
 
 
-def cancel_all(bed: Bed) -> None:
-    """Print how long a cancel of all that waits takes, and the longest answer to another request meanwhile."""
-    took: list[float] = []
-    done = threading.Event()
-
-    def ask() -> None:
-        while not done.is_set():
-            began = time.perf_counter()
-            bed.request("status")
-            took.append(time.perf_counter() - began)
-
-    asking = threading.Thread(target=ask)
-    before, began = cpu_seconds(bed.pid), time.perf_counter()
-    asking.start()
-    with Client.connect(start=False) as client:
-        client.socket.settimeout(None)
-        cancelled = len(client.request("cancel", sel={"states": ["queued"]})["done"])
-    lasted = time.perf_counter() - began
-    done.set()
-    asking.join()
-    cpu = cpu_seconds(bed.pid) - before
-    print(f"cancel of {cancelled:,}: {lasted:.2f} s, CPU {cpu:.2f} s, longest other answer {max(took) * 1e3:.0f} ms")
-    print("USS {:.1f} MB, RSS {:.1f} MB".format(*(size / 1e6 for size in memory(bed.pid))))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.flat", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--waiting", type=int, default=100_000)
-    parser.add_argument("--ended", type=int, default=1_000_000)
-    parser.add_argument("--folders", type=int, default=0, help="run folders of jobs that ended (default 0)")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--folder", type=Path, help="where state folders are made")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="gpuq-flat-", dir=options.folder) as name:
-        folder = Path(name)
-        empty, full = Bed(folder / "empty", GPUQ_GPUS="none"), Bed(folder / "full", GPUQ_GPUS="none")
-        make(empty.state, waiting=0, ended=0)  # but for the job that takes all CPUs
-        began = time.perf_counter()
-        make(full.state, waiting=options.waiting, ended=options.ended, folders=options.folders)
-        print(f"the queue was filled in {time.perf_counter() - began:.1f} s")
-        with empty, full:
+def _compared(empty: Bed, full: Bed, rounds: int) -> Iterator[Row]:
+    took: dict[str, list[tuple[float, float]]] = {asked: [] for asked in ASKED}
+    jobs = {bed: _submit(bed, 0) for bed in (empty, full)}
+    for number in range(_WARM_UP + rounds):
+        for asked, take in ASKED.items():
+            pair = []
             for bed in (empty, full):
-                start(bed)
-            compare(empty, full, options.rounds)
-            cancel_all(full)
-
-
-if __name__ == "__main__":
-    main()
+                began = time.perf_counter()
+                answer = take(bed, jobs[bed])
+                pair.append(time.perf_counter() - began)
+                if asked == "submit":
+                    assert isinstance(answer, int)
+                    jobs[bed] = answer
+            if number >= _WARM_UP:
+                took[asked].append((pair[0], pair[1]))
+    for asked, pairs in took.items():
+        yield Row("flat", f"{asked}, over the socket", "s", tuple(with_all for _, with_all in pairs))
+        ratios = tuple(with_all / alone for alone, with_all in pairs)
+        yield Row("flat", f"{asked}, to that of an empty queue", "times", ratios, _RATIO)

@@ -17,6 +17,7 @@ SECTIONS = {
     "batch": ("`true` jobs, 2 at a time, until the last has ended", "gpuq submit --from FILE"),
     "plan": ("A planning pass: 200 distinct requests, 16 GPUs, 64 jobs run (at most 1.5 times)", "1,000 wait"),
     "large": ("Many at once", ""),
+    "flat": ("A full queue", ""),
     "rest": ("What nothing to do, or little, costs", ""),
 }
 

@@ -22,6 +22,7 @@ ROWS = {
     "batch": ["gpuq submit --from FILE", "xargs -P2, no shell, nothing kept"],
     "plan": ["1,000 wait", "100,000 wait"],
     "large": ["submit --from 300 lines", "cancel of 300 that wait", "the longest of these"],
+    "flat": ["list -n 20, to that of an empty queue", "cancel, over the socket"],
     "rest": ["idle daemon: USS", "supervisor of a running job: USS"],
 }
 
@@ -67,4 +68,4 @@ def test_ratios_goals_and_percentiles() -> None:
     assert found["rest", "other"]["ratio"] is None
     table = as_table(rows, ["tsp: not here"], {"date": "today"})
     assert "left out: tsp: not here" in table and "date: today" in table
-    assert [table.count(title) for title, _ in SECTIONS.values()] == [0, 0, 0, 1, 1, 0, 0, 1]
+    assert [table.count(title) for title, _ in SECTIONS.values()] == [0, 0, 0, 1, 1, 0, 0, 0, 1]

@@ -33,6 +33,9 @@ class Scale:
     lines: int
     #: jobs that wait where a long queue is looked at
     waiting: int
+    #: jobs that wait, and that have ended, where the queue is full
+    crowd: int
+    ended: int
     #: jobs whose GPUs are watched
     watched: int
     #: for which what rests is left alone first, and then watched

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from tests.bench.measure import Unfit
 from tests.bench.peers.base import Peer
+from tests.bench.peers.hyperqueue import HyperQueue
 from tests.bench.peers.local import Gflow, GqLocal
 from tests.bench.peers.slurm import Slurm
 from tests.bench.peers.spoolers import Nq, TaskSpooler
 from tests.bench.peers.streams import Parallel, Xargs
 
-PEERS: tuple[type[Peer], ...] = (TaskSpooler, Nq, Parallel, Xargs, GqLocal, Gflow, Slurm)
+PEERS: tuple[type[Peer], ...] = (TaskSpooler, Nq, Parallel, Xargs, HyperQueue, GqLocal, Gflow, Slurm)
 
 
 def begin(stack: ExitStack, folder: Path, wanted: set[str] | None) -> tuple[list[Peer], list[str]]:
