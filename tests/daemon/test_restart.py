@@ -362,11 +362,13 @@ def test_jobs_outlive_what_their_supervisors_were_forked_from_and_there_is_anoth
     wait_until(begun.exists, "the job")
     first = zygote_of(box)
     os.kill(first, signal.SIGKILL)
-    assert box.wait(box.submit("true", cpus=0))["state"] == "succeeded"
+    others = [box.submit(*argv, cpus=0) for _ in range(3)]  # more than there are supervisors ready
+    wait_until(lambda: all(box.job(job)["state"] == "running" for job in others), "the others")
     assert zygote_of(box) != first
     gate.touch()
     ended = box.wait(running)
     assert (ended["exit_code"], ended["attempt"]) == (4, 1)
+    assert [box.wait(job)["exit_code"] for job in others] == [4] * 3
 
 
 def test_a_zygote_that_a_job_stopped_goes_on(box: Box) -> None:
