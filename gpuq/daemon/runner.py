@@ -167,6 +167,8 @@ class Runner:
                 prepared = []
         for new, broken in prepared:
             self._launch(self.core.running[new.attempt.job_id], broken)
+        for new, _ in prepared:
+            self._tell_start(new.started.job)
         if not self._nothing_starts():
             self._keep_verdicts(plan.verdicts)
             self.launcher.settle()
@@ -226,7 +228,6 @@ class Runner:
         """Have a claimed attempt started, unless its folder is broken: once claimed, it is never forgotten."""
         job_id = running.job.id
         self._turns.planned.pop(job_id, None)
-        self._tell_start(running.job)
         if broken is not None:
             self._finish(job_id, Ended(failure=Failure.LAUNCH, note=broken))
             return
