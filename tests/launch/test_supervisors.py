@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,20 +68,30 @@ def test_what_one_job_was_given_the_next_does_not_have(shared: Shared, tmp_path:
     (tmp_path / "deep").mkdir()
     tell = "umask; ulimit -n; pwd; echo ${A-none} ${B-none}; cat /proc/self/oom_score_adj"
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    first = shared.launch(
+    path = os.environ["PATH"]
+    limited = shared.launch(
         shell(tell),
         umask=0o077,
         cwd=str(tmp_path / "deep"),
-        limits=((resource.RLIMIT_NOFILE, soft // 2),),
-        env={"PATH": os.environ["PATH"], "A": "a"},
+        limits=((resource.RLIMIT_NOFILE, soft // 2),),  # so that it is forked, and the others are not
+        env={"PATH": path, "A": "a"},
     )
-    second = shared.launch(shell(tell), env={"PATH": os.environ["PATH"], "B": "b"})
-    one = shared.end(first)
-    assert shared.end(second).pid == one.pid, "the same saw to both"
-    said = Path(first.log_path).read_text().split("\n")
-    assert said[:4] == ["0077", str(soft // 2), str(tmp_path / "deep"), "a none"]
-    assert Path(second.log_path).read_text().split("\n") == ["0022", str(soft), str(tmp_path), "none b", *said[4:]]
-    assert oct(os.stat(second.log_path).st_mode) == oct(0o100600)
+    private = shared.launch(shell(tell), umask=0o777, cwd=str(tmp_path / "deep"), env={"PATH": path, "A": "a"})
+    plain = shared.launch(shell(tell), env={"PATH": path, "B": "b"})
+    launches = [
+        limited,
+        private,
+        plain,
+        replace(plain, job_id=9, run_dir=tmp_path / "run-9", log_path=str(tmp_path / "9")),
+    ]
+    assert len({shared.end(launch).pid for launch in launches}) == 1, "the same saw to all"
+    said = [Path(launch.log_path).read_text().split("\n") for launch in launches]
+    assert said[0][:4] == ["0077", str(soft // 2), str(tmp_path / "deep"), "a none"]
+    assert said[1][:4] == ["0777", str(soft), str(tmp_path / "deep"), "a none"]
+    assert said[2][:4] == said[3][:4] == ["0022", str(soft), str(tmp_path), "none b"]
+    assert len({lines[4] for lines in said}) == 1, "offered to the kernel as much"
+    ours = [path for launch in launches for path in (Path(launch.log_path), *launch.run_dir.iterdir())]
+    assert {os.stat(path).st_mode for path in ours} == {0o100600}
 
 
 def test_use_is_counted_for_each_job_alone(shared: Shared) -> None:
