@@ -91,13 +91,13 @@ async def show(daemon: Daemon, session: Session, message: Message) -> Message:
 async def why(daemon: Daemon, session: Session, message: Message) -> Message:
     jobs = selected(daemon.core, session, message)
     if any(job.state in WAITING and job.request.gpus for job in jobs):
-        await daemon.runner.fresh_gpus()
+        await daemon.runner.gpus.fresh()
         jobs = selected(daemon.core, session, message)
     return {"explanations": [views.explanation(daemon.core, job) for job in jobs]}
 
 
 async def gpus(daemon: Daemon, _session: Session, _message: Message) -> Message:
-    await daemon.runner.fresh_gpus()
+    await daemon.runner.gpus.fresh()
     return views.gpus_view(daemon.core)
 
 
@@ -144,9 +144,9 @@ async def follow(daemon: Daemon, session: Session, message: Message) -> AsyncIte
 async def top(daemon: Daemon, _session: Session, _message: Message) -> AsyncIterator[Message]:
     """A frame now and whenever something changed, a few per second at most."""
     core = daemon.core
-    daemon.runner.onlookers += 1
+    daemon.runner.gpus.onlookers += 1
     try:
-        await daemon.runner.fresh_gpus()
+        await daemon.runner.gpus.fresh()
         with core.hub.listen() as news:
             while True:
                 head = core.store.select_jobs(Selection(), WAITING, Order.URGENCY, HEAD)
@@ -154,7 +154,7 @@ async def top(daemon: Daemon, _session: Session, _message: Message) -> AsyncIter
                 await news.wait()
                 await asyncio.sleep(FRAME)  # several changes make one frame
     finally:
-        daemon.runner.onlookers -= 1
+        daemon.runner.gpus.onlookers -= 1
 
 
 async def events(daemon: Daemon, session: Session, message: Message) -> AsyncIterator[Message]:

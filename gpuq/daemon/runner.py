@@ -18,6 +18,7 @@ from gpuq.daemon import decisions, evidence, threads
 from gpuq.daemon.attempts import Attempts
 from gpuq.daemon.clock import WallClock
 from gpuq.daemon.core import Core, NewAttempt, Running, over_text
+from gpuq.daemon.gpus import Gpus
 from gpuq.daemon.sharing import Sharing
 from gpuq.daemon.turns import Turns
 from gpuq.daemon.watch import Watcher
@@ -27,8 +28,8 @@ from gpuq.launch import adoption, launcher, leftovers, outcome
 from gpuq.launch.cgroup import Supervision
 from gpuq.launch.runfolder import FULL, for_a_while
 from gpuq.launch.supervisors import Began, Died, NotBegun, Reported, Supervisor, ZygoteEnded
-from gpuq.model import Ending, Failure, Identity, Job, OverClaim, Readings, Reason, State
-from gpuq.policy import ledger, scheduler
+from gpuq.model import Ending, Failure, Identity, Job, OverClaim, Reason, State
+from gpuq.policy import scheduler
 from gpuq.policy.explain import Verdict
 from gpuq.policy.lifecycle import EndAsked, Ended, Fact, NeverStarted, Resumed, Suspended
 from gpuq.policy.waiting import GroupKey
@@ -58,20 +59,12 @@ class Runner:
         #: None where nobody else sees our GPUs
         sharing = Sharing(config.claims_dir(), core.state_dir) if source.shared else None
         self._turns = Turns(core, sharing)
-        self._watcher = Watcher(loop, source, sharing, core.shims, self._readings)
+        self.gpus = Gpus(core, loop, Watcher(loop, source, sharing, core.shims), self._look_at_gpus)
         self._awake = False
-        self._reading_timer: asyncio.TimerHandle | None = None
-        self._patience_timer: asyncio.TimerHandle | None = None
         self._clock = WallClock(loop, self.wake, self._clock_set)
-        #: people who look at the GPUs: readings go on while there are any
-        self.onlookers = 0
         #: why nothing is started for a while, None while all is well
         self._paused: str | None = None
         self._pause_timer: asyncio.TimerHandle | None = None
-        self._first_reading = asyncio.Event()
-        self._reading_done = asyncio.Event()
-        #: when the newest reading that was delivered began, on the monotonic clock
-        self._read_at = float("-inf")
         #: the loop itself holds its tasks only weakly
         self._tasks: set[asyncio.Task[None]] = set()
         self.launcher = launcher.Launcher()
@@ -93,12 +86,12 @@ class Runner:
         self._publish()
         if self._turns.sharing is not None:
             self._turns.sharing.clean()
-        self.read_gpus()  # only now: their processes would be taken for strangers
+        self.gpus.read()  # only now: their processes would be taken for strangers
         self.wake()
 
     def end(self) -> None:
         """The daemon ends."""
-        self._watcher.close()
+        self.gpus.close()
         self._loop.remove_reader(self.launcher.fileno())
         self.launcher.close()
 
@@ -114,7 +107,7 @@ class Runner:
         self._awake = False
         self._admit_due()
         if self.core.waiting.wants_gpus():
-            self.read_gpus()
+            self.gpus.read()
         self._plan(gpus=self.core.silent is not None)
 
     def _admit_due(self) -> None:
@@ -394,7 +387,7 @@ class Runner:
     async def _finish_after_a_look(self, running: Running, fact: Ended) -> None:
         """What broke its GPU or filled it may have happened since the last reading: look once more before saying so."""
         try:
-            await self.fresh_gpus()
+            await self.gpus.fresh()
             fact = evidence.examined(self.core, running, fact)
         except Exception:
             log.exception("the GPUs of job %d cannot be looked at", running.job.id)
@@ -435,7 +428,7 @@ class Runner:
         if not self._over:
             self._loop.call_soon(self._record_ends)
             if self.core.waiting.wants_gpus():
-                self.read_gpus()  # meanwhile: nothing of the attempt is left
+                self.gpus.read()  # meanwhile: nothing of the attempt is left
         self._over.setdefault(job_id, fact)
 
     def _record_ends(self) -> None:
@@ -459,79 +452,11 @@ class Runner:
 
     # --- GPUs -------------------------------------------------------------------------------------
 
-    def read_gpus(self) -> None:
-        """Ask for a reading that begins after now; what comes of it is planned with."""
-        self._watcher.request()
-        if self._patience_timer is None:
-            self._patience_timer = self._loop.call_later(self.core.settings.nvml_patience, self._impatient)
-
-    async def fresh_gpus(self) -> None:
-        """Wait for a reading that begins after now, unless the driver is silent, or becomes so."""
-        wish = time.monotonic()
-        self.read_gpus()
-        # the reading that is under way may have begun before: then there is one more behind it
-        while self.core.silent is None and self._read_at < wish:
-            self._reading_done.clear()
-            await self._reading_done.wait()
-
-    async def known_gpus(self, patience: float) -> None:
-        """Wait, not for long, until the GPUs were read once."""
-        if self._first_reading.is_set():
-            return
-        try:
-            await asyncio.wait_for(self._first_reading.wait(), patience)
-        except TimeoutError:
-            log.warning("the GPUs are not known yet")
-
-    def _readings(self, readings: Readings, neighbours: ledger.Neighbours) -> None:
-        if self._patience_timer is not None and self._watcher.asked_at is None:
-            self._patience_timer.cancel()
-            self._patience_timer = None
-        late = self.core.silent is not None
-        if late:
-            log.warning("%s answers again", self.core.silent_who, extra={"event": "nvml-back"})
-        self._read_at = readings.at
-        self.core.neighbours = neighbours
-        self.core.take_readings(readings)
-        self._first_reading.set()
-        self._reading_done.set()
+    def _look_at_gpus(self) -> None:
+        """The GPUs are known anew, or it is known that nobody tells of them."""
         if self.core.settings.over_claim is OverClaim.KILL:
             self._end_over_users()
-        if late:
-            self.read_gpus()  # some of this is as old as the silence was long: jobs start on the next one
-        else:
-            self._plan(gpus=True)
-        self.core.hub.tell()
-        self._next_reading()
-
-    def _next_reading(self) -> None:
-        """Readings go on while a job runs on a GPU or waits for one, or somebody looks; otherwise the daemon sleeps."""
-        if self._reading_timer is not None:
-            self._reading_timer.cancel()
-            self._reading_timer = None
-        runs = any(r.claims for r in self.core.running.values())
-        if runs or self.core.waiting.wants_gpus() or self.onlookers:
-            self._reading_timer = self._loop.call_later(self.core.settings.reading_interval, self.read_gpus)
-
-    def _impatient(self) -> None:
-        """The driver is silent: say so, until it answers."""
-        self._patience_timer = None
-        waits = self._watcher.waits()
-        if waits is None:
-            return
-        who, since = waits
-        silent, patience = time.monotonic() - since, self.core.settings.nvml_patience
-        if silent < patience:  # it has answered meanwhile, and was asked again
-            self._patience_timer = self._loop.call_later(patience - silent, self._impatient)
-            return
-        self.core.silent_since, self.core.silent_who = since, who
-        log.warning("%s has not answered for %.0f s", who, silent, extra={"event": "nvml-silent", "seconds": silent})
-        self._first_reading.set()
-        self._reading_done.set()
         self._plan(gpus=True)
-        self.core.hub.tell()
-        # a driver may never answer: each look comes after twice the time of the last
-        self._patience_timer = self._loop.call_later(max(patience, silent), self._impatient)
 
     def _end_over_users(self) -> None:
         """Those that an earlier daemon only told of, too."""

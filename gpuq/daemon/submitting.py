@@ -105,7 +105,7 @@ class Intake:
         if not isinstance(template, dict):
             raise BadRequest("a submission has a template")
         if template.get("gpus") != 0:
-            await self._daemon.runner.known_gpus(FIRST_READING)
+            await self._daemon.runner.gpus.known(FIRST_READING)
         self._ids = core.store.submission(self._key)
         job = _template(core, self._session, template)
         self._checked = submission.read_submission(first, count, job)
@@ -113,7 +113,7 @@ class Intake:
             return
         problem = _impossible(core, job)
         if problem is not None and job.request.gpus:
-            await self._daemon.runner.fresh_gpus()  # a GPU may have come, or come back, since the last reading
+            await self._daemon.runner.gpus.fresh()  # a GPU may have come, or come back, since the last reading
             problem = _impossible(core, job)
         if problem is not None:
             about_gpus = job.request.gpus and "--cpus" not in problem and "--ram" not in problem

@@ -42,10 +42,9 @@ class Watcher:
         source: Source,
         sharing: Sharing | None,
         shims: Mapping[int, int],
-        deliver: Callable[[Readings, Neighbours], None],
     ) -> None:
         self._loop = loop
-        self._deliver = deliver
+        self._deliver: Callable[[Readings, Neighbours], None]
         self._wanted = threading.Event()
         self._shims = shims
         self._source = source
@@ -57,6 +56,10 @@ class Watcher:
         self._claims_since: float | None = None
         #: jobs by pid, as of the last reading
         self._known: dict[int, int] = {}
+
+    def begin(self, deliver: Callable[[Readings, Neighbours], None]) -> None:
+        """From now on there are readings. Raises HostBusy."""
+        self._deliver = deliver
         threads.begin(self._run, "gpu-watch")
 
     def waits(self) -> tuple[str, float] | None:
