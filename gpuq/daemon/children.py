@@ -48,6 +48,11 @@ def attend(loop: asyncio.AbstractEventLoop, ours: Callable[[], Container[int]]) 
     signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
 
 
+def leave(loop: asyncio.AbstractEventLoop) -> None:
+    """Look after them no more. What ends from now on, as idle supervisors do, must not reach a loop that is closed."""
+    loop.remove_signal_handler(signal.SIGCHLD)
+
+
 def look_after(ours: Container[int]) -> None:
     """One of ours that a job stopped goes on; an orphan that ended is forgotten. `ours` are pids."""
     try:

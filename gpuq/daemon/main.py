@@ -163,6 +163,7 @@ async def _live(settings: Settings, store: Store, home: Home, run_root: Path, li
         task.cancel()
     _note(core, Kind.DAEMON_STOPPED, running=len(core.running))
     await server.close(None if restart else STOPPED)
+    children.leave(loop)
     runner.end()
     return daemon.anew
 

@@ -281,7 +281,8 @@ class Supervisors:
         if seat.key is not None:
             self._under_way_no_more(seat)
             yield NotBegun(seat.key, launch_failure(self._explain(error), error))
-            self._free(seat)
+            seat.key = None
+        self._close_channel(seat)  # another one may have what this one lacks
 
     def _reported(self, seat: _Seat, said: bytes) -> Iterator[News]:
         if seat.key is None:
@@ -289,13 +290,9 @@ class Supervisors:
         key, seat.key = seat.key, None
         yield Reported(key, said[1:])
         if said[:1] == REPORT:
-            self._free(seat)
+            self._idle.append(seat)
         else:
             self._close_channel(seat)
-
-    def _free(self, seat: _Seat) -> None:
-        seat.key = None
-        self._idle.append(seat)
 
     def _ended(self, seat: _Seat, process: Supervisor) -> Iterator[News]:
         """Its pidfd is readable: it is waited for, and forgotten."""

@@ -140,6 +140,34 @@ def test_after_a_job_that_was_more_than_that_its_supervisor_ends(
     assert shared.end(shared.launch(["true"])).pid != supervisor.pid
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "renice -n 5 -p $PPID",
+        "taskset -pc 0 $PPID",
+        "prlimit --pid $PPID --nofile=64:64",
+        "prlimit --pid $PPID --nofile=3:3",
+        "prlimit --pid $PPID --cpu=1:1",
+        "ionice -c3 -p $PPID",
+        "chrt -i -p 0 $PPID",
+        "echo 777 > /proc/$PPID/oom_score_adj",
+    ],
+)
+def test_what_a_job_does_to_its_parent_meets_no_other_job(shared: Shared, change: str) -> None:
+    tell = (
+        "cat /proc/self/stat | cut -d' ' -f18,19,41; ulimit -n; ulimit -t; cat /proc/self/oom_score_adj; ionice; nproc"
+    )
+    before, after = shared.launch(shell(tell)), shared.launch(shell(tell))
+    shared.end(before)
+    changed = shared.launch(shell(f"{change} > /dev/null"))
+    shared.end(changed)
+    assert shared.result(changed).wait_status == 0, Path(changed.log_path).read_text()
+    for _ in range(3):  # more than can be ready
+        shared.end(after)
+        assert Path(after.log_path).read_text() == Path(before.log_path).read_text()
+        after = shared.launch(shell(tell))
+
+
 def test_it_can_be_ended_as_soon_as_it_has_begun(shared: Shared) -> None:
     """What is asked of it once it is known to have begun is never taken for something old."""
     for _ in range(20):

@@ -20,6 +20,7 @@ import posix as os
 import sys
 import time
 
+from gpuq.launch.parts.circumstances import circumstances
 from gpuq.launch.parts.files import reserve, slurp, to_json
 from gpuq.launch.parts.memory import kills_since, oom_kills
 from gpuq.launch.parts.processes import read_stat
@@ -35,6 +36,7 @@ else:
     import signal as _signal
     from typing import NoReturn
 
+    from gpuq.launch.parts.circumstances import Circumstances
     from gpuq.launch.shim import Spec
 
 #: The descriptor on which the daemon asks for a supervisor, with the end of the channel that this is to have. It says
@@ -52,8 +54,7 @@ ROOM = 4608
 MSG_CMSG_CLOEXEC = 0x40000000  # bits/socket.h
 #: What a supervisor without orders is called; `launch.identity` knows it by that.
 IDLE = b"gpuq supervisor\0idle"
-#: After a job that took longer, in seconds, a supervisor ends: who renices or confines the parent of one job means no
-#: other, and what a fork costs does not matter then.
+#: After a job that took longer, in seconds, a supervisor ends: what a fork costs does not matter then.
 BRIEF = 1.0
 #: The bytecode of a function adapts to what it is used for in its first eight calls (PEP 659).
 REHEARSALS = 8
@@ -213,9 +214,10 @@ def serve(channel: "_socket.socket", title: Title) -> "NoReturn":
     title.write(IDLE)  # before it leaves the daemon's session, outside of which it would be taken for an orphan
     os.setsid()
     os.dup2(CHANNEL, 2)
-    own = read_stat(os.getpid())
-    assert own is not None
-    say(channel, READY + own.pid.to_bytes(WORD, "little") + own.start_time.to_bytes(WORD, "little"))
+    stat = read_stat(os.getpid())
+    assert stat is not None
+    say(channel, READY + stat.pid.to_bytes(WORD, "little") + stat.start_time.to_bytes(WORD, "little"))
+    own = circumstances()
     for left in range(MOST_JOBS - 1, -1, -1):
         words, files, whole = receive(channel, 2)
         # Of a daemon that has gone meanwhile no orders are taken: the next one may take this process for the supervisor
@@ -224,13 +226,16 @@ def serve(channel: "_socket.socket", title: Title) -> "NoReturn":
             os._exit(0)  # no more is wanted, or the daemon is gone
         if not whole:
             say(channel, REFUSED + errno.EMFILE.to_bytes(WORD, "little"))
-            continue
-        attend(channel, title, words, *files, last=left == 0)
+            break
+        lock, orders = files
+        attend(channel, title, words, lock, orders, own=own, last=left == 0)
     os._exit(0)
 
 
-def attend(channel: "_socket.socket", title: Title, words: bytes, lock: int, orders: int, *, last: bool) -> None:
-    """See to one job. Does not return if this process is to see to no other."""
+def attend(
+    channel: "_socket.socket", title: Title, words: bytes, lock: int, orders: int, *, own: "Circumstances", last: bool
+) -> None:
+    """See to one job. Does not return if this process is to see to no other, because what is its `own` has changed."""
     # what was meant for an earlier job, or for nobody; the daemon signals once it knows that the orders were taken
     while _signal.sigtimedwait(_signal.valid_signals(), 0) is not None:
         pass
@@ -242,7 +247,7 @@ def attend(channel: "_socket.socket", title: Title, words: bytes, lock: int, ord
 
     def tell(report: bytes, *, quiet: bool) -> None:
         nonlocal ended
-        ended = last or not quiet or time.monotonic() - began > BRIEF
+        ended = last or not quiet or time.monotonic() - began > BRIEF or circumstances() != own
         say(channel, (LAST_REPORT if ended else REPORT) + report)
 
     code = supervise(marshal.loads(slurp(orders)), lock, tell)
