@@ -82,7 +82,7 @@ complete -c gpuq -n __gpuq_no_verb -s h -l help -d 'Show the help'
 complete -c gpuq -n __gpuq_no_verb -l version -d 'Print the version'
 complete -c gpuq -n __gpuq_command -a '(__gpuq_complete_command)'
 complete -c gpuq -n __gpuq_no_verb -a submit -d 'Queue a command, an array, or a file of commands.'
-complete -c gpuq -n '__gpuq_options submit' -l from -d 'A shell command per line, `-` for stdin; all are queued or none' -r -F
+complete -c gpuq -n '__gpuq_options submit' -l from -d 'A shell command per line, `-` for stdin; blank and # lines are none. All are queued or none' -r -F
 complete -c gpuq -n '__gpuq_options submit' -s a -l array -d 'One job per index: 0-99, 1,3,5-9, 0-10:2; %4 runs 4 at a time' -x
 complete -c gpuq -n '__gpuq_options submit' -s J -l name -d 'Name; the program\'s own if not given' -x
 complete -c gpuq -n '__gpuq_options submit' -s g -l gpus -d 'GPUs; 0 for a CPU job, 1 if not given and there are GPUs' -x

@@ -55,7 +55,7 @@ class Lines:
             self._start = self._file.tell()  # of standard input, somebody may have read the beginning
             self.count = sum(1 for _ in self._commands())
             if not self.count:
-                raise UsageError(f"{self._name}: holds no command")
+                raise UsageError(f"{self._name}: holds no command (blank and # lines are none); nothing was queued")
             self._open = files.pop_all()
         return self
 

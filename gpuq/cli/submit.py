@@ -46,7 +46,11 @@ def submit(
     command: opt.Command = None,
     from_: Annotated[
         str | None,
-        typer.Option("--from", metavar="FILE", help="A shell command per line, `-` for stdin; all are queued or none."),
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="A shell command per line, `-` for stdin; blank and # lines are none. All are queued or none.",
+        ),
     ] = None,
     array: Annotated[
         str | None,
@@ -131,21 +135,38 @@ def send(
         head["array"] = {"indexes": array[0], "limit": array[1]}
     jobs = commands.count * (len(array[0]) if array is not None else 1)
     retries = Retries(TRIES)
+    sending = Sending()
     while True:
         try:
             with retries.connect() as client:
                 client.socket.settimeout(PATIENCE + jobs / JOBS_PER_SECOND)
-                reply = _send_parts(client, head, commands)
+                reply = _send_parts(client, head, commands, sending)
             break
         except ConnectionLost as error:
             retries.lost(error)
+        except KeyboardInterrupt:
+            tell(sending.interrupted())
+            raise
     for note in reply.get("notes", []):
         tell(str(note))
     first, last = reply["ids"]
     return int(first), int(last)
 
 
-def _send_parts(client: Client, head: Message, commands: Commands) -> Message:
+class Sending:
+    """How far a submission has come, in however many tries."""
+
+    def __init__(self) -> None:
+        #: its last part was on its way once: it may be queued by now
+        self.whole = False
+
+    def interrupted(self) -> str:
+        if not self.whole:
+            return "interrupted: nothing was queued"
+        return "interrupted before the answer: it may have been queued; `gpuq list` tells"
+
+
+def _send_parts(client: Client, head: Message, commands: Commands, sending: Sending) -> Message:
     """Send every part, the next before the reply to one is read; a refusal is heard soon, and ends the sending."""
     sent, unanswered = 0, 0
     reply: Message = {}
@@ -155,6 +176,7 @@ def _send_parts(client: Client, head: Message, commands: Commands) -> Message:
             fields = {**head, "commands": part, "last": sent == commands.count}
             if "template" in head:
                 _refuse_too_long(fields)
+            sending.whole = sending.whole or sent == commands.count
             client.send("submit", **fields)
             unanswered += 1
             head = {"key": head["key"]}
@@ -208,9 +230,13 @@ def _report(first: int, last: int, *, as_json: bool, quiet: bool) -> None:
         objects = _objects(first, last) if as_json else None
         with printing():
             _print_ids(first, last, objects, quiet=quiet)
-    except GpuqError as error:
+    except (GpuqError, KeyboardInterrupt) as error:
         queued = f"job {first} is" if first == last else f"jobs {first}-{last} are"
-        raise type(error)(f"{error.message}; {queued} queued all the same: do not submit again") from None
+        text = f"{queued} queued all the same: do not submit again"
+        if isinstance(error, KeyboardInterrupt):
+            tell(f"interrupted: {text}")
+            raise
+        raise type(error)(f"{error.message}; {text}") from None
 
 
 def _print_ids(first: int, last: int, objects: list[Any] | None, *, quiet: bool) -> None:

@@ -69,9 +69,11 @@ class Reserve:
             return True
         return False
 
-    def require(self) -> None:
-        """For what only adds. Raises DiskFull while the reserve is gone."""
+    def require(self, beside: int = 0) -> None:
+        """For what only adds. Raises DiskFull while the reserve is gone, or less than `beside` bytes are free."""
         if not self.keep():
+            raise self.full()
+        if beside and (free := free_bytes(self._folder)) is not None and free < beside:
             raise self.full()
 
     def full(self) -> DiskFull:

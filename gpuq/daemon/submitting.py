@@ -17,7 +17,7 @@ from gpuq.daemon import decisions, views
 from gpuq.daemon import submit as submission
 from gpuq.daemon.asking import Daemon, Session
 from gpuq.daemon.core import Core
-from gpuq.errors import BadRequest, CannotFit, NoSuchJob, StoreError
+from gpuq.errors import BadRequest, CannotFit, DiskFull, NoSuchJob, StoreError
 from gpuq.events import Event, Kind
 from gpuq.model import Dependency, Driver, Job, State
 from gpuq.policy.explain import impossible
@@ -34,6 +34,8 @@ FIRST_READING = 3.0
 TURNS = 5
 #: When the database's log holds so much of a submission it is written back, in a thread: a commit would do it at 4 MiB.
 LOG_BYTES = 2 * 1024 * 1024
+#: So much stays free beside the reserve while one is written, in bytes: what is given up takes room to be removed.
+ROOM = 8 * 1024 * 1024
 
 Ids = tuple[int, int]
 
@@ -155,6 +157,7 @@ class Intake:
         template = self._now(checked.at(staged.first))
         own = submission.own_values(checked, commands, staged.first + self._taken)
         for some in in_slices(own):
+            core.reserve.require(beside=ROOM)
             staged.write(template, some, self._unmet)
             if staged.in_log > LOG_BYTES:
                 staged.in_log = 0
@@ -201,11 +204,30 @@ class Intake:
     async def give_up(self) -> None:
         """Remove what nobody has seen; the next start of the daemon does it where that fails."""
         staged, self._staged = self._staged, None
+        if staged is None:
+            return
         try:
-            while staged is not None and staged.remove_some(time.time()):
-                await asyncio.sleep(0)
+            try:
+                await self._remove(staged)
+            except DiskFull:
+                await self._take_back(staged)
         except StoreError as error:
             log.warning("a submission that was given up is removed at the next start: %s", error.message)
+
+    async def _remove(self, staged: Staged) -> None:
+        count = staged.written
+        while staged.remove_some(time.time()):
+            await asyncio.sleep(0)
+        store = self._core.store
+        if sum(store.counts().values()) < count:  # or else it is long anyway
+            store.shorten_changes()
+
+    async def _take_back(self, staged: Staged) -> None:
+        """What was written has filled the disk, and goes in the room that is kept for results: that is kept again."""
+        self._core.reserve.give_up()
+        await self._remove(staged)
+        await asyncio.to_thread(self._core.store.empty_log)
+        self._core.reserve.keep()
 
     # --- what becomes of it -----------------------------------------------------------------------
 

@@ -186,6 +186,13 @@ class Store(Queries):
         except (OSError, StoreError) as error:  # a commit that finds the log long tries it again
             log.warning("the log of the database could not be written back: %s", error)
 
+    def shorten_changes(self) -> None:
+        """Write the file of changes anew, without what is of no use any more. Raises StoreError."""
+        if self.changes is not None:
+            self.changes.behind = True
+            with self.transaction():
+                pass
+
     def _stay(self, *, log_too: bool = False) -> None:
         """The file must still be ours, and `log_too` its log: what is written into one that was removed would be lost.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from gpuq.cli.submit import TRIES
 from gpuq.errors import ConnectionLost, UsageError
 from gpuq.protocol import decode
 from tests.cli.terminal import finish
-from tests.harness import PATIENCE, Box
+from tests.harness import PATIENCE, Box, wait_until
 
 PRINT_ARGS = [sys.executable, "-c", "import sys; print(sys.argv[1:])"]
 
@@ -352,3 +353,30 @@ def test_a_submission_is_sent_again_until_it_is_answered(box: Box) -> None:
         answering.join()
     (box.state / "sock").unlink()
     assert len(keys) == 8 and len(set(keys)) == 1
+
+
+#: Numbers of poll(2) in /proc/PID/syscall (proc(5)): a submission waits for an answer, with a time limit.
+POLL = {"x86_64": "7", "aarch64": "73"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"), [(1, "it may have been queued; `gpuq list` tells"), (9000, "nothing was queued")]
+)
+def test_an_interrupted_submission_says_what_became_of_it(box: Box, lines: int, said: str) -> None:
+    """The daemon is stopped, so that no answer comes: to the only part, or to the first of several."""
+    file = box.folder / "lines"
+    file.write_text("true\n" * lines)
+    daemon = box.daemon_pid()
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        with box.started("submit", "--hold", "--gpus", "0", "--from", str(file)) as process:
+            syscall = Path(f"/proc/{process.pid}/syscall")
+            wait_until(lambda: syscall.read_text().split()[0] == POLL[os.uname().machine], "the client's wait")
+            process.send_signal(signal.SIGINT)
+            out, err = finish(process)
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    assert (out, process.returncode) == ("", 130)
+    assert said in err
+    if lines > 1:
+        assert box.request("list", sel={})["jobs"] == []

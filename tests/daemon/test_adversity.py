@@ -293,3 +293,15 @@ def test_a_file_system_that_becomes_read_only_is_called_that(box: Box) -> None:
     finally:
         box.close()
         subprocess.run(["umount", str(box.state)], check=True)
+
+
+def test_a_submission_that_fills_the_disk_leaves_the_room_that_it_took(small: Box) -> None:
+    held = small.submit("true", hold=True)
+    file = small.folder / "lines"
+    file.write_text("".join(f"echo {number} {'x' * 150}\n" for number in range(60_000)))
+    assert "is full" in small.fails(1, "submit", "--hold", "--from", str(file))
+    assert [job["id"] for job in small.request("list", sel={})["jobs"]] == [held], "nothing half is there"
+    assert small.wait(small.submit("true"))["state"] == "succeeded", "there is room for one that is small"
+    small.ok("daemon", "restart")
+    assert small.wait(small.submit("true"))["state"] == "succeeded"
+    assert small.job(held)["state"] == "held"
