@@ -206,6 +206,12 @@ class Box:
         assert isinstance(pid, int)
         return pid
 
+    def wait_begun(self, job_id: int) -> None:
+        """Wait until the job runs, whatever becomes of the daemon: its supervisor has its orders, and has said so."""
+        self.wait_state(job_id, "running")
+        run_dir = Path(self.job(job_id)["attempts"][-1]["run_dir"])
+        wait_until((run_dir / "identity").exists, "the supervisor's word")
+
     def kill_daemon(self) -> int:
         """KILL it, as a crash would; returns the pid that it had."""
         pid = self.daemon_pid()

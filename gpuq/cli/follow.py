@@ -18,8 +18,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from gpuq.cli.common import tell, write_some
-from gpuq.cli.link import Retries
-from gpuq.client import Client, request
+from gpuq.cli.link import Retries, ask
+from gpuq.client import Client
 from gpuq.errors import ConnectionLost, GpuqError
 from gpuq.launch.keptlog import MARK_SIZE, MOVED, end_size, head_size, mark, read_mark
 from gpuq.model import ENDED, WAITING
@@ -269,7 +269,7 @@ class Waiting:
         if self.left() != 0.0:
             return
         self._due = math.inf
-        found = request("why", sel={"ranges": [[self._id, self._id]]})["explanations"][0]
+        found = ask("why", sel={"ranges": [[self._id, self._id]]})["explanations"][0]
         if found["state"] in WAITING:
             tell(f"job {self._id} waits: {found['text']}")
 

@@ -40,6 +40,17 @@ class Retries:
         time.sleep(min(LONGEST_PAUSE, SHORTEST_PAUSE * 2 ** (self._failures - 1)))
 
 
+def ask(op: str, **fields: Any) -> Message:
+    """The answer to a question that changes nothing, asked again where a daemon died of something meanwhile."""
+    retries = Retries()
+    while True:
+        try:
+            with retries.connect() as client:
+                return client.request(op, **fields)
+        except ConnectionLost as error:
+            retries.lost(error)
+
+
 def stream(op: str, fields: dict[str, Any]) -> Iterator[Message]:
     """The objects of a streaming operation, over as many connections as it takes.
 

@@ -53,12 +53,12 @@ def logs(
 
 
 def _show(word: str) -> dict[str, Any]:
-    from gpuq.client import request
+    from gpuq.cli.link import ask
 
     selection = select([word])
     if any(low != high for low, high in selection.ranges):
         raise UsageError(f"{word!r} is a range: the log of one job is printed at a time")
-    jobs: list[dict[str, Any]] = request("show", sel=selection.to_json())["jobs"]
+    jobs: list[dict[str, Any]] = ask("show", sel=selection.to_json())["jobs"]
     return jobs[0]
 
 

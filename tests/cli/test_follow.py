@@ -309,7 +309,7 @@ def test_wait_sees_the_end(box: Box) -> None:
 def test_wait_goes_on_with_a_new_daemon(box: Box) -> None:
     gate = Gate(box, "exit 4")
     job = box.submit(*gate.command, gpus=0)
-    box.wait_state(job, "running")
+    box.wait_begun(job)
     with box.started("wait", str(job)) as process:
         wait_until(lambda: receives(process), "waiting")
         pid = box.kill_daemon()
@@ -326,7 +326,7 @@ def test_wait_means_the_jobs_that_were_chosen_at_first(box: Box) -> None:
     with box.started("wait", "--state", "held") as process:
         wait_until(lambda: receives(process), "waiting")
         box.ok("release", str(job))
-        box.wait_state(job, "running")
+        box.wait_begun(job)
         pid = box.kill_daemon()
         wait_until(lambda: box.daemon_pid() != pid, "a new daemon")
         gate.open()

@@ -125,7 +125,7 @@ def test_a_gpu_is_gone_when_a_restarted_daemon_looks(box: Box, quick: FakeNvml) 
     quick.set(gpus=fake_gpus(24 * GiB, 24 * GiB))
     gate = box.folder / "gate"
     job = box.submit(*ends_with(gate, 1), gpus=2, vram=GiB)
-    box.wait_state(job, "running")
+    box.wait_begun(job)
     box.kill_daemon()
     quick.set(gpus=quick.box.gpus[:1])
     gate.touch()
@@ -354,7 +354,7 @@ def maps_nvml(pid: int) -> bool:
 def test_wait_keeps_its_time_where_no_daemon_can_be_started(box: Box) -> None:
     """What the daemon needs to start is held by somebody: every command that wants one waits."""
     job = box.submit("sleep", "60")
-    box.wait_state(job, "running")
+    box.wait_begun(job)
     box.kill_daemon()
     with (box.state / "start.lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -307,7 +307,7 @@ def test_claims_and_peaks_outlive_the_daemon(box: Box, card: FakeNvml) -> None:
     greedy = share(box, 4, "sh", "-c", f"{more} & {shlex.join(card.allocate('6GiB', until=gate))}; wait")
     peaks(box, greedy, 6 * GiB)
     quiet = share(box, 15, *card.allocate("15GiB", after=late, until=gate))
-    box.wait_state(quiet, "running")
+    box.wait_begun(quiet)
     box.kill_daemon()
     grow.touch()
     wait_until(lambda: len([path for path in (card.folder / "box.d").iterdir() if path.name.isdigit()]) == 2)

@@ -213,7 +213,7 @@ def test_a_daemon_that_was_killed_while_it_started_a_job(pair: Pair) -> None:
     """It had told the claim, and not yet which process is the supervisor: that can be found."""
     box, gate = pair.box, pair.box.folder / "go"
     first = share(box, 16, *sleeps(gate))
-    box.wait_state(first, "running")
+    box.wait_begun(first)
     file, said = supervised(pair)
     box.kill_daemon()
     file.write_bytes(encode(replace(said, claims=(replace(said.claims[0], supervisor=None),))))
@@ -235,7 +235,7 @@ def test_a_daemon_that_was_killed_while_it_started_a_job(pair: Pair) -> None:
 def test_a_new_daemon_tells_what_it_takes_back_and_removes_what_was_left(pair: Pair) -> None:
     box, gate = pair.box, pair.box.folder / "go"
     first = share(box, 16, *sleeps(gate))
-    box.wait_state(first, "running")
+    box.wait_begun(first)
     left, before = supervised(pair)
     box.kill_daemon()
     half = pair.claims / f"gpuq-claims.{os.geteuid()}.{'a' * 32}.new"

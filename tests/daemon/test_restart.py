@@ -215,7 +215,7 @@ def test_a_job_uses_the_daemon_and_never_starts_one(box: Box) -> None:
     assert box.wait(int(box.log(fine)))["state"] == "succeeded"
     gate.unlink()
     orphan = box.submit("sh", "-c", script + f"; {' '.join(GPUQ)} daemon restart", env=env)
-    box.wait_state(orphan, "running")
+    box.wait_begun(orphan)
     log = Path(box.job(orphan)["log_path"])
     box.kill_daemon()
     gate.touch()

@@ -147,7 +147,7 @@ def test_after_a_reboot_jobs_are_lost_or_run_again_as_they_asked(quick: Box) -> 
     again, plain = int(quick.ok(*requeue)), quick.submit("sleep", "1000", cpus=0)
     waiting = quick.submit("true", after=[f"any:{plain}"])
     for job in (again, plain):
-        quick.wait_state(job, "running")
+        quick.wait_begun(job)
     wait_until((quick.folder / "ran").exists)
     wait_until((quick.state / "jobs" / str(plain) / "1" / "identity").exists)  # it runs, and is not only claimed
     quick.kill_daemon()
