@@ -20,6 +20,7 @@ import pytest
 
 from gpuq.daemon.children import PR_SET_CHILD_SUBREAPER
 from gpuq.launch import cgroup
+from gpuq.launch.adoption import Found, adopt, wait_unlocked
 from gpuq.launch.cgroup import Supervision
 from gpuq.launch.launcher import Launch, Launcher
 from gpuq.launch.outcome import Result, parse, read_result
@@ -101,6 +102,13 @@ def claimed(run_dir: Path) -> None:
     """Make the run folder as it is before an attempt is claimed."""
     run_dir.mkdir(exist_ok=True)
     (run_dir / RECORD).touch()
+
+
+def settled(run_dir: Path) -> Found:
+    """What became of an attempt whose supervisor or zygote has ended, with its lock perhaps still on its way to it: the
+    kernel tells of the end of a socket a moment before it lets go what was in its queue."""
+    wait_unlocked(run_dir)
+    return adopt(run_dir)
 
 
 def answer(starter: Launcher) -> Began | NotBegun:

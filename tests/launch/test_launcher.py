@@ -27,6 +27,7 @@ from tests.launch.conftest import (
     gone,
     python,
     reap_children,
+    settled,
     shell,
     until,
     written,
@@ -247,7 +248,7 @@ def test_an_interpreter_that_is_none(attempts: Attempts, monkeypatch: pytest.Mon
         told = 0
     attempts.hear_until(lambda: attempts.launcher.zygote is None and len(attempts.refused) == told)
     assert all(refused.failure is None for refused in attempts.refused.values())
-    assert adopt(launch.run_dir) == NeverStarted()
+    assert settled(launch.run_dir) == NeverStarted()
     reap_children()
 
 
@@ -265,7 +266,7 @@ def test_orders_that_a_killed_zygote_had_not_taken_are_told_of(attempts: Attempt
     keys = [(launch.job_id, 1) for launch in launches]
     attempts.hear_until(lambda: len(attempts.refused) == len(launches) and attempts.launcher.zygote is None)
     assert attempts.refused == {key: NotBegun(key) for key in keys}
-    assert [adopt(launch.run_dir) for launch in launches] == [NeverStarted()] * 3
+    assert [settled(launch.run_dir) for launch in launches] == [NeverStarted()] * 3
     reap_children()
     assert attempts.output(shell("echo again")) == "again\n", "there is another one"
     assert not (tmp_path / "ran").exists()

@@ -17,7 +17,7 @@ from gpuq.launch.launcher import Launch, Launcher
 from gpuq.launch.outcome import Result, parse, read_result
 from gpuq.launch.parts.fork import BRIEF, MOST_JOBS
 from gpuq.launch.supervisors import NotBegun, Supervisor
-from tests.launch.conftest import Attempts, claimed, gone, python, reap_children, reaping, shell, until
+from tests.launch.conftest import Attempts, claimed, gone, python, reap_children, reaping, settled, shell, until
 
 
 class Shared(Attempts):
@@ -196,7 +196,7 @@ def test_orders_that_one_had_not_taken_when_it_was_killed_are_told_of(shared: Sh
     os.kill(supervisor.pid, signal.SIGKILL)
     shared.hear_until(lambda: bool(shared.refused))
     assert shared.refused == {(launch.job_id, 1): NotBegun((launch.job_id, 1))}
-    assert adopt(launch.run_dir) == NeverStarted()
+    assert settled(launch.run_dir) == NeverStarted()
     assert not (tmp_path / "ran").exists()
     assert shared.launcher.room(1000) == Launcher(spare=0).room(1000), "none is under way any more"
 
@@ -212,7 +212,7 @@ def test_orders_of_a_daemon_that_is_gone_are_not_taken(shared: Shared, tmp_path:
     shared.launcher.close()
     os.kill(supervisor.pid, signal.SIGCONT)
     until(lambda: gone(supervisor.pid))
-    assert adopt(launch.run_dir) == NeverStarted()
+    assert settled(launch.run_dir) == NeverStarted()
     assert not (tmp_path / "ran").exists()
     reap_children()
     shared.launcher = Launcher(spare=1)
