@@ -39,6 +39,9 @@ log = logging.getLogger("gpuq.runner")
 #: After a write that failed (disk full), what was to be written is tried again this often, in seconds.
 RETRY_WRITE = 5.0
 
+#: An attempt that is to be claimed, and what is wrong with its run folder.
+Prepared = tuple[NewAttempt, str | None]
+
 #: What a restarted daemon finds of an attempt, in words.
 FOUND: dict[type, str] = {
     adoption.Running: "running",
@@ -153,11 +156,7 @@ class Runner:
         now = time.time()
         prepared = self._prepared(plan.starts)
         if prepared or ended:
-            try:
-                self._write(ended, [new for new, _ in prepared], now)
-            except Exception as error:  # noqa: BLE001 (whatever it is: the next look is in a moment, and readings go on)
-                self._not_recorded(ended, error)
-                prepared = []
+            prepared = self._written(ended, prepared, now)
         for new, broken in prepared:
             self._launch(self.core.running[new.attempt.job_id], broken)
         for new, _ in prepared:
@@ -165,6 +164,22 @@ class Runner:
         if not self._nothing_starts():
             self._keep_verdicts(plan.verdicts)
             self.launcher.settle()
+
+    def _written(self, ended: Mapping[int, Fact], prepared: list[Prepared], now: float) -> list[Prepared]:
+        """The starts that were claimed. What cannot be written holds up nothing else: then each is written by itself."""
+        try:
+            self._write(ended, [new for new, _ in prepared], now)
+        except Exception as error:  # noqa: BLE001 (whatever it is: the next look is in a moment, and readings go on)
+            if len(ended) + len(prepared) == 1:
+                self._not_recorded(ended, error)
+                return []
+        else:
+            return prepared
+        for job_id, fact in ended.items():
+            self._written({job_id: fact}, [], now)
+        if any(job_id in self.core.running for job_id in ended):  # a start may be meant for the place of that one
+            return []
+        return [claimed for one in prepared for claimed in self._written({}, [one], now)]
 
     def _write(self, ended: Mapping[int, Fact], attempts: Sequence[NewAttempt], now: float) -> None:
         if ended:
@@ -177,7 +192,7 @@ class Runner:
         if ended:
             crash.point("record-after")
 
-    def _prepared(self, starts: Sequence[scheduler.Start]) -> list[tuple[NewAttempt, str | None]]:
+    def _prepared(self, starts: Sequence[scheduler.Start]) -> list[Prepared]:
         """The attempts that are to be claimed, as many as may be started at once; none where the host has no room."""
         self._held_back = False
         try:

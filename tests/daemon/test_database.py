@@ -6,12 +6,14 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import stat
 import subprocess
 import sys
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,41 @@ def test_damage_that_is_met_later_is_recovered_without_anybody_asking(box: Box) 
         db.commit()
     assert "recovered" in box.run("list").stderr
     assert everything(box).keys() == set(held), "the changes beside it tell what the row was"
+
+
+@contextmanager
+def refused(box: Box, what: str) -> Iterator[None]:
+    """The database refuses what the trigger is for."""
+    with closing(sqlite3.connect(box.state / "queue.db", timeout=60)) as db:
+        db.execute(f"CREATE TRIGGER refused BEFORE {what} BEGIN SELECT RAISE(ABORT, 'refused'); END")
+        yield
+        db.execute("DROP TRIGGER refused")
+
+
+def test_an_end_that_cannot_be_recorded_holds_up_none_that_comes_with_it(box: Box) -> None:
+    jobs = box.submit_many([["sh", "-c", f"until [ -e {box.folder}/go ]; do :; done; exit {n}"] for n in range(3)], cpus=0)
+    for job in jobs:
+        box.wait_begun(job)
+    results = [Path(box.job(job)["attempts"][-1]["run_dir"]) / "result" for job in jobs]
+    with refused(box, f"UPDATE ON jobs WHEN NEW.id = {jobs[1]}"):
+        daemon = box.daemon_pid()
+        os.kill(daemon, signal.SIGSTOP)  # so that it hears of all at once
+        (box.folder / "go").touch()
+        wait_until(lambda: all(result.exists() for result in results), "the results")
+        os.kill(daemon, signal.SIGCONT)
+        assert [box.wait(jobs[n])["exit_code"] for n in (0, 2)] == [0, 2]
+        assert box.job(jobs[1])["state"] == "running"
+    assert box.wait(jobs[1])["exit_code"] == 1
+    assert [len(box.job(job)["attempts"]) for job in jobs] == [1, 1, 1]
+
+
+def test_a_start_that_cannot_be_claimed_holds_up_none_that_comes_with_it(box: Box) -> None:
+    jobs = box.submit_many([["true"]] * 3, cpus=0, hold=True)
+    with refused(box, f"INSERT ON attempts WHEN NEW.job_id = {jobs[1]}"):
+        box.ok("release", *map(str, jobs))
+        assert [box.wait(jobs[n])["exit_code"] for n in (0, 2)] == [0, 0]
+        assert "could not be recorded: " in box.reason(jobs[1])[1]
+    assert box.wait(jobs[1])["exit_code"] == 0
 
 
 def test_a_check_that_meets_damage_says_so_and_nothing_is_lost(box: Box) -> None:
