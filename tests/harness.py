@@ -253,3 +253,5 @@ class Box:
                     print("left behind:", pid, Path(f"/proc/{pid}/cmdline").read_bytes())
                     os.kill(pid, signal.SIGKILL)
             wait_until(lambda: not self.processes(), "the end of what the test left behind")
+        told = [line for log in self.state.glob("daemon.log*") for line in log.read_text(errors="replace").splitlines()]
+        assert not [line for line in told if "an error that nobody could take" in line]

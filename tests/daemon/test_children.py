@@ -32,3 +32,29 @@ def test_signals_that_come_faster_than_they_are_read_do_no_harm() -> None:
     """CPython 3.11 would warn of each, and could hang: see `children.attend`."""
     done = subprocess.run([sys.executable, "-c", FLOOD], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("0 True 1\n", "")
+
+
+LEFT = """
+import asyncio, os, signal, sys
+from gpuq.daemon import children
+
+unraisable = []
+sys.unraisablehook = unraisable.append
+loop = asyncio.new_event_loop()
+children.attend(loop, set)
+children.leave(loop)
+close = loop._close_self_pipe  # between this and the end of its handlers, a loop cannot take a signal
+
+def closed_and_told():
+    close()
+    os.kill(os.getpid(), signal.SIGCHLD)
+
+loop._close_self_pipe = closed_and_told
+loop.close()
+print(len(unraisable))
+"""
+
+
+def test_what_ends_while_the_loop_is_closed_does_no_harm() -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("0\n", "")
