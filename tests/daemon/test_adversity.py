@@ -301,6 +301,7 @@ def test_a_submission_that_fills_the_disk_leaves_the_room_that_it_took(small: Bo
     file.write_text("".join(f"echo {number} {'x' * 150}\n" for number in range(60_000)))
     assert "is full" in small.fails(1, "submit", "--hold", "--from", str(file))
     assert [job["id"] for job in small.request("list", sel={})["jobs"]] == [held], "nothing half is there"
+    wait_until(lambda: (small.state / "changes").stat().st_size < 100_000, "the end of what was noted of it")
     assert small.wait(small.submit("true"))["state"] == "succeeded", "there is room for one that is small"
     small.ok("daemon", "restart")
     assert small.wait(small.submit("true"))["state"] == "succeeded"

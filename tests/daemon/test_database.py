@@ -87,7 +87,9 @@ def refused(box: Box, what: str) -> Iterator[None]:
 
 
 def test_an_end_that_cannot_be_recorded_holds_up_none_that_comes_with_it(box: Box) -> None:
-    jobs = box.submit_many([["sh", "-c", f"until [ -e {box.folder}/go ]; do :; done; exit {n}"] for n in range(3)], cpus=0)
+    jobs = box.submit_many(
+        [["sh", "-c", f"until [ -e {box.folder}/go ]; do :; done; exit {n}"] for n in range(3)], cpus=0
+    )
     for job in jobs:
         box.wait_begun(job)
     results = [Path(box.job(job)["attempts"][-1]["run_dir"]) / "result" for job in jobs]

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from gpuq.client import Client
 from gpuq.daemon import handlers
-from gpuq.daemon.core import Core
+from gpuq.daemon.core import Core, NewAttempt
 from gpuq.events import Event, Kind
-from gpuq.model import ArrayPlace, Condition, Dependency, Request, Settings, State
-from gpuq.policy.lifecycle import Cancelled
+from gpuq.launch.supervisors import Supervisor
+from gpuq.model import ArrayPlace, Attempt, Condition, Dependency, Request, Settings, State
+from gpuq.policy.lifecycle import Cancelled, Ended, Started, advance
 from gpuq.store import changes
 from gpuq.store.store import Store
 from tests.harness import Box
@@ -128,3 +129,19 @@ def test_one_that_was_named_and_cannot_be_cancelled_is_told_of_beside_many(box: 
     reply = box.request("cancel", sel={"ranges": [[ended, ended], *([n, n] for n in ids)]})
     assert reply["done"] == ids
     assert [item["id"] for item in reply["refused"]] == [ended]
+
+
+def test_a_supervisor_that_sees_to_another_job_is_that_ones(tmp_path: Path) -> None:
+    """The end of the first may be recorded later than the second begins: a write of it failed."""
+    with filled([(False, 1, None, [], None)] * 2) as core:
+        supervisor = Supervisor(pid=7, pidfd=-1, start_time=1)
+        for job_id in (1, 2):
+            job = core.store.job(job_id)
+            assert job is not None
+            started = advance(job, Started((), "log"), 0.0)
+            core.apply([], [NewAttempt(job, started, Attempt(job_id, 1, 0.0, str(tmp_path), "log"))])
+            core.supervised(core.running[job_id], supervisor)
+        core.apply([(core.running[1].job, Ended(exit_code=0))])
+        assert core.shims == {7: 2}
+        core.apply([(core.running[2].job, Ended(exit_code=0))])
+        assert core.shims == {}
