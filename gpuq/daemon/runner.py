@@ -166,7 +166,7 @@ class Runner:
             self.launcher.settle()
 
     def _written(self, ended: Mapping[int, Fact], prepared: list[Prepared], now: float) -> list[Prepared]:
-        """The starts that were claimed. What cannot be written holds up nothing else: then each is written by itself."""
+        """The starts that were claimed. Where not all can be written, each is by itself: none holds up another."""
         try:
             self._write(ended, [new for new, _ in prepared], now)
         except Exception as error:  # noqa: BLE001 (whatever it is: the next look is in a moment, and readings go on)
