@@ -1,6 +1,7 @@
 """The schema, as numbered functions that each take a database one version further.
 
-`PRAGMA user_version` counts those that ran. A migration that has landed is never edited: the next change is a new one.
+`PRAGMA user_version` counts those that ran. A migration that has landed is never edited: the next change is a new one,
+here and in `schema.py`, of which a new database is made.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gpuq.errors import StoreError
+from gpuq.store import schema
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -231,16 +233,25 @@ def migrate(conn: sqlite3.Connection, to: int | None = None) -> None:
     target = len(MIGRATIONS) if to is None else to
     if version >= target:
         return
-    from sqlite_utils import Database  # slow to import, and most starts have nothing to migrate
-
-    # plugins would be looked for among all packages that are installed, and run in the daemon
-    db = Database(conn, use_counts_table=False, execute_plugins=False)
     conn.execute("BEGIN IMMEDIATE")
     try:
-        for migration in MIGRATIONS[version:target]:
-            migration(db)
+        if version == 0 and target >= schema.VERSION:
+            for statement in schema.STATEMENTS:
+                conn.execute(statement)
+            version = schema.VERSION
+        if version < target:
+            _run(conn, MIGRATIONS[version:target])
         conn.execute(f"PRAGMA user_version = {target}")
         conn.commit()
     except BaseException:
         conn.rollback()
         raise
+
+
+def _run(conn: sqlite3.Connection, steps: tuple[Callable[[Database], None], ...]) -> None:
+    from sqlite_utils import Database  # slow to import, and most starts have nothing to migrate
+
+    # plugins would be looked for among all packages that are installed, and run in the daemon
+    db = Database(conn, use_counts_table=False, execute_plugins=False)
+    for step in steps:
+        step(db)
