@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,6 +55,13 @@ class Attempts:
             runrecord.write(run_dir, {**row, **live_values(step.job)}, attempt)
         return NewAttempt(job, step, attempt), broken
 
+    def look_ahead(self, job_id: int) -> None:
+        """Make the folder for the next attempt of a job that waits: that takes longer than its claim."""
+        job = self._core.store.job(job_id)
+        if job is not None and job.state is State.QUEUED:
+            with contextlib.suppress(OSError):  # `prepare` tries again, and tells
+                _make_work_folder(self._core.next_run_dir(job))
+
     def orders(self, running: Running) -> Launch:
         """What its supervisor needs to know. Raises LaunchError, StoreError."""
         core, job, attempt = self._core, running.job, running.attempt
@@ -95,8 +104,14 @@ def _make_work_folder(run_dir: Path) -> str | None:
 
     What is wrong with this folder alone is returned. Raises OSError where no folder could be made.
     """
+    work = run_dir / "work"
     try:
-        for folder in (run_dir.parent, run_dir, run_dir / "work"):
+        if stat.S_ISDIR(os.lstat(work).st_mode):
+            return None
+    except OSError:
+        pass  # it is made, or it is told why not
+    try:
+        for folder in (run_dir.parent, run_dir, work):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         if not os.path.lexists(run_dir.parent):

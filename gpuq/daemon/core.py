@@ -69,7 +69,7 @@ T = TypeVar("T")
 NVML, CLAIMS_FOLDER = "NVML", "the folder of other daemons' claims"
 
 #: Reasons that may pass as soon as a job ends.
-_PLACEABLE = frozenset({Reason.RESOURCES, Reason.FOREIGN_USE})
+PLACEABLE = frozenset({Reason.RESOURCES, Reason.FOREIGN_USE})
 
 
 @dataclass(slots=True)
@@ -150,16 +150,21 @@ class Core:
     # --- changing ---------------------------------------------------------------------------------
 
     def apply(
-        self, facts: Iterable[tuple[Job, Fact]], attempts: Sequence[NewAttempt] = (), now: float | None = None
+        self,
+        facts: Iterable[tuple[Job, Fact]],
+        attempts: Sequence[NewAttempt] = (),
+        now: float | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> list[Job]:
         """Advance jobs by facts, and whatever depends on them, and claim what new attempts need, in one transaction.
 
-        `now` is when the facts became known, where that was before the attempts were made, in seconds since the epoch.
+        `now` is when the facts became known, where that was before the attempts were made, in seconds since the epoch;
+        `meanwhile` is called before the disk is waited for.
         Returns the jobs that changed by the facts. Raises IllegalTransition or StoreError, and then nothing has
         changed. What is kept in reserve for that is used where the disk is full.
         """
         todo = list(facts)
-        return self._with_room(lambda: self._apply(todo, attempts=attempts, now=now))
+        return self._with_room(lambda: self._apply(todo, attempts=attempts, now=now, meanwhile=meanwhile))
 
     def cancel_waiting(self, ids: Sequence[int]) -> None:
         """Cancel jobs that wait, and what that means for those that depend on them, in one transaction.
@@ -182,6 +187,7 @@ class Core:
         cancelled: Sequence[int] = (),
         attempts: Sequence[NewAttempt] = (),
         now: float | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> list[Job]:
         crash.point("transition-before")
         now = time.time() if now is None else now
@@ -215,6 +221,8 @@ class Core:
             for new in attempts:
                 self.store.change(new.before, new.started.job, new.started.event)
                 self.store.add_attempt(new.attempt)
+            if meanwhile is not None:
+                meanwhile()
         if cancelled:
             decisions.cancelled(cancelled)
             self.waiting.remove_all(cancelled)
@@ -381,7 +389,7 @@ class Core:
         waits = [
             (-key.priority, self.waiting.groups[key][0], key.request)
             for key, verdict in self.verdicts.items()
-            if key.request.gpus and key in self.waiting.groups and verdict.reason in _PLACEABLE
+            if key.request.gpus and key in self.waiting.groups and verdict.reason in PLACEABLE
         ]
         return min(waits, key=lambda found: found[:2])[2] if waits else None
 

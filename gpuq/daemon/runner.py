@@ -17,7 +17,7 @@ from gpuq import config, crash
 from gpuq.daemon import decisions, evidence, threads
 from gpuq.daemon.attempts import Attempts
 from gpuq.daemon.clock import WallClock
-from gpuq.daemon.core import Core, NewAttempt, Running, over_text
+from gpuq.daemon.core import PLACEABLE, Core, NewAttempt, Running, over_text
 from gpuq.daemon.gpus import Gpus
 from gpuq.daemon.sharing import Sharing
 from gpuq.daemon.turns import Turns
@@ -74,6 +74,8 @@ class Runner:
         self._attempts = Attempts(core, supervision)
         #: more could be started than may be at once
         self._held_back = False
+        #: the waiting job whose folder was made last
+        self._ready_for = 0
         #: how attempts ended that are to be recorded in this turn of the loop, by job
         self._over: dict[int, Fact] = {}
 
@@ -135,9 +137,10 @@ class Runner:
         """Start what can start now."""
         if self._nothing_starts():
             return
-        plan = scheduler.plan(self.core.snapshot(), self.core.gpu_states() if gpus else None)
-        if any(start.gpus for start in plan.starts):
-            plan = self._turns.agreed(plan)
+        states = self.core.gpu_states() if gpus else None
+        plan = scheduler.plan(self.core.snapshot(), states)
+        if states is not None and any(start.gpus for start in plan.starts):
+            plan = self._turns.agreed(plan, states)
         self._record({}, plan)
         self._turns.planned.clear()
         self._publish()
@@ -163,7 +166,7 @@ class Runner:
             self._tell_start(new.started.job)
         if not self._nothing_starts():
             self._keep_verdicts(plan.verdicts)
-            self.launcher.settle()
+            self._make_ready(plan.verdicts)
 
     def _written(self, ended: Mapping[int, Fact], prepared: list[Prepared], now: float) -> list[Prepared]:
         """The starts that were claimed. Where not all can be written, each is by itself: none holds up another."""
@@ -186,11 +189,24 @@ class Runner:
             crash.point("record-before")
         if attempts:
             crash.point("claim-before")
-        self.core.apply([(self.core.running[job_id].job, fact) for job_id, fact in ended.items()], attempts, now)
+        # Nothing is left of what has ended: GPUs are read while the disk writes. Earlier, the reading would keep the
+        # statements waiting for the interpreter's lock, one by one.
+        read = self.gpus.read if ended and self.core.waiting.wants_gpus() else None
+        facts = [(self.core.running[job_id].job, fact) for job_id, fact in ended.items()]
+        self.core.apply(facts, attempts, now, meanwhile=read)
         if attempts:
             crash.point("claim-after")
         if ended:
             crash.point("record-after")
+
+    def _make_ready(self, verdicts: Mapping[GroupKey, Verdict]) -> None:
+        """What the next start needs and is known now is made while nothing waits for it."""
+        self.launcher.settle()
+        key = next((key for key, verdict in verdicts.items() if verdict.reason in PLACEABLE), None)
+        ids = None if key is None else self.core.waiting.groups.get(key)
+        if ids and ids[0] != self._ready_for:
+            self._ready_for = ids[0]
+            self._loop.call_soon(self._attempts.look_ahead, ids[0])
 
     def _prepared(self, starts: Sequence[scheduler.Start]) -> list[Prepared]:
         """The attempts that are to be claimed, as many as may be started at once; none where the host has no room."""
@@ -442,13 +458,11 @@ class Runner:
         """An attempt ended so. It is recorded with what else ends in this turn of the loop."""
         if not self._over:
             self._loop.call_soon(self._record_ends)
-            if self.core.waiting.wants_gpus():
-                self.gpus.read()  # meanwhile: nothing of the attempt is left
         self._over.setdefault(job_id, fact)
 
     def _record_ends(self) -> None:
         """Record what has ended, and start what needs no GPU in its place. GPU jobs are planned with the reading that
-        was asked for when it ended, and what the end has set free as whatever is new.
+        is asked for meanwhile, and what the end has set free as whatever is new.
 
         Where that cannot be written now, the result files wait, and we try again.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from gpuq import crash
@@ -13,6 +14,7 @@ from gpuq.daemon.core import Core
 from gpuq.daemon.neighbours import Others
 from gpuq.daemon.sharing import Sharing
 from gpuq.policy import courtesy, scheduler
+from gpuq.policy.ledger import GpuState
 
 log = logging.getLogger("gpuq.turns")
 
@@ -35,8 +37,9 @@ class Turns:
         self._waits_since: float | None = None
         self._courtesy = courtesy.NONE
 
-    def agreed(self, plan: scheduler.Plan) -> scheduler.Plan:
-        """The plan, made anew among the claims of others, and told to them before anything starts.
+    def agreed(self, plan: scheduler.Plan, states: Sequence[GpuState]) -> scheduler.Plan:
+        """The plan, which was made for GPUs in these states, made anew among the claims of others, and told to them
+        before anything starts.
 
         A start counts once a look at the others' claims that began after ours was told leaves room for it. So whoever
         tells later sees what was told earlier, whoever holds the lock and however long anything took meanwhile. Two
@@ -52,7 +55,9 @@ class Turns:
                 looking += took
                 if others is None:
                     break
-                plan = self._plan_among(others, ours)
+                among = self._states_among(others, ours)
+                if among != states:
+                    plan, states = scheduler.plan(self._core.snapshot(), among), among
                 wanted = self._wanted(plan)
                 if wanted.items() <= self.planned.items():
                     if time.monotonic() - began - looking > OLD:
@@ -77,12 +82,12 @@ class Turns:
         began = time.monotonic()
         return sharing.look(), time.monotonic() - began
 
-    def _plan_among(self, others: Others, ours: float) -> scheduler.Plan:
+    def _states_among(self, others: Others, ours: float) -> Sequence[GpuState]:
         core = self._core
         core.neighbours = others.claims
         now = time.monotonic()
         states, self._courtesy = courtesy.give_way(core.gpu_states(), others.waits, ours, self._courtesy, now)
-        return scheduler.plan(core.snapshot(), states)
+        return states
 
     def _wanted(self, plan: scheduler.Plan) -> dict[int, list[PublishedClaim]]:
         """The claims of what the plan starts on GPUs, by job."""
