@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import stat
 import time
 from datetime import datetime
 from pathlib import Path
@@ -126,6 +128,22 @@ def test_hold_release_and_cancel_of_a_waiting_job(single: Box) -> None:
     assert [single.job(n)["state"] for n in (held, queued)] == ["held", "held"]
     single.request("release", sel={"ranges": [[held, queued]]})
     assert single.wait(held, queued)["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_the_next_job_finds_its_folder_made(single: Box, removed: bool) -> None:
+    command, gate = blocker(single)
+    first = single.submit(*command)
+    single.wait_begun(first)
+    job = single.submit("sh", "-c", 'cd "$GPUQ_JOB_DIR" && pwd')
+    folder = Path(single.job(first)["attempts"][0]["run_dir"]).parents[1] / str(job) / "1"
+    wait_until((folder / "work").is_dir, "the folder of a job that waits")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    if removed:
+        shutil.rmtree(folder.parent)
+    gate.touch()
+    assert single.wait(job)["exit_code"] == 0
+    assert single.log(job) == f"{folder}/work\n"
 
 
 def test_priority_beats_age(single: Box) -> None:
