@@ -18,16 +18,20 @@ Operations and their fields (`sel` is a Selection as JSON; `job` is the object o
 | show | sel | jobs, each with attempts [{…, claims}] and events |
 | why | sel | explanations |
 | cancel hold release suspend resume retry | sel | done [ids], refused [{id, message}] |
-| wait | sel, any | jobs, once all (any: one) of them ended |
+| wait | sel, any, pages, brief | jobs, once all (any: one) of them ended |
 | follow | id | stream: {"job": job} now and on each change, until the job ended |
 | gpus | | gpus, driver, fault, version, note |
 | top | | stream of frames: {"gpus", "running", "waiting", "counts", "note"} |
-| events | sel?, since?, limit, follow | events; with follow a stream of {"event": event} after them |
+| events | sel?, since?, since_job?, limit, follow, pages | events; with follow then a stream of {"event": event} |
 | db-check | | path bytes whole problems checked_at report |
 | db-backup | path?, force | path bytes |
 | db-restore | path dry_run | path jobs missing waiting; then the daemon begins anew |
 | prune | sel, older?, larger?, all, logs_only, dry_run | done [ids], kept [ids], bytes |
 | stop | jobs, restart | running, cancelled; the daemon exits after the reply |
+
+`wait` and `events` tell of many in several answers where `pages` asks for it, the last of them with `end`; new events
+then come as lists, too. A `brief` wait is told `ended` [[first, last id]…], `counts` {state: n}, and a few jobs: all,
+or the first that did not succeed.
 """
 
 from __future__ import annotations

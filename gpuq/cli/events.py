@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -49,34 +49,31 @@ def events(
     """
     selection = select(ids, state, tag)
     check_number(number, "events", ", 0 for all")
-    fields: dict[str, Any] = {"limit": number or None, "follow": follow}
+    fields: dict[str, Any] = {"limit": number or None, "follow": follow, "pages": True}
     if not selection.empty:
         fields["sel"] = selection.to_json()
-    if follow:
-        _follow(fields, as_json)
+    if as_json and not follow:
+        print_json("gpuq.events/1", events=[event for some in _told(fields) for event in some])
         return
-    from gpuq.client import request
-
-    found: list[Event] = request("events", **fields)["events"]
-    if as_json:
-        print_json("gpuq.events/1", events=found)
-    else:
-        _print(found, {})
-
-
-def _follow(fields: dict[str, Any], as_json: bool) -> None:
-    from gpuq.cli.link import stream
-
     indexes: dict[str, int] = {}
-    for message in stream("events", fields):
-        found: list[Event] = message.get("events") or ([message["event"]] if "event" in message else [])
+    for found in _told(fields):
         if as_json:
             sys.stdout.writelines(json.dumps(event) + "\n" for event in found)
         else:
             _print(found, indexes)
-        if found:
-            fields.update(since=found[-1]["id"], limit=None)  # where a new connection goes on
         flush()
+
+
+def _told(fields: dict[str, Any]) -> Iterator[list[Event]]:
+    """The events, as they come."""
+    from gpuq.cli.link import stream
+
+    for message in stream("events", fields):
+        # one at a time from a daemon that is older than pages are
+        found: list[Event] = message.get("events") or ([message["event"]] if "event" in message else [])
+        yield found
+        if found:  # where a new connection goes on
+            fields.update(since=found[-1]["id"], since_job=found[-1]["job"], limit=None)
 
 
 def _print(found: list[Event], indexes: dict[str, int]) -> None:

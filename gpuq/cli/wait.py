@@ -2,7 +2,9 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -14,6 +16,7 @@ from gpuq.cli.common import (
     Quiet,
     States,
     Tags,
+    count_jobs,
     examples,
     new_app,
     on_terminal,
@@ -29,6 +32,8 @@ from gpuq.protocol import Selection, spans
 
 app = new_app()
 
+#: Of more jobs only so many are told of one by one, with a summary.
+FEW = 20
 #: As timeout(1).
 TIMED_OUT = 124
 
@@ -61,14 +66,31 @@ def wait(
     """
     selection = select_some(ids, state, tag)
     seconds = units.parse_duration(timeout, "--timeout") if timeout is not None else None
-    jobs = _ended(selection, any_) if seconds is None else _within(seconds, lambda: _ended(selection, any_))
-    if jobs is None:
+
+    def ended() -> Outcome:
+        return _ended(selection, any_=any_, whole=as_json)
+
+    outcome = ended() if seconds is None else _within(seconds, ended)
+    if outcome is None:
         tell(f"not ended within {timeout}")
         return TIMED_OUT
-    _report(jobs, as_json=as_json, quiet=quiet)
-    if any_ or len(jobs) == 1:
-        return exit_code(jobs[0]) if jobs else 0
-    return int(any(job["state"] != "succeeded" for job in jobs))
+    _report(outcome, as_json=as_json, quiet=quiet)
+    if any_ or outcome.total == 1:
+        return exit_code(outcome.jobs[0]) if outcome.total else 0
+    return int(outcome.total > outcome.counts.get("succeeded", 0))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the jobs ended: those of them that are told of, ranges of the ids of all, and numbers by state."""
+
+    jobs: list[Job]
+    ended: list[list[int]]
+    counts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
 
 
 def _settled(selection: Selection) -> Selection:
@@ -81,17 +103,22 @@ def _settled(selection: Selection) -> Selection:
     return Selection(tuple((a, b) for a, b in spans(job["id"] for job in jobs)))
 
 
-def _ended(selection: Selection, any_: bool) -> list[Job]:
-    """The jobs once they ended."""
-    fields = {"sel": _settled(selection).to_json(), "any": any_}
+def _ended(selection: Selection, *, any_: bool, whole: bool) -> Outcome:
+    """The outcome once they ended; `whole` with every job."""
+    fields = {"sel": _settled(selection).to_json(), "any": any_, "pages": True, "brief": not whole}
     retries = Retries()
     while True:
+        jobs: list[Job] = []
         try:
             with retries.connect() as client:
-                client.send("wait", **fields)
-                return list(client.receive()["jobs"])
+                for message in client.stream("wait", **fields):
+                    jobs += message["jobs"]
         except ConnectionLost as error:
             retries.lost(error)
+            continue
+        # a daemon that is older than that is not brief
+        ended = message.get("ended", spans(job["id"] for job in jobs))
+        return Outcome(jobs, ended, message.get("counts", Counter(job["state"] for job in jobs)))
 
 
 class _TimeUp(Exception):
@@ -114,15 +141,18 @@ def _within(seconds: float, work: Callable[[], T]) -> T | None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _report(jobs: list[Job], *, as_json: bool, quiet: bool) -> None:
+def _report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
+    """What is on stdout is as long as the jobs are many; sentences are of a few, with a summary of many."""
     if as_json:
-        print_json("gpuq.jobs/1", jobs=jobs)
-    elif quiet:
-        sys.stdout.writelines(f"{job['id']}\n" for job in jobs)
-    elif on_terminal():
-        for job in jobs:
-            print(sentence(job))
-    else:
-        for job in jobs:
-            if job["state"] != "succeeded":
-                tell(sentence(job))
+        print_json("gpuq.jobs/1", jobs=outcome.jobs)
+        return
+    if quiet:
+        sys.stdout.writelines(f"{job_id}\n" for low, high in outcome.ended for job_id in range(low, high + 1))
+        return
+    say = print if on_terminal() else tell
+    for job in outcome.jobs[:FEW]:
+        if on_terminal() or job["state"] != "succeeded":
+            say(sentence(job))
+    if outcome.total > FEW and (on_terminal() or outcome.total > outcome.counts.get("succeeded", 0)):
+        numbers = ", ".join(f"{count:,} {state}" for state, count in sorted(outcome.counts.items()))
+        say(f"{count_jobs(outcome.total)} ended: {numbers}")

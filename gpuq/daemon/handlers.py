@@ -6,11 +6,10 @@ the server ends them when their client goes away.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
-from gpuq.daemon import decisions, looking, submitting
-from gpuq.daemon.asking import Answer, Daemon, Session, Stream, chosen
+from gpuq.daemon import awaiting, decisions, looking, submitting
+from gpuq.daemon.asking import Answer, Daemon, Session, Stream, chosen, let_others
 from gpuq.daemon.core import Core
 from gpuq.daemon.owners import owner_name
 from gpuq.model import ACTIVE, WAITING, Ending, Job
@@ -29,7 +28,7 @@ from gpuq.policy.lifecycle import (
 from gpuq.protocol import Message
 
 #: Jobs that are changed in one transaction when many are.
-SLICE = 400
+SLICE = 250
 #: A submit waits at most this long for the first word on the GPUs, in seconds.
 FIRST_READING = 3.0
 
@@ -76,7 +75,7 @@ async def _change(daemon: Daemon, session: Session, message: Message, fact: Fact
     refused: list[Message] = []
     for end in range(len(ids), 0, -SLICE):
         _change_some(daemon, session, fact, ids[max(0, end - SLICE) : end], named, done, refused)
-        await asyncio.sleep(0)
+        await let_others()
     done.sort()
     refused.sort(key=lambda item: int(item["id"]))
     decisions.asked(session.uid, str(message["op"]), done, len(refused))
@@ -181,7 +180,7 @@ ANSWERS: dict[str, Answer] = {
 }
 STREAMS: dict[str, Stream] = {
     "stop": stop,
-    "wait": looking.wait,
+    "wait": awaiting.wait,
     "follow": looking.follow,
     "top": looking.top,
     "events": looking.events,

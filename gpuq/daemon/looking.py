@@ -14,12 +14,15 @@ from gpuq.daemon.core import Core
 from gpuq.errors import BadRequest, NoSuchJob
 from gpuq.model import ACTIVE, ENDED, WAITING, Job
 from gpuq.protocol import Message, Selection
+from gpuq.store.history import Place
 from gpuq.store.queries import Order
 
 #: Shortest time between two frames of `top`, in seconds.
 FRAME = 0.25
 #: Jobs of a long list that are made ready in one go.
 SLICE = 500
+#: Events that are read and sent in one go.
+PAGE = 200
 #: Rows of the queue's head in a frame.
 HEAD = 20
 
@@ -104,21 +107,6 @@ async def gpus(daemon: Daemon, _session: Session, _message: Message) -> Message:
 # --- until there is news -------------------------------------------------------------------------
 
 
-async def wait(daemon: Daemon, session: Session, message: Message) -> AsyncIterator[Message]:
-    """The jobs, once all of them (with `any`, one of them) have ended."""
-    core = daemon.core
-    ids = core.store.select(chosen(core, session, message))
-    with core.hub.listen(ids) as news:
-        pending = changed = set(ids)
-        while True:
-            pending = pending - {job_id for job_id in changed if core.store.state_of(job_id) in ENDED}
-            if not pending or (message.get("any") is True and len(pending) < len(ids)):
-                break
-            changed = pending & await news.wait()
-    ended = [job for job_id in ids if job_id not in pending and (job := core.store.job(job_id)) is not None]
-    yield {"jobs": [_view(core, job) for job in ended], "end": True}
-
-
 async def follow(daemon: Daemon, session: Session, message: Message) -> AsyncIterator[Message]:
     """One job now and at each change, until it has ended."""
     core = daemon.core
@@ -158,21 +146,48 @@ async def top(daemon: Daemon, _session: Session, _message: Message) -> AsyncIter
 
 
 async def events(daemon: Daemon, session: Session, message: Message) -> AsyncIterator[Message]:
-    """Events so far, then with `follow` each new one. Read from the store by id, so that a slow reader misses none."""
+    """Events so far, then with `follow` each new one. Read from the store by id, so that a slow reader misses none.
+
+    With `pages` many come in several answers, each a list, new ones as well; between two pages others are served.
+    """
     core = daemon.core
     selection = check_selection(core, session, message)
     where = None if selection.empty else selection
     if where is not None:
         chosen(core, session, message)
-    since, limit = count(message, "since") or 0, count(message, "limit")
-    follows = message.get("follow") is True
+    limit, follows = count(message, "limit"), message.get("follow") is True
+    at: Place = (count(message, "since") or 0, count(message, "since_job") or protocol.MAX_ID)
     with core.hub.listen() as news:
-        last, past = core.store.last_event(), core.store.events(since, where, limit)
-        yield {"events": [views.event_view(event) for event in past], **({} if follows else {"end": True})}
+        upto = core.store.last_event()
+        past: list[Message] = []
+        if limit is not None:
+            past = [views.event_view(event) for event in core.store.events(at[0], where, limit)]
+        else:
+            async for some in _event_pages(core, where, at, upto):
+                past += some
+                if message.get("pages") is True:
+                    yield {"events": past}
+                    past = []
+        yield {"events": past, **({} if follows else {"end": True})}
         while follows:
             await news.wait()
             # the horizon before the events: what is committed while these are sent comes with the next
-            horizon, fresh = core.store.last_event(), core.store.events(last, where, None)
-            for event in fresh:
-                yield {"event": views.event_view(event)}
-            last = horizon
+            horizon = core.store.last_event()
+            async for some in _event_pages(core, where, (upto, protocol.MAX_ID), horizon):
+                if message.get("pages") is True:
+                    yield {"events": some}
+                else:
+                    for event in some:
+                        yield {"event": event}
+            upto = horizon
+
+
+async def _event_pages(core: Core, where: Selection | None, at: Place, upto: int) -> AsyncIterator[list[Message]]:
+    """Events after that place up to one, as they are sent."""
+    end = (upto, protocol.MAX_ID)
+    while at < end:
+        found, at = core.store.events_page(at, upto, where, PAGE)
+        if found:
+            yield [views.event_view(event) for event in found]
+        if at < end:
+            await core.hub.rest()

@@ -15,7 +15,7 @@ from dataclasses import replace
 from gpuq import protocol
 from gpuq.daemon import decisions, views
 from gpuq.daemon import submit as submission
-from gpuq.daemon.asking import Daemon, Session
+from gpuq.daemon.asking import Daemon, Session, let_others
 from gpuq.daemon.core import Core
 from gpuq.errors import BadRequest, CannotFit, DiskFull, NoSuchJob, StoreError
 from gpuq.events import Event, Kind
@@ -30,8 +30,6 @@ log = logging.getLogger("gpuq.submitting")
 
 #: A submit waits at most this long for the first word on the GPUs, in seconds.
 FIRST_READING = 3.0
-#: Turns of the loop between two slices: a short request is accepted, read and answered within them.
-TURNS = 5
 #: When the database's log holds so much of a submission it is written back, in a thread: a commit would do it at 4 MiB.
 LOG_BYTES = 2 * 1024 * 1024
 #: So much stays free beside the reserve while one is written, in bytes: what is given up takes room to be removed.
@@ -196,8 +194,7 @@ class Intake:
 
     async def _others(self) -> None:
         """Serve others. Raises ConnectionError where nobody waits for the answer any more."""
-        for _ in range(TURNS):
-            await asyncio.sleep(0)
+        await let_others()
         if self._session.gone():
             raise ConnectionError("the client has gone away")
 

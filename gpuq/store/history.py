@@ -6,12 +6,13 @@ with the largest first id up to a job's is the only one that can be about it. Wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from sqlite3 import Connection
 from typing import Any
 
 from gpuq.events import Event, Kind
-from gpuq.store.rows import event_from_row
+from gpuq.protocol import MAX_ID
+from gpuq.store.rows import dump, event_from_row
 
 
 def of_all(conn: Connection, since: int, limit: int | None) -> list[Event]:
@@ -48,6 +49,53 @@ def of_jobs(conn: Connection, since: int, jobs: str, values: list[int | str], li
     found += [_one(row, row["one"], row["name"]) for row in shared.fetchall()]
     found.sort(key=lambda event: (event.id, event.job_id or 0))
     return found if limit is None else found[max(0, len(found) - limit) :]
+
+
+#: An event and, where its row stands for many jobs, the last of them that was told of.
+Place = tuple[int, int]
+
+
+def page(
+    conn: Connection, after: Place, upto: int, jobs: str, values: Sequence[int | str], most: int
+) -> tuple[list[Event], Place]:
+    """Events after that place up to that one, oldest first, with the place to go on at, which is at `upto` at the end.
+
+    `jobs` is an SQL condition of those that are told of, with its values; without one so is what is about no job. No
+    more than `most` rows are read of either table, and there may be no event in a page though more follow.
+    """
+    about = f"EXISTS (SELECT 1 FROM jobs WHERE jobs.id = events.job_id AND {jobs})" if jobs else "1"
+    rows = conn.execute(
+        f"""SELECT *, last_id IS NOT NULL OR {about} AS told FROM events
+            WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?""",
+        [*values, after[0], upto, most + 1],  # the first may have been told before
+    ).fetchall()
+    found: list[Event] = []
+    for row in rows:
+        upto_job = after[1] if row["id"] == after[0] else 0
+        if upto_job >= (row["last_id"] or 1):
+            continue
+        if row["last_id"] is None:
+            found += [event_from_row(row)] if row["told"] else []
+            continue
+        low, left = max(row["job_id"], upto_job + 1), max(0, most - len(found))
+        some = conn.execute(
+            "SELECT id, name FROM jobs WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?", (low, row["last_id"], left)
+        ).fetchall()
+        chosen = _chosen(conn, [job["id"] for job in some], jobs, values)
+        found += [_one(row, job["id"], job["name"]) for job in some if job["id"] in chosen]
+        if len(some) == left:
+            return found, (row["id"], some[-1]["id"] if some else low - 1)
+    return found, (rows[-1]["id"] if len(rows) > most else upto, MAX_ID)
+
+
+def _chosen(conn: Connection, ids: list[int], jobs: str, values: Sequence[int | str]) -> set[int]:
+    """Those of the jobs that meet the condition."""
+    if not jobs:
+        return set(ids)
+    rows = conn.execute(
+        f"SELECT id FROM jobs WHERE id IN (SELECT value FROM json_each(?)) AND {jobs}", [dump(ids), *values]
+    )
+    return {row["id"] for row in rows}
 
 
 def _each(conn: Connection, row: Mapping[str, Any], limit: int) -> Iterator[Event]:

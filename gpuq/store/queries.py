@@ -282,6 +282,13 @@ class Queries:
         jobs, values = self._where(selection)
         return self._made("an event", lambda: history.of_jobs(self.conn, since, jobs, values, limit))
 
+    def events_page(
+        self, after: history.Place, upto: int, selection: Selection | None, most: int
+    ) -> tuple[list[Event], history.Place]:
+        """Some of the events after that place up to that one, oldest first, and the place to go on at."""
+        jobs, values = ("", []) if selection is None else self._where(selection)
+        return self._made("an event", lambda: history.page(self.conn, after, upto, jobs, values, most))
+
     def last_event(self) -> int:
         return int(self.conn.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0])
 
