@@ -7,8 +7,10 @@ GPUs are named by UUID. Records are frozen: a change is a new record (`dataclass
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
+
+from gpuq.records import dataclass
 
 KiB = 1024
 MiB = 1024**2

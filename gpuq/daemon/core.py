@@ -10,7 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,6 +57,7 @@ from gpuq.policy.lifecycle import (
 from gpuq.policy.retry import GivenUp
 from gpuq.policy.scheduler import Snapshot
 from gpuq.policy.waiting import GroupKey, Waiting
+from gpuq.records import dataclass
 from gpuq.store.store import Store, with_outcome
 from gpuq.units import format_duration, format_size
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from gpuq.launch.parts.leaf import Leaf
+from gpuq.records import dataclass
 
 #: Names a cgroup's folder to use, whoever delegated it.
 VARIABLE = "GPUQ_CGROUP"

@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from gpuq import crash
@@ -28,6 +27,7 @@ from gpuq.launch.runfolder import LOCK, launch_failure, valid_text
 from gpuq.launch.supervisors import SPARE, Began, Key, News, NotBegun, Supervisor, Supervisors
 from gpuq.launch.zygote import Zygote
 from gpuq.model import Identity
+from gpuq.records import dataclass
 
 #: What the zygote is made of, each part after those that it imports.
 _PARTS = (files, memory, circumstances, processes, leaf, keptlog, keeper, start_of_job, watch, shim, fork)

@@ -7,9 +7,10 @@ reading shows; so what counts beside that is the part that is not allocated yet,
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from gpuq.model import GpuProcess, GpuReading
+from gpuq.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
+from gpuq.records import dataclass
 from gpuq.store.format import Header, Image, Row, Value
 from gpuq.store.migrations import MIGRATIONS, SANE_VERSION, migrate, refuse_newer
 
