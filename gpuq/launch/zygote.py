@@ -75,7 +75,14 @@ class Zygote:
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             try:
                 process = subprocess.Popen(
-                    argv, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=said, pass_fds=(code,), cwd="/"
+                    argv,
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=said,
+                    pass_fds=(code,),
+                    cwd="/",
+                    # ld.so(8): what is bound when it is used is bound again in each fork, in pages of its own
+                    env={**os.environ, "LD_BIND_NOW": "1"},
                 )
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -21,12 +21,10 @@ import sys
 import time
 
 from gpuq.launch.parts.circumstances import circumstances
-from gpuq.launch.parts.files import reserve, slurp, to_json
-from gpuq.launch.parts.memory import kills_since, oom_kills
+from gpuq.launch.parts.files import slurp
 from gpuq.launch.parts.processes import read_stat
-from gpuq.launch.parts.start import StartError, open_log, start, write_identity
-from gpuq.launch.parts.watch import Limit, Watch
-from gpuq.launch.shim import supervise, used, watched
+from gpuq.launch.parts.start import DEFAULT_PATH, become_subreaper
+from gpuq.launch.shim import supervise
 
 #: Known to type checkers without the import of `typing`.
 TYPE_CHECKING = False
@@ -52,12 +50,15 @@ LONGEST = 4352
 #: The zygote's last argument is so long, for the supervisors' arguments are written over its own.
 ROOM = 4608
 MSG_CMSG_CLOEXEC = 0x40000000  # bits/socket.h
+ZYGOTE = b"gpuq zygote"
 #: What a supervisor without orders is called; `launch.identity` knows it by that.
 IDLE = b"gpuq supervisor\0idle"
 #: After a job that took longer, in seconds, a supervisor ends: what a fork costs does not matter then.
 BRIEF = 1.0
-#: The bytecode of a function adapts to what it is used for in its first eight calls (PEP 659).
-REHEARSALS = 8
+#: The bytecode of a function begins to adapt to what it is used for with its eighth call (PEP 659).
+REHEARSALS = 10
+#: Where folders are made that no disk has to be waited for.
+MEMORY = "/dev/shm"
 #: It ends after so many jobs, whatever they did to its memory.
 MOST_JOBS = 1000
 
@@ -88,11 +89,11 @@ def main() -> "NoReturn":
     # An inherited SIG_IGN would make the kernel reap the jobs, and their status would be lost (wait(2)).
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     title = Title()
-    title.write(b"gpuq zygote")
-    channel = _socket.socket(fileno=os.dup(CHANNEL))
+    title.write(ZYGOTE)
+    channel = channel_of(os.dup(CHANNEL))
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, CHANNEL)
-    rehearse()
+    rehearse(title)
     gc.collect()
     gc.freeze()  # what is here stays, and is shared as long as nobody writes to it
     while True:
@@ -104,6 +105,10 @@ def main() -> "NoReturn":
             continue
         fork_twice(channel, number, title, files[0])
         os.close(files[0])
+
+
+def channel_of(file: int) -> "_socket.socket":
+    return _socket.socket(-1, -1, -1, file)
 
 
 def receive(channel: "_socket.socket", count: int) -> tuple[bytes, list[int], bool]:
@@ -123,17 +128,38 @@ def receive(channel: "_socket.socket", count: int) -> tuple[bytes, list[int], bo
     return message, files, bool(files)
 
 
-def rehearse() -> None:
-    """What Python makes when it is first used, codecs and caches of methods and types, is made here, and shared.
+def rehearse(title: Title) -> None:
+    """What Python makes when it is first used, caches, parsers of arguments and the bytecode that it adapts, is made
+    here and shared, not by each supervisor in pages of its own.
 
-    All that a supervisor does, as far as it can be done without a folder and without a job.
+    A supervisor's work is done some times over, with a folder in memory (shm_overview(7)) and a program that there is.
+    Where there is no such folder, nothing is made before it is used.
     """
-    nowhere = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = f"{MEMORY}/gpuq-{os.getpid()}-{os.urandom(8).hex()}"
+    said = os.dup(2)
+    try:
+        os.mkdir(folder, 0o700)
+        try:
+            see_to_nothing(title, folder.encode())
+        finally:
+            for name in os.listdir(folder):
+                os.unlink(f"{folder}/{name}")
+            os.rmdir(folder)
+    except OSError:
+        pass  # it costs memory, and no job
+    become_subreaper(0)
+    title.write(ZYGOTE)
+    os.dup2(said, 2)
+    os.close(said)
+
+
+def see_to_nothing(title: Title, folder: bytes) -> None:
+    """REHEARSALS jobs, one after the other, in this process, which is then a sub-reaper and has another `stderr`."""
     spec: Spec = {
-        "run_dir": b"/proc",
-        "program": marshal.dumps(([b"/proc"], {b"PATH": b"/proc"})),
+        "run_dir": folder,
+        "program": marshal.dumps(([b"true"], {b"PATH": b"/proc:" + DEFAULT_PATH})),
         "cwd": b"/",
-        "log_path": b"/dev/null",
+        "log_path": folder + b"/log",
         "private_log": True,
         "umask": 0o077,
         "limits": [],
@@ -144,20 +170,22 @@ def rehearse() -> None:
         "cgroup": None,
         "ram": None,
     }
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    own = circumstances()
     for _ in range(REHEARSALS):
-        reserve(nowhere)
-        log = open_log(spec)
-        for step in (lambda: write_identity(nowhere, None), lambda log=log: start(spec, log, None)):
-            try:
-                step()
-            except StartError as error:
-                text = error.text
-        os.close(log)
-        watch = Watch(0, Limit(None, None), 1.0, None)
-        watch.until_nothing_is_left()
-        said = {**watched(watch, failed=False), **used(watch, None), "kills": kills_since(oom_kills())}
-        to_json({**said, "text": text, "none": None})
-    os.close(nowhere)
+        wait_for_adoption(0)
+        channel = channel_of(os.dup(theirs.fileno()))
+        introduce(channel)
+        files = os.dup(CHANNEL), os.memfd_create("gpuq-rehearsal")
+        os.pwrite(files[1], marshal.dumps(dict(spec)), 0)
+        rights = b"".join(file.to_bytes(4, sys.byteorder) for file in files)
+        ours.sendmsg([IDLE], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+        for file in files:
+            os.close(file)
+        take_orders(channel, title, own, last=False)
+        channel.close()
+    ours.close()
+    theirs.close()
 
 
 def is_alone(channel: "_socket.socket") -> bool:
@@ -179,7 +207,7 @@ def fork_twice(channel: "_socket.socket", number: bytes, title: Title, own: int)
     if first == 0:
         between(channel, number)
         channel.close()
-        serve(_socket.socket(fileno=own), title)
+        serve(channel_of(own), title)
     os.waitpid(first, 0)  # where it was killed, the end of the channel tells of it
 
 
@@ -194,7 +222,11 @@ def between(channel: "_socket.socket", number: bytes) -> None:
     if pid:
         reply(channel, number, 0)
         os._exit(0)
-    while os.getppid() == first:
+    wait_for_adoption(first)
+
+
+def wait_for_adoption(parent: int) -> None:
+    while os.getppid() == parent:
         os.sched_yield()
 
 
@@ -214,28 +246,39 @@ def serve(channel: "_socket.socket", title: Title) -> "NoReturn":
     title.write(IDLE)  # before it leaves the daemon's session, outside of which it would be taken for an orphan
     os.setsid()
     os.dup2(CHANNEL, 2)
+    introduce(channel)
+    own = circumstances()
+    for left in range(MOST_JOBS - 1, -1, -1):
+        code = take_orders(channel, title, own, last=left == 0)
+        if code is not None:
+            os._exit(code)  # nothing is left to flush
+    os._exit(0)
+
+
+def introduce(channel: "_socket.socket") -> None:
     stat = read_stat(os.getpid())
     assert stat is not None
     say(channel, READY + stat.pid.to_bytes(WORD, "little") + stat.start_time.to_bytes(WORD, "little"))
-    own = circumstances()
-    for left in range(MOST_JOBS - 1, -1, -1):
-        words, files, whole = receive(channel, 2)
-        # Of a daemon that has gone meanwhile no orders are taken: the next one may take this process for the supervisor
-        # of the attempt before, by what that wrote down.
-        if not words or is_alone(channel):
-            os._exit(0)  # no more is wanted, or the daemon is gone
-        if not whole:
-            say(channel, REFUSED + errno.EMFILE.to_bytes(WORD, "little"))
-            break
-        lock, orders = files
-        attend(channel, title, words, lock, orders, own=own, last=left == 0)
-    os._exit(0)
+
+
+def take_orders(channel: "_socket.socket", title: Title, own: "Circumstances", *, last: bool) -> int | None:
+    """Wait for them, and see to one job. The exit code if this process is to end then, else None."""
+    words, files, whole = receive(channel, 2)
+    # Of a daemon that has gone meanwhile no orders are taken: the next one may take this process for the supervisor
+    # of the attempt before, by what that wrote down.
+    if not words or is_alone(channel):
+        return 0  # no more is wanted, or the daemon is gone
+    if not whole:
+        say(channel, REFUSED + errno.EMFILE.to_bytes(WORD, "little"))
+        return 0
+    lock, orders = files
+    return attend(channel, title, words, lock, orders, own=own, last=last)
 
 
 def attend(
     channel: "_socket.socket", title: Title, words: bytes, lock: int, orders: int, *, own: "Circumstances", last: bool
-) -> None:
-    """See to one job. Does not return if this process is to see to no other, because what is its `own` has changed."""
+) -> int | None:
+    """See to one job. The exit code if this process is to see to no other, because what is its `own` has changed."""
     # what was meant for an earlier job, or for nobody; the daemon signals once it knows that the orders were taken
     while _signal.sigtimedwait(_signal.valid_signals(), 0) is not None:
         pass
@@ -252,7 +295,8 @@ def attend(
 
     code = supervise(marshal.loads(slurp(orders)), lock, tell)
     if code or ended:
-        os._exit(code)  # nothing is left to flush
+        return code
     title.write(IDLE)
     os.dup2(CHANNEL, 2)
     os.close(lock)
+    return None

@@ -43,9 +43,9 @@ class StartError(Exception):
         self.step, self.number, self.text = step, number, text
 
 
-def become_subreaper() -> None:
-    """Descendants of the job whose parent died become our children, whatever they do (prctl(2))."""
-    if _ctypes.call_cdeclfunction(PRCTL, (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) != 0:
+def become_subreaper(wanted: int = 1) -> None:
+    """Descendants of the job whose parent died become our children, whatever they do (prctl(2)); with 0 no longer."""
+    if _ctypes.call_cdeclfunction(PRCTL, (PR_SET_CHILD_SUBREAPER, wanted, 0, 0, 0)) != 0:
         raise StartError("identity", 0, "the kernel does not let a supervisor adopt what its job leaves behind")
 
 
