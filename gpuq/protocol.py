@@ -14,7 +14,7 @@ Operations and their fields (`sel` is a Selection as JSON; `job` is the object o
 |---|---|---|
 | status | | pid version protocol state_dir socket started_at jobs {state: n} gpus_note |
 | submit | key, template, commands [[argv]…], env, array {indexes, limit}?, last | at the end ids [first, last], notes |
-| list | sel, all, limit | jobs, total, counts |
+| list | sel, all, limit, after, ids? | jobs, next; of the first page counts and, with a limit, total |
 | show | sel | jobs, each with attempts [{…, claims}] and events |
 | why | sel | explanations |
 | cancel hold release suspend resume retry | sel | done [ids], refused [{id, message}] |
@@ -32,6 +32,15 @@ Operations and their fields (`sel` is a Selection as JSON; `job` is the object o
 `wait` and `events` tell of many in several answers where `pages` asks for it, the last of them with `end`; new events
 then come as lists, too. A `brief` wait is told `ended` [[first, last id]…], `counts` {state: n}, and a few jobs: all,
 or the first that did not succeed.
+
+A list comes in pages, each asked for by a request of its own: the first with `after` null, the others with what `next`
+was; null there ends the list. A page has at most 500 jobs (5,000 where their `ids` will do), and may have none though
+more follow. It is read at one moment. Jobs may move between two pages, and the list goes on where it was: what was
+submitted later is left out; a job that is there and chosen all the time is sent at least once, what moved meanwhile
+perhaps again, and at the end of the list; a reader drops an id that it has had (`Seen`), and has each job once, as it
+was when it was first sent. `limit` is how many more the reader wants. A page does not depend on the connection, nor on
+the daemon's life. A request without `after`, as clients made it before there were pages, is answered in one line, with
+`total` and no job twice.
 """
 
 from __future__ import annotations
@@ -68,6 +77,11 @@ Message = dict[str, Any]
 def encode(message: Mapping[str, Any]) -> bytes:
     """One line, with its newline."""
     return json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def encode_list(messages: Iterable[Message]) -> bytes:
+    """The same of several, as a list has them, without its brackets."""
+    return json.dumps(list(messages), separators=(",", ":")).encode("ascii")[1:-1]
 
 
 def decode(line: bytes) -> Message:
@@ -139,6 +153,28 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(value)
     return value.encode("utf-8", "replace").decode("utf-8")  # as tags are kept
+
+
+class Seen:
+    """Ids that were met: a bit for each, for the ids of a queue follow each other."""
+
+    #: ids of a block, and so bytes times eight
+    _BLOCK = 1 << 16
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, bytearray] = {}
+
+    def add(self, job_id: int) -> bool:
+        """Note an id; whether it is new."""
+        block, place = divmod(job_id, self._BLOCK)
+        bits = self._blocks.get(block)
+        if bits is None:
+            bits = self._blocks[block] = bytearray(self._BLOCK // 8)
+        byte, bit = place >> 3, 1 << (place & 7)
+        if bits[byte] & bit:
+            return False
+        bits[byte] |= bit
+        return True
 
 
 def spans(ids: Iterable[int]) -> list[list[int]]:

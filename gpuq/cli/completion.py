@@ -107,7 +107,7 @@ def complete_ids(
     try:
         with Client.connect(start=False) as client:
             client.socket.settimeout(2)
-            reply = client.request("list", sel={"states": states}, all=True, limit=MOST, newest=True)
+            reply = client.request("list", sel={"states": states}, all=True, limit=MOST, after=None)
     except GpuqError:
         return  # a shell in the middle of a line is no place for messages
     for job in reply["jobs"]:

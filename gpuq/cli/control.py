@@ -12,12 +12,11 @@ from gpuq.cli.common import (
     examples,
     new_app,
     print_done,
-    print_json,
     select_some,
     tell,
     tell_refused,
 )
-from gpuq.protocol import ranges, spans
+from gpuq.protocol import ranges
 
 app = new_app()
 
@@ -102,7 +101,9 @@ def _control(
     reply = request(op, sel=selection.to_json())
     done: list[int] = reply["done"]
     if as_json:
-        print_json("gpuq.jobs/1", jobs=_objects(done))
+        from gpuq.cli.pages import by_id, print_jobs
+
+        print_jobs(by_id(done))
     else:
         if done:
             print_done(done, f"{done_word}: {_which(done)}", quiet=quiet)
@@ -114,12 +115,3 @@ def _control(
 def _which(done: Iterable[int]) -> str:
     jobs = list(done)
     return f"job {jobs[0]}" if len(jobs) == 1 else f"{count_jobs(len(jobs))} ({ranges(jobs)})"
-
-
-def _objects(done: list[int]) -> list[object]:
-    """What became of the jobs."""
-    from gpuq.client import request
-
-    if not done:
-        return []
-    return list(request("list", sel={"ranges": spans(done)}, all=True, limit=None, newest=False)["jobs"])

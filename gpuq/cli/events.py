@@ -20,7 +20,6 @@ from gpuq.cli.common import (
     screen_width,
     select,
 )
-from gpuq.protocol import spans
 
 app = new_app()
 
@@ -95,7 +94,6 @@ def _indexes(found: list[Event], known: Mapping[str, int]) -> dict[str, int]:
     wanted = {job for uuid, job in jobs.items() if uuid not in known}
     if not wanted:
         return {}
-    from gpuq.client import request
+    from gpuq.cli.pages import by_id
 
-    listed = request("list", sel={"ranges": spans(wanted)}, all=True, limit=None, newest=False)["jobs"]
-    return {uuid: index for job in listed for uuid, index in indexes_of(job).items()}
+    return {uuid: index for job in by_id(sorted(wanted)) for uuid, index in indexes_of(job).items()}

@@ -2,7 +2,9 @@
 
 import shlex
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Annotated
 
 import typer
 
@@ -17,12 +19,11 @@ from gpuq.cli.common import (
     flush,
     new_app,
     on_terminal,
-    print_json,
     select,
     tell,
 )
+from gpuq.cli.pages import Job, Jobs, print_jobs
 from gpuq.errors import NoSuchJob
-from gpuq.protocol import Selection
 from gpuq.units import printable
 
 app = new_app()
@@ -57,29 +58,27 @@ def list_(
     selection = select(ids, state, tag)
     check_number(number, "rows", ", 0 for all")
     limit = number if number is not None else _default_limit(bare=as_json or quiet)
-    reply = _ask(selection, everything, limit or None)
-    jobs: list[dict[str, Any]] = reply["jobs"]
-    if not jobs and ids:
+    ended = everything or bool(selection.ranges or selection.last or selection.states)
+    bare_ids = quiet and not as_json
+    jobs = Jobs(selection, everything=ended, limit=limit or None, ids=bare_ids)
+    found = iter(jobs)
+    first = next(found, None)
+    if first is None and ids:
         raise NoSuchJob(f"there is no job {', '.join(ids)}" + (" in that state, with that tag" if state or tag else ""))
+    every = found if first is None else chain([first], found)
     if as_json:
-        print_json("gpuq.jobs/1", jobs=jobs)
+        print_jobs(every)
     elif quiet:
-        sys.stdout.writelines(f"{job['id']}\n" for job in jobs)
-    elif not jobs:
+        sys.stdout.writelines(f"{job['id']}\n" for job in every)
+    elif first is None:
         chosen = "no job was chosen" if state or tag else "there is no job: none was submitted yet, or all were pruned"
         tell(chosen if state or tag or everything else "no jobs are waiting or running")
     else:
+        count = _print(every)
         command = ["gpuq", "list", *(ids or []), *(["--all"] if everything else [])]
         command += ["--state", state] if state is not None else []
         command += [word for one in tag or [] for word in ("--tag", one)]
-        _print(jobs, reply["total"], shlex.join([*command, "-n", "0"]))
-
-
-def _ask(selection: Selection, everything: bool, limit: int | None) -> dict[str, Any]:
-    from gpuq.client import request
-
-    ended = everything or bool(selection.ranges or selection.last or selection.states)
-    return request("list", sel=selection.to_json(), all=ended, limit=limit)
+        _tell_more(jobs.total - count, shlex.join([*command, "-n", "0"]))
 
 
 def _default_limit(*, bare: bool) -> int:
@@ -90,16 +89,29 @@ def _default_limit(*, bare: bool) -> int:
     return load_settings().list_rows
 
 
-def _print(jobs: list[dict[str, Any]], total: int, for_all: str) -> None:
+def _print(jobs: Iterable[Job]) -> int:
+    """The table; how many rows it has."""
+    count = 0
+
+    def counted() -> Iterator[Job]:
+        nonlocal count
+        for job in jobs:
+            count += 1
+            yield job
+
     if on_terminal():
         from gpuq.cli import render
 
-        render.print_jobs(jobs)
+        render.print_jobs(counted())
     else:
         from gpuq.cli import fields, plain
 
-        sys.stdout.write(plain.columns(fields.JOB_HEADER, map(fields.job_row, jobs)))
-    if total > len(jobs):
-        more = f"… and {total - len(jobs):,} more ({printable(for_all)} shows all)"
+        sys.stdout.writelines(plain.lines(fields.JOB_HEADER, map(fields.job_row, counted())))
+    return count
+
+
+def _tell_more(more: int, for_all: str) -> None:
+    if more > 0:
         flush()  # where both go to one file, the table comes first
-        print(more, file=sys.stdout if on_terminal() else sys.stderr)
+        text = f"… and {more:,} more ({printable(for_all)} shows all)"
+        print(text, file=sys.stdout if on_terminal() else sys.stderr)

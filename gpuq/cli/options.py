@@ -12,7 +12,7 @@ from gpuq import config, units
 from gpuq.cli import parse
 from gpuq.cli.common import tell
 from gpuq.errors import NoSuchJob, UsageError
-from gpuq.protocol import MAX_COMMAND, MAX_ENVIRONMENT, MAX_NAME, MAX_TAGS, MAX_TEXT
+from gpuq.protocol import MAX_COMMAND, MAX_ENVIRONMENT, MAX_NAME, MAX_TAGS, MAX_TEXT, Selection
 
 #: Slurm's --priority without its extremes; larger runs first.
 MAX_PRIORITY = 1000
@@ -277,12 +277,12 @@ def _resolve_last(after: list[str]) -> list[str]:
     """Ask which job `@last` is; only when it is used."""
     if not any(word.endswith(":@last") for word in after):
         return after
-    from gpuq.client import request
+    from gpuq.cli.pages import Jobs
 
-    jobs = request("list", sel={"last": True}, all=True, limit=1, newest=True)["jobs"]
-    if not jobs:
+    last = next(iter(Jobs(Selection(last=True), everything=True, limit=1)), None)
+    if last is None:
         raise NoSuchJob("--after @last: there is no job yet")
-    return [word.replace("@last", str(jobs[0]["id"])) for word in after]
+    return [word.replace("@last", str(last["id"])) for word in after]
 
 
 def _umask() -> int:

@@ -1,14 +1,32 @@
 """Text for programs, logs and pipes: aligned columns, nothing cut off, no colours."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+#: Rows whose columns are aligned with each other, whatever comes after them.
+BLOCK = 1000
 
 
 def columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Lines with two spaces between columns; an empty cell is `-`; the last column is not padded."""
-    table = [[name.upper() for name in header], *([cell or "-" for cell in row] for row in rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
-    widths[-1] = 0
-    return "".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() + "\n" for row in table)
+    return "".join(lines(header, rows))
+
+
+def lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """The same line by line, of rows that are taken a block at a time: a column may become wider with a later block."""
+    rows = iter(rows)
+    widths = [0] * len(header)
+    table = [[name.upper() for name in header], *_block(rows)]
+    while table:
+        widths = [max(width, *(len(row[i]) for row in table)) for i, width in enumerate(widths)]
+        widths[-1] = 0
+        for row in table:
+            yield "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() + "\n"
+        table = _block(rows)
+
+
+def _block(rows: Iterator[Sequence[str]]) -> list[list[str]]:
+    return [[cell or "-" for cell in row] for row in islice(rows, BLOCK)]
 
 
 def pairs(rows: Iterable[tuple[str, str]], indent: str = "", screen: int | None = None) -> str:

@@ -10,7 +10,7 @@ import typer
 from gpuq.cli import options as opt
 from gpuq.cli import parse
 from gpuq.cli.commands import Lines, Typed
-from gpuq.cli.common import Json, Quiet, count_jobs, examples, new_app, on_terminal, print_json, printing, tell
+from gpuq.cli.common import Json, Quiet, count_jobs, examples, new_app, on_terminal, printing, tell
 from gpuq.cli.link import Retries
 from gpuq.client import PATIENCE, Client
 from gpuq.errors import ConnectionLost, GpuqError, UsageError
@@ -227,9 +227,8 @@ class Progress:
 def _report(first: int, last: int, *, as_json: bool, quiet: bool) -> None:
     """Print the ids. Where that fails the message has them, so that nobody submits again what is queued."""
     try:
-        objects = _objects(first, last) if as_json else None
         with printing():
-            _print_ids(first, last, objects, quiet=quiet)
+            _print_ids(first, last, as_json=as_json, quiet=quiet)
     except (GpuqError, KeyboardInterrupt) as error:
         queued = f"job {first} is" if first == last else f"jobs {first}-{last} are"
         text = f"{queued} queued all the same: do not submit again"
@@ -239,18 +238,14 @@ def _report(first: int, last: int, *, as_json: bool, quiet: bool) -> None:
         raise type(error)(f"{error.message}; {text}") from None
 
 
-def _print_ids(first: int, last: int, objects: list[Any] | None, *, quiet: bool) -> None:
-    if objects is not None:
-        print_json("gpuq.jobs/1", jobs=objects)
+def _print_ids(first: int, last: int, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        from gpuq.cli.pages import by_id, print_jobs
+
+        print_jobs(by_id(range(first, last + 1)))
     elif quiet or not on_terminal():
         sys.stdout.writelines(f"{job}\n" for job in range(first, last + 1))
     elif first == last:
         print(f"submitted job {first}; `gpuq logs -f {first}` follows its output")
     else:
         print(f"submitted jobs {first}-{last}, {count_jobs(last - first + 1)}; `gpuq list` shows them")
-
-
-def _objects(first: int, last: int) -> list[Any]:
-    with Client.connect() as client:
-        reply = client.request("list", sel={"ranges": [[first, last]]}, all=True, limit=None, newest=False)
-    return list(reply["jobs"])

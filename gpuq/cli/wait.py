@@ -26,7 +26,7 @@ from gpuq.cli.common import (
 )
 from gpuq.cli.link import Retries
 from gpuq.cli.outcome import exit_code, sentence
-from gpuq.client import request
+from gpuq.cli.pages import Jobs
 from gpuq.errors import ConnectionLost, NoSuchJob
 from gpuq.protocol import Selection, spans
 
@@ -97,10 +97,10 @@ def _settled(selection: Selection) -> Selection:
     """The same jobs by id alone: `--state queued` means those that are queued now, however long this takes."""
     if not (selection.last or selection.states or selection.tags):
         return selection
-    jobs = request("list", sel=selection.to_json(), all=True, limit=None, newest=False)["jobs"]
-    if not jobs:
+    ids = [job["id"] for job in Jobs(selection, everything=True, ids=True)]
+    if not ids:
         raise NoSuchJob("no job was chosen")
-    return Selection(tuple((a, b) for a, b in spans(job["id"] for job in jobs)))
+    return Selection(tuple((a, b) for a, b in spans(ids)))
 
 
 def _ended(selection: Selection, *, any_: bool, whole: bool) -> Outcome:

@@ -6,7 +6,6 @@ from typing import Any
 
 from gpuq.cli import fields, plain
 from gpuq.cli.common import Ids, Json, States, Tags, examples, new_app, print_json, screen_width, select_some
-from gpuq.protocol import spans
 from gpuq.units import printable
 
 app = new_app()
@@ -22,15 +21,15 @@ def why(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json =
 
     Headroom is what is left of a GPU's memory after a margin, foreign use and the claims of running jobs.
     """
+    from gpuq.cli.pages import by_id
     from gpuq.client import request
 
     explanations = request("why", sel=select_some(ids, state, tag).to_json())["explanations"]
     if as_json:
         print_json("gpuq.why/1", explanations=explanations)
         return
-    ranges = spans(explanation["job"] for explanation in explanations)
-    listed = request("list", sel={"ranges": ranges}, all=True, limit=None, newest=False)["jobs"] if ranges else []
-    members = {job["id"]: fields.name_cell(job) for job in listed if job.get("array")}
+    jobs = by_id([explanation["job"] for explanation in explanations])
+    members = {job["id"]: fields.name_cell(job) for job in jobs if job.get("array")}
     sys.stdout.write("\n".join(describe(one, members.get(one["job"], ""), screen_width()) for one in explanations))
 
 

@@ -73,19 +73,20 @@ async def let_others() -> None:
         await asyncio.sleep(0)
 
 
-Answer = Callable[[Daemon, Session, Message], Awaitable[Message]]
+#: an object, or one line in parts
+Answer = Callable[[Daemon, Session, Message], Awaitable[Message | AsyncIterator[bytes]]]
 Stream = Callable[[Daemon, Session, Message], AsyncIterator[Message]]
 
 
-def check_selection(core: Core, session: Session, message: Message) -> Selection:
-    """The selection of a message, with `@last` made an id."""
+def check_selection(core: Core, session: Session, message: Message, upto: int = protocol.MAX_ID) -> Selection:
+    """The selection of a message, with `@last` made an id: the last of those up to that one."""
     selection = Selection.from_json(message.get("sel", {}))
     for state in selection.states:
         if state not in State.__members__.values():
             raise UsageError(f"there is no state {state!r}: known are {', '.join(State)}")
     if not selection.last:
         return selection
-    last = core.store.last_job(session.uid)
+    last = core.store.last_job(session.uid, upto)
     if last is None:
         raise NoSuchJob("@last: you have submitted no job yet")
     return replace(selection, ranges=(*selection.ranges, (last, last)), last=False)

@@ -13,7 +13,7 @@ from gpuq.daemon import views
 from gpuq.daemon.asking import Daemon, Session, chosen
 from gpuq.daemon.core import Core
 from gpuq.daemon.hub import Ranges
-from gpuq.model import Job, State
+from gpuq.model import State
 from gpuq.protocol import Message, spans
 from gpuq.store import ends
 
@@ -40,7 +40,9 @@ async def wait(daemon: Daemon, session: Session, message: Message) -> AsyncItera
     jobs: list[Message] = []
     async for some in _pages(core, ranges):
         for start in range(0, len(some), PAGE):
-            jobs += [_view(core, job) for job in core.store.jobs([n for n, _ in some[start : start + PAGE]])]
+            jobs += [
+                views.current_view(core, job) for job in core.store.jobs([n for n, _ in some[start : start + PAGE]])
+            ]
             if message.get("pages") is True and len(jobs) >= PAGE:
                 yield {"jobs": jobs}
                 jobs = []
@@ -109,10 +111,5 @@ async def _brief(core: Core, ranges: Ranges) -> Message:
         first += [job_id for job_id, _ in some[: FEW - len(first)]] if len(first) < FEW else []
         failed += [job_id for job_id, state in some if state != State.SUCCEEDED][: FEW - len(failed)]
     ids = first if sum(counts.values()) <= FEW else failed
-    jobs = [_view(core, job) for job in core.store.jobs(ids)]
+    jobs = [views.current_view(core, job) for job in core.store.jobs(ids)]
     return {"ended": told, "counts": dict(counts), "jobs": jobs, "end": True}
-
-
-def _view(core: Core, job: Job) -> Message:
-    running = core.running.get(job.id)  # tried again meanwhile
-    return views.job_view(core, running.job if running is not None else job)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from gpuq.daemon import awaiting, decisions, looking, submitting
+from gpuq.daemon import awaiting, decisions, listing, looking, submitting
 from gpuq.daemon.asking import Answer, Daemon, Session, Stream, chosen, let_others
 from gpuq.daemon.core import Core
 from gpuq.daemon.owners import owner_name
@@ -167,7 +167,7 @@ async def stop(daemon: Daemon, session: Session, message: Message) -> AsyncItera
 ANSWERS: dict[str, Answer] = {
     "submit": submitting.submit,
     "status": looking.status,
-    "list": looking.list_,
+    "list": listing.list_,
     "show": looking.show,
     "why": looking.why,
     "gpus": looking.gpus,

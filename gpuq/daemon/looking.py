@@ -12,15 +12,13 @@ from gpuq.daemon import views
 from gpuq.daemon.asking import Daemon, Session, check_owner, check_selection, chosen, count, selected
 from gpuq.daemon.core import Core
 from gpuq.errors import BadRequest, NoSuchJob
-from gpuq.model import ACTIVE, ENDED, WAITING, Job
+from gpuq.model import WAITING
 from gpuq.protocol import Message, Selection
 from gpuq.store.history import Place
-from gpuq.store.queries import Order
+from gpuq.store.lists import Order
 
 #: Shortest time between two frames of `top`, in seconds.
 FRAME = 0.25
-#: Jobs of a long list that are made ready in one go.
-SLICE = 500
 #: Events that are read and sent in one go.
 PAGE = 200
 #: Rows of the queue's head in a frame.
@@ -49,30 +47,6 @@ def _shown(setting: Setting, value: object) -> str | None:
     return None if value is None else setting.show(value)
 
 
-async def list_(daemon: Daemon, session: Session, message: Message) -> Message:
-    """Running jobs first, then waiting ones in the order they are looked at, then ended ones, newest first."""
-    core = daemon.core
-    selection = check_selection(core, session, message)
-    everything = message.get("all") is True or bool(selection.ranges or selection.states)
-    limit = count(message, "limit")
-    parts = [(ACTIVE, Order.AGE), (WAITING, Order.URGENCY), *([(ENDED, Order.NEWEST)] if everything else [])]
-    ids: list[int] = []
-    for states, order in parts:
-        ids += core.store.listed(selection, states, order, None if limit is None else limit - len(ids))
-    total = sum(core.store.count(selection, states) for states, _ in parts)
-    counts = core.store.counts()
-    found: list[Message] = []
-    for start in range(0, len(ids), SLICE):
-        found += [_view(core, job) for job in core.store.jobs(ids[start : start + SLICE])]
-        await asyncio.sleep(0)  # others are served between two slices of a long list
-    return {"jobs": found, "total": total, "counts": counts}
-
-
-def _view(core: Core, job: Job) -> Message:
-    running = core.running.get(job.id)
-    return views.job_view(core, running.job if running is not None else job)
-
-
 async def show(daemon: Daemon, session: Session, message: Message) -> Message:
     core = daemon.core
     found = []
@@ -80,7 +54,7 @@ async def show(daemon: Daemon, session: Session, message: Message) -> Message:
         one = Selection(ranges=((job.id, job.id),))
         found.append(
             {
-                **_view(core, job),
+                **views.current_view(core, job),
                 "attempts": [
                     views.attempt_view(core, attempt, core.running.get(job.id))
                     for attempt in core.store.attempts(job.id)
@@ -120,7 +94,7 @@ async def follow(daemon: Daemon, session: Session, message: Message) -> AsyncIte
             if job is None:
                 raise NoSuchJob(f"there is no job {job_id}")
             check_owner(session, job)
-            view = _view(core, job)
+            view = views.current_view(core, job)
             if view != sent:
                 sent = view
                 yield {"job": view, **({"end": True} if job.ended else {})}

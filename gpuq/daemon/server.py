@@ -148,6 +148,9 @@ class Server:
                 await self._stream(STREAMS[op](self._daemon, session, message), reader, writer)
                 return False
             reply = await ANSWERS[op](self._daemon, session, message)
+            if not isinstance(reply, dict):
+                await _send_parts(writer, reply)
+                return True
             submitted = op == "submit" and "ids" in reply
             if submitted:
                 crash.point("reply-before")
@@ -241,6 +244,19 @@ def _hangup(writer: asyncio.StreamWriter) -> Callable[[], bool]:
 async def _send(writer: asyncio.StreamWriter, message: Message) -> None:
     writer.write(protocol.encode(message))
     await writer.drain()
+
+
+async def _send_parts(writer: asyncio.StreamWriter, parts: AsyncIterator[bytes]) -> None:
+    """One line, part by part. Where it cannot be ended, so is the connection: nothing else may follow a part."""
+    try:
+        async for part in parts:
+            writer.write(part)
+            await writer.drain()
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception:
+        log.exception("an answer was broken off")
+        raise ConnectionAbortedError from None
 
 
 STOPPED = DaemonUnreachable("the daemon was stopped; running jobs run on, and the next command starts it again")

@@ -94,6 +94,12 @@ def job_view(core: Core, job: Job) -> View:
     }
 
 
+def current_view(core: Core, job: Job) -> View:
+    """The same; of one that runs, as memory has it."""
+    running = core.running.get(job.id)
+    return job_view(core, running.job if running is not None else job)
+
+
 def ending_times(core: Core, job: Job) -> tuple[float | None, float | None]:
     """Since when a running attempt is being ended, and when what is left of it is killed; None for one that is not.
 

@@ -8,31 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from enum import Enum
-from itertools import chain
 from typing import Any, TypeVar
 
 from gpuq.events import Event
 from gpuq.model import ENDED, LIVE, Attempt, Claim, Condition, Dependency, Job, Request, State
 from gpuq.policy.waiting import GroupKey, Waits
-from gpuq.protocol import Selection
+from gpuq.protocol import MAX_ID, Selection
 from gpuq.store import history
 from gpuq.store.connection import Connection
+from gpuq.store.lists import LIVING, LOOK, Key, Order, Part, Row, Walk, in_states, inside, part_of, tagged, width
 from gpuq.store.rows import attempt_from_row, claim_from_row, dump, job_from_row
 from gpuq.store.staging import Staged, hidden
 
 T = TypeVar("T")
-
-#: True of jobs that have not ended, and what the partial index on them asks for.
-LIVING = "ended_at IS NULL"
-
-
-class Order(Enum):
-    """Of a list: in SQL as the index of the state has it, and the same as columns that sort upwards."""
-
-    AGE = ("id", "id, 0")
-    URGENCY = ("priority DESC, id", "-priority, id")
-    NEWEST = ("ended_at DESC, id DESC", "-ended_at, -id")
 
 
 class Queries:
@@ -136,9 +124,18 @@ class Queries:
 
     def jobs(self, ids: Sequence[int]) -> list[Job]:
         """The jobs in the order of the ids, without those that there are not."""
-        rows = self.conn.execute("SELECT * FROM jobs WHERE id IN (SELECT value FROM json_each(?))", (dump(ids),))
-        found = {row["id"]: self.job_of(row) for row in rows}
-        return [found[job_id] for job_id in ids if job_id in found]
+        return list(self.each(ids))
+
+    def each(self, ids: Iterable[int]) -> Iterator[Job]:
+        """The same one by one; nothing may be changed meanwhile."""
+        # CROSS JOIN keeps the order
+        rows = self.conn.execute(
+            "SELECT jobs.* FROM json_each(?) AS given CROSS JOIN jobs ON jobs.id = given.value", (dump(list(ids)),)
+        )
+        rows.row_factory = None
+        names = [column[0] for column in rows.description]
+        for row in rows:
+            yield self.job_of(dict(zip(names, row, strict=True)))  # a Row is searched for each of its forty names
 
     def select(self, selection: Selection, states: Iterable[State] = ()) -> list[int]:
         """Ids in the selection, ascending; `states` narrows it further. `@last` must be resolved before."""
@@ -155,25 +152,68 @@ class Queries:
         rows.row_factory = None
         return rows.fetchall()
 
-    def listed(
-        self, selection: Selection, states: Iterable[State], order: Order, limit: int | None = None
-    ) -> list[int]:
-        """Ids of the selection's jobs in these states, the first `limit` of them in that order."""
+    def walk(
+        self,
+        selection: Selection,
+        states: Iterable[State],
+        order: Order,
+        most: int,
+        after: Key | None = None,
+        upto: int = MAX_ID,
+    ) -> Part:
+        """The selection's jobs in these states, in order: up to `most` after that key, of ids up to that one.
+
+        However many there are, no more than LOOK rows of each state are read: then there may be few in a part, or none.
+        """
         chosen = [state for state in states if not selection.states or state in selection.states]
-        sql, columns = order.value
-        most = -1 if limit is None else limit
-        # by id where ids are named: the index of the order would be gone through to its end
-        table, arms = ("jobs NOT INDEXED", [chosen]) if selection.ranges else ("jobs", [[state] for state in chosen])
-        found: list[Iterable[tuple[Any, ...]]] = []
-        for arm in arms if chosen else ():
-            clause, values = self._where(selection, arm)
-            rows = self.conn.execute(
-                f"SELECT {columns}, id FROM {table} WHERE {clause} ORDER BY {sql} LIMIT ?", [*values, most]
-            )
+        if not chosen or most < 1:
+            return Part([], None)
+        if selection.ranges and width(selection.ranges) <= LOOK:
+            return self._walk_named(selection, chosen, order, most, after, upto)
+        look = max(most, LOOK) if selection.ranges or selection.tags else most
+        found: list[Row] = []
+        walk = Walk(order, look, after, upto, selection.tags)
+        for statement, values in walk.statements(chosen, self._seen):
+            rows = self.conn.execute(statement, values)
             rows.row_factory = None
-            found.append(rows.fetchall())
-        ids = [row[2] for row in (sorted(chain(*found)) if len(found) > 1 else chain(*found))]
-        return ids if limit is None else ids[:limit]
+            found += rows.fetchall()
+        return part_of(sorted(found)[:look], look, most, inside(selection.ranges))
+
+    def _walk_named(
+        self, selection: Selection, states: list[State], order: Order, most: int, after: Key | None, upto: int
+    ) -> Part:
+        """The same of few ids that are named: the index of the order would be gone through to its end."""
+        clause, values = self._where(selection, states)
+        rows = self.conn.execute(f"SELECT {order.value[1]}, id, 1 FROM jobs NOT INDEXED WHERE {clause}", values)
+        rows.row_factory = None
+        found = sorted(row for row in rows if row[2] <= upto and (after is None or row[:2] > after))
+        return part_of(found, None, most, lambda _: True)
+
+    def moved(self, since: int, until: int, upto: int, most: int) -> tuple[dict[int, int], int]:
+        """Jobs, of ids up to that one, to which something happened after one event and until another.
+
+        With the first such event of each, by which they ascend; and up to which event that is, for no more than `most`
+        are read.
+        """
+        rows = self.conn.execute(
+            "SELECT id, job_id FROM events WHERE id > ? AND id <= ? ORDER BY id LIMIT ?", (since, until, most)
+        )
+        rows.row_factory = None
+        found = rows.fetchall()
+        first: dict[int, int] = {}
+        for event, job in found:
+            if job is not None and job <= upto:
+                first.setdefault(job, event)
+        return first, found[-1][0] if len(found) == most else until
+
+    def among(self, selection: Selection, states: Iterable[State], ids: Iterable[int]) -> list[int]:
+        """Those of the jobs, ascending, that are in the selection and in these states."""
+        clause, values = self._where(selection, states)
+        given = "id IN (SELECT value FROM json_each(?))"
+        rows = self.conn.execute(
+            f"SELECT id FROM jobs NOT INDEXED WHERE {given} AND {clause}", [dump(list(ids)), *values]
+        )
+        return sorted(row["id"] for row in rows)
 
     def ended(self, selection: Selection, before: float, size: int) -> Iterator[list[int]]:
         """Ids of the selection's jobs that ended until then, `size` at a time; whoever takes them may remove them."""
@@ -195,7 +235,14 @@ class Queries:
 
     def select_jobs(self, selection: Selection, states: Iterable[State], order: Order, limit: int | None) -> list[Job]:
         """The first `limit` jobs of the selection in that order; `states` narrows it further."""
-        return self.jobs(self.listed(selection, states, order, limit))
+        states, ids, after = list(states), list[int](), None
+        while limit is None or len(ids) < limit:
+            part = self.walk(selection, states, order, LOOK if limit is None else limit - len(ids), after)
+            ids += part.ids
+            after = part.last
+            if after is None:
+                break
+        return self.jobs(ids)
 
     def unknown(self, ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Those of the inclusive ranges in which there is no job."""
@@ -292,9 +339,10 @@ class Queries:
     def last_event(self) -> int:
         return int(self.conn.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0])
 
-    def last_job(self, owner: int) -> int | None:
-        newest = f"SELECT id FROM jobs WHERE owner = ? AND {self._seen} ORDER BY id DESC LIMIT 1"
-        row = self.conn.execute(newest, (owner,)).fetchone()
+    def last_job(self, owner: int, upto: int = MAX_ID) -> int | None:
+        """The newest job of a user, of ids up to that one."""
+        newest = f"SELECT id FROM jobs WHERE owner = ? AND id <= ? AND {self._seen} ORDER BY id DESC LIMIT 1"
+        row = self.conn.execute(newest, (owner, upto)).fetchone()
         return None if row is None else int(row["id"])
 
     def _where(self, selection: Selection, states: Iterable[State] = ()) -> tuple[str, list[int | str]]:
@@ -312,15 +360,9 @@ class Queries:
             values.append(dump(selection.ranges))
         named = [frozenset(map(State, some)) for some in (selection.states, tuple(states)) if some]
         if named:
-            chosen = frozenset.intersection(*named)
-            parts.append("state IN (" + ",".join(f"'{state.value}'" for state in sorted(chosen)) + ")")
-            # the partial indexes ask for these
-            if chosen <= LIVE:
-                parts.append(LIVING)
-            elif chosen <= ENDED:
-                parts.append("ended_at IS NOT NULL")
+            parts.append(in_states(frozenset.intersection(*named)))
         for tag in selection.tags:
-            parts.append("EXISTS (SELECT 1 FROM json_each(tags) WHERE value = ?)")
+            parts.append(tagged("?"))
             values.append(tag)
         return " AND ".join(parts), values
 

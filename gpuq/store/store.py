@@ -27,8 +27,9 @@ from gpuq.store import staging
 from gpuq.store.backup import FOLDER, before_migration, copy, stamp
 from gpuq.store.changes import Changes, groups
 from gpuq.store.connection import connect
+from gpuq.store.lists import LIVING
 from gpuq.store.migrations import migrate, outdated, schema_fault, version_of
-from gpuq.store.queries import LIVING, Queries
+from gpuq.store.queries import Queries
 from gpuq.store.rows import LIVE_COLUMNS, clean, dump, job_values, live_values
 from gpuq.store.staging import Staged
 

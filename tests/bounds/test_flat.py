@@ -17,7 +17,7 @@ from gpuq.policy.lifecycle import Cancelled
 from gpuq.policy.waiting import Waiting, key_of
 from gpuq.protocol import Selection
 from gpuq.store import check
-from gpuq.store.queries import Order
+from gpuq.store.lists import Order
 from gpuq.store.store import Store
 from tests.bench.crowd import make
 from tests.policy.build import HOST, make_job, mine
@@ -65,7 +65,15 @@ def looked(core: Core) -> dict[str, Callable[[], object]]:
     def listed(states: frozenset[State], order: Order) -> object:
         return store.select_jobs(Selection(), states, order, 20), store.count(Selection(), states)
 
+    def page(states: frozenset[State], order: Order) -> Callable[[], object]:
+        """In the middle of a list."""
+        before = store.walk(Selection(), states, order, store.count(Selection(), states) // 2)
+        return lambda: store.walk(Selection(), states, order, 20, before.last)
+
     return {
+        "a page, waiting": page(WAITING, Order.URGENCY),
+        "a page, ended": page(ENDED, Order.NEWEST),
+        "what moved": lambda: store.moved(store.last_event() - 9, store.last_event(), last, 20),
         "list, running": lambda: listed(ACTIVE, Order.AGE),
         "list, waiting": lambda: listed(WAITING, Order.URGENCY),
         "list, ended": lambda: listed(ENDED, Order.NEWEST),

@@ -68,6 +68,7 @@ def test_garbage_is_answered_or_ignored_and_changes_nothing(up: Box) -> None:
         b'{"op": "list", "v": 1, "sel": {"ranges": [[1, 99999999999999999999]]}}\n',
         b'{"op": "list", "v": 1, "limit": -1}\n',
         b'{"op": "list", "v": 1, "limit": "all"}\n',
+        b'{"op": "list", "v": 1, "after": {"since": "1"}}\n',
         b'{"op": "submit", "v": 1}\n',
         b'{"op": "submit", "v": 1, "commands": [["true"]], "last": true}\n',
         b'{"op": "submit", "v": 1, "commands": [["true"]], "last": true, "key": "12345678"}\n',

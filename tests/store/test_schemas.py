@@ -20,8 +20,8 @@ from gpuq.model import Condition, Dependency, Ending, Failure, State
 from gpuq.protocol import MAX_ID, Selection
 from gpuq.store import migrations, schema
 from gpuq.store.backup import KEPT
+from gpuq.store.lists import Order
 from gpuq.store.migrations import MIGRATIONS, TABLES, migrate
-from gpuq.store.queries import Order
 from gpuq.store.salvage import shapes
 from gpuq.store.store import Store
 

@@ -17,7 +17,7 @@ from gpuq.model import Condition, Dependency, State
 from gpuq.policy.lifecycle import Cancelled, advance
 from gpuq.protocol import MAX_ID, Selection
 from gpuq.store import changes, recovery
-from gpuq.store.queries import Order
+from gpuq.store.lists import Order
 from gpuq.store.staging import SLICE, SLICE_BYTES, Own, Staged, in_slices
 from gpuq.store.store import Store
 from tests.policy.build import make_job

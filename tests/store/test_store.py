@@ -32,8 +32,8 @@ from gpuq.model import (
 )
 from gpuq.policy.lifecycle import Cancelled, Held, Started, advance
 from gpuq.protocol import Selection
+from gpuq.store.lists import Order
 from gpuq.store.migrations import MIGRATIONS
-from gpuq.store.queries import Order
 from gpuq.store.store import Store
 from tests.policy.build import make_job
 
@@ -249,18 +249,18 @@ def test_look_ups_are_made_in_the_order_of_an_index(store: Store) -> None:
     list(store.live_jobs(State.QUEUED))
     list(store.waiting())
     store.counts()
-    store.listed(Selection(), ACTIVE, Order.AGE, 5)
-    store.listed(Selection(), WAITING, Order.URGENCY, 5)
-    store.listed(Selection(states=("queued",)), State, Order.URGENCY, 5)
+    store.walk(Selection(), ACTIVE, Order.AGE, 5)
+    store.walk(Selection(), WAITING, Order.URGENCY, 5)
+    store.walk(Selection(states=("queued",)), State, Order.URGENCY, 5)
     store.count(Selection(states=("queued",)), State)
     store.select(Selection(states=("queued",)))
     ended = len(seen)
-    store.listed(Selection(), ENDED, Order.NEWEST, 5)
+    store.walk(Selection(), ENDED, Order.NEWEST, 5)
     store.count(Selection(states=("failed",)), ENDED)
     list(store.ended(Selection(), 1e9, 5))
     by_id = len(seen)
     some = Selection(ranges=((1, 2), (4, 4)))
-    store.listed(some, ENDED, Order.NEWEST, 5)
+    store.walk(some, ENDED, Order.NEWEST, 5)
     store.count(some, ENDED)
     store.select(some)
     store.jobs([1, 2])
