@@ -27,6 +27,7 @@ import pytest
 from gpuq.client import Client
 from gpuq.errors import GpuqError
 from gpuq.launch.identity import read_stat
+from tests import commands
 
 T = TypeVar("T")
 #: Longest wait for anything, in seconds: only a broken program waits so long.
@@ -91,19 +92,22 @@ class Box:
         self, *args: str, stdin: str | None = None, env: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         """The command line, to its end. Whatever happens, it shows no traceback."""
-        done = subprocess.run(
+        environ = {**os.environ, **(env or {})}
+        given = None if stdin is None else stdin.encode(errors="surrogateescape")
+        folder = str(cwd or Path.cwd())
+        done = commands.run(args, given, environ, folder, PATIENCE * 2) or subprocess.run(
             [*GPUQ, *args],
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
+            input=given,
+            stdin=subprocess.DEVNULL if given is None else None,
             capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            env={**os.environ, **(env or {})},
-            cwd=cwd,
+            env=environ,
+            cwd=folder,
             timeout=PATIENCE * 2,
         )
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
+        text = [stream.decode(errors="surrogateescape").replace("\r\n", "\n") for stream in (done.stdout, done.stderr)]
+        told = subprocess.CompletedProcess(done.args, done.returncode, *text)
+        assert "Traceback" not in told.stderr, told.stderr
+        return told
 
     def ok(self, *args: str, **more: Any) -> str:
         """Standard output of a command that must succeed."""
