@@ -63,16 +63,6 @@ class Daemon:
             self.stop.set_result(restart)
 
 
-#: Turns of the loop between two slices of much work: a short request is accepted, read and answered within them.
-TURNS = 5
-
-
-async def let_others() -> None:
-    """Serve others between two slices of much work."""
-    for _ in range(TURNS):
-        await asyncio.sleep(0)
-
-
 #: an object, or one line in parts
 Answer = Callable[[Daemon, Session, Message], Awaitable[Message | AsyncIterator[bytes]]]
 Stream = Callable[[Daemon, Session, Message], AsyncIterator[Message]]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TypeVar
 
 from gpuq import crash
 from gpuq.daemon import decisions
+from gpuq.daemon.cascade import Cascade
 from gpuq.daemon.claimsfile import PublishedClaim, hashed
 from gpuq.daemon.hub import Hub
 from gpuq.daemon.reserve import Reserve
@@ -43,7 +43,6 @@ from gpuq.policy.explain import Verdict
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.lifecycle import (
     Cancelled,
-    DependencyBroken,
     Ended,
     Fact,
     NeverStarted,
@@ -51,7 +50,6 @@ from gpuq.policy.lifecycle import (
     Step,
     TriedAgain,
     advance,
-    dependency,
     noted,
 )
 from gpuq.policy.retry import GivenUp
@@ -114,6 +112,9 @@ class Core:
         #: no larger id is given out before that is written down beside the run folders
         self.ids_upto = 0
         self.waiting = Waiting(max(retry.LONGEST_PAUSE, settings.retry_backoff))
+        self.cascade = Cascade(store, self.waiting)
+        #: called after a transaction that has left something to `go_on` with
+        self.on_left: Callable[[], None] = lambda: None
         self.running: dict[int, Running] = {}
         #: running jobs by their supervisor's pid; the thread that reads the GPUs looks into it
         self.shims: dict[int, int] = {}
@@ -137,6 +138,7 @@ class Core:
             self.waiting.add_free(key, ids)
         for other in others:
             self.waiting.add(other, now)
+        self.cascade.load()
         running = [job for state in sorted(ACTIVE) for job in self.store.live_jobs(state)]
         for job in running:
             attempt = self.store.attempt(job.id, job.attempt)
@@ -156,23 +158,29 @@ class Core:
         attempts: Sequence[NewAttempt] = (),
         now: float | None = None,
         meanwhile: Callable[[], None] | None = None,
-    ) -> list[Job]:
-        """Advance jobs by facts, and whatever depends on them, and claim what new attempts need, in one transaction.
+    ) -> None:
+        """Advance jobs by facts, and claim what new attempts need, in one transaction.
+
+        A part of what depends on them is seen to in it, too; where more is left `on_left` is called, for `go_on`.
 
         `now` is when the facts became known, where that was before the attempts were made, in seconds since the epoch;
         `meanwhile` is called before the disk is waited for.
-        Returns the jobs that changed by the facts. Raises IllegalTransition or StoreError, and then nothing has
+        Raises IllegalTransition or StoreError, and then nothing has
         changed. What is kept in reserve for that is used where the disk is full.
         """
         todo = list(facts)
-        return self._with_room(lambda: self._apply(todo, attempts=attempts, now=now, meanwhile=meanwhile))
+        self._with_room(lambda: self._apply(todo, attempts=attempts, now=now, meanwhile=meanwhile))
 
     def cancel_waiting(self, ids: Sequence[int]) -> None:
-        """Cancel jobs that wait, and what that means for those that depend on them, in one transaction.
+        """Cancel jobs that wait in one transaction, as far as `apply` does with those that depend on them.
 
         The same as `apply` with Cancelled for each, without a look at each. Raises as it does.
         """
         self._with_room(lambda: self._apply((), cancelled=ids))
+
+    def go_on(self) -> None:
+        """See, in one transaction, to more of those that depend on jobs that have ended. Raises StoreError."""
+        self._with_room(lambda: self._apply(()))
 
     def _with_room(self, work: Callable[[], T]) -> T:
         try:
@@ -189,56 +197,55 @@ class Core:
         attempts: Sequence[NewAttempt] = (),
         now: float | None = None,
         meanwhile: Callable[[], None] | None = None,
-    ) -> list[Job]:
+    ) -> None:
         crash.point("transition-before")
         now = time.time() if now is None else now
         changed: dict[int, Job] = {}
-        freed: set[int] = set()
         events: list[Event] = []
-        todo = deque(facts)
-        again = [job.id for job, fact in todo if isinstance(fact, Retried)]
+        ended: list[tuple[int, State]] = []
+        todo = list(facts)
         with self.store.transaction():
-            self.store.renew_dependencies(again)
-            if cancelled:
-                todo.extend(self._cancel_alike(cancelled, freed, now))
-            while todo:
-                job, fact = todo.popleft()
-                job = changed.get(job.id, job)
-                if isinstance(fact, DependencyBroken) and job.state not in WAITING:
-                    continue  # it was cancelled together with the job that it waited for
-                step = advance(job, fact, now)
-                wanted = step.job.state is State.FAILED and job.ending is not Ending.CANCEL
-                rule = self._again(step.job, now) if wanted else None
-                if isinstance(rule, GivenUp):
-                    step = noted(step, rule.note)
-                self._close_attempt(step.job, fact, now)
-                if isinstance(rule, TriedAgain):
-                    step = advance(step.job, rule, now)
-                self.store.change(job, step.job, step.event)
+            self.store.renew_dependencies([job.id for job, fact in todo if isinstance(fact, Retried)])
+            alike = self._cancel_alike(cancelled, now) if cancelled else None
+            ended += [(job_id, State.CANCELLED) for job_id in self.store.awaited(cancelled)] if cancelled else []
+            for job, fact in todo:
+                step = self._step(changed.get(job.id, job), fact, now)
                 events.append(step.event)
                 changed[job.id] = step.job
                 if step.job.ended:
-                    todo.extend(self._dependents(job.id, step.job.state, freed, now))
+                    ended.append((job.id, step.job.state))
             for new in attempts:
                 self.store.change(new.before, new.started.job, new.started.event)
                 self.store.add_attempt(new.attempt)
+            told = self.cascade.tell(ended, now)
             if meanwhile is not None:
                 meanwhile()
-        if cancelled:
-            decisions.cancelled(cancelled)
+        if alike is not None:
+            decisions.happened_alike(alike, cancelled)
             self.waiting.remove_all(cancelled)
         decisions.happened(events)
         for job in changed.values():
             self._settle(job, now)
-        for job_id in freed - changed.keys():
-            freed_job = self.store.job(job_id)
-            if freed_job is not None:
-                self._settle(freed_job, now)
+        self.cascade.keep(told, now)
         for new in attempts:
             self._begin(new)
-        self.hub.tell({*changed, *freed, *cancelled, *(new.attempt.job_id for new in attempts)})
+        self.hub.tell({*changed, *told.changed, *cancelled, *(new.attempt.job_id for new in attempts)})
         crash.point("transition-after")
-        return list(changed.values())
+        if self.cascade.left:
+            self.on_left()
+
+    def _step(self, job: Job, fact: Fact, now: float) -> Step:
+        """Write what a fact makes of a job, and what the job's own rules make of that."""
+        step = advance(job, fact, now)
+        wanted = step.job.state is State.FAILED and job.ending is not Ending.CANCEL
+        rule = self._again(step.job, now) if wanted else None
+        if isinstance(rule, GivenUp):
+            step = noted(step, rule.note)
+        self._close_attempt(step.job, fact, now)
+        if isinstance(rule, TriedAgain):
+            step = advance(step.job, rule, now)
+        self.store.change(job, step.job, step.event)
+        return step
 
     def _begin(self, new: NewAttempt) -> None:
         """Hold in memory what the store holds of a claimed attempt."""
@@ -247,16 +254,13 @@ class Core:
         self.running[job.id] = Running(job, attempt, attempt.claims)
         self.history = ledger.disturb(self.history, job.gpus, time.monotonic())
 
-    def _cancel_alike(self, ids: Sequence[int], freed: set[int], now: float) -> list[tuple[Job, Fact]]:
-        """Write that these jobs, which wait, are cancelled; what that means for others that wait on them."""
+    def _cancel_alike(self, ids: Sequence[int], now: float) -> Event:
+        """Write that these jobs, which wait, are cancelled; the event of each of them."""
         sample = self.store.job(ids[0])
         assert sample is not None
         step = advance(sample, Cancelled(), now)
         self.store.change_alike(ids, sample, step.job, step.event)
-        broken: list[tuple[Job, Fact]] = []
-        for job_id in self.store.awaited(ids):
-            broken += self._dependents(job_id, step.job.state, freed, now)
-        return broken
+        return step.event
 
     def _again(self, job: Job, now: float) -> TriedAgain | GivenUp | None:
         """Whether a job that has just failed is tried again."""
@@ -274,22 +278,6 @@ class Core:
             self.store.end_attempt(with_outcome(running.attempt, job, fact.user_seconds, fact.system_seconds))
         elif isinstance(fact, NeverStarted):
             self.store.end_attempt(replace(running.attempt, ended_at=now, note="never started"))
-
-    def _dependents(self, ended_id: int, state: State, freed: set[int], now: float) -> list[tuple[Job, Fact]]:
-        """What the end of a job in this state means for those that wait on it."""
-        broken: list[tuple[Job, Fact]] = []
-        for job_id, condition in self.store.waiting_on(ended_id):
-            holds = dependency(condition, state)
-            if holds:
-                self.store.meet(job_id, ended_id, condition)
-                freed.add(job_id)
-                if self.store.state_of(job_id) in WAITING and not self.store.open_dependencies(job_id):
-                    self.store.add_events([Event(now, Kind.READY, job_id)])
-            elif holds is False:
-                dependent = self.store.job(job_id)
-                if dependent is not None and dependent.state in WAITING:
-                    broken.append((dependent, DependencyBroken(ended_id, condition, state)))
-        return broken
 
     def _settle(self, job: Job, now: float) -> None:
         """Bring memory to what the store holds."""

@@ -11,7 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from gpuq import __version__
 from gpuq.events import Event, Kind
@@ -119,18 +119,29 @@ def happened(events: Iterable[Event]) -> None:
         level = logging.WARNING if event.kind in WORTH_A_LOOK else logging.INFO
         attempt = f" attempt {event.attempt}" if event.attempt else ""
         about = f"job {event.job_id}{attempt}: " if event.job_id is not None else ""
-        more = ", ".join(f"{key} {value}" for key, value in event.data.items() if value not in ("", [], None))
         fields: dict[str, object] = {"event": str(event.kind)}
         if event.job_id is not None:
             fields |= {"job": event.job_id, "attempt": event.attempt}
-        fields |= {"data": dict(event.data)} if event.data else {}
-        log.log(level, "%s%s%s", about, event.kind, f" ({more})" if more else "", extra=fields)
+        log.log(level, "%s%s%s", about, event.kind, _more(event), extra=fields | _data(event))
 
 
-def cancelled(ids: Iterable[int]) -> None:
-    """Jobs that waited were cancelled together: one line, as it was one request."""
+def happened_alike(event: Event, ids: Sequence[int]) -> None:
+    """The same happened to these jobs at once: one line."""
+    if len(ids) == 1:
+        happened([replace(event, job_id=ids[0])])
+        return
     chosen = spans(ids)
-    log.info("%s: %s", named(chosen), Kind.CANCELLED, extra={"event": str(Kind.CANCELLED), "jobs": chosen})
+    fields: dict[str, object] = {"event": str(event.kind), "jobs": chosen}
+    log.info("%s: %s%s", named(chosen), event.kind, _more(event), extra=fields | _data(event))
+
+
+def _more(event: Event) -> str:
+    more = ", ".join(f"{key} {value}" for key, value in event.data.items() if value not in ("", [], None))
+    return f" ({more})" if more else ""
+
+
+def _data(event: Event) -> dict[str, object]:
+    return {"data": dict(event.data)} if event.data else {}
 
 
 def clock_set(by: float) -> None:

@@ -7,11 +7,14 @@ the server ends them when their client goes away.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from gpuq.daemon import awaiting, decisions, listing, looking, submitting
-from gpuq.daemon.asking import Answer, Daemon, Session, Stream, chosen, let_others
+from gpuq.daemon.asking import Answer, Daemon, Session, Stream, chosen
 from gpuq.daemon.core import Core
+from gpuq.daemon.hub import let_others
 from gpuq.daemon.owners import owner_name
+from gpuq.errors import StoreError
 from gpuq.model import ACTIVE, WAITING, Ending, Job
 from gpuq.policy.lifecycle import (
     POSSIBLE,
@@ -65,9 +68,12 @@ async def _change(daemon: Daemon, session: Session, message: Message, fact: Fact
     left out in silence, because a range or a tag means `those that it can be done to`.
 
     Many are changed in slices, each committed, and others are served in between; the answer comes after the last. The
-    newest first: nothing that is chosen is skipped for what it depends on.
+    newest first: nothing that is chosen is skipped for what it depends on. Before the answer those are told who wait
+    on the jobs, too.
     """
     core = daemon.core
+    if isinstance(fact, Retried):
+        await daemon.runner.afterwards.done()  # who waited on the attempt before is told how that ended
     selection = chosen(core, session, message)
     named = {low for low, high in selection.ranges if low == high}
     ids = core.store.select(selection)
@@ -76,6 +82,8 @@ async def _change(daemon: Daemon, session: Session, message: Message, fact: Fact
     for end in range(len(ids), 0, -SLICE):
         _change_some(daemon, session, fact, ids[max(0, end - SLICE) : end], named, done, refused)
         await let_others()
+    with suppress(StoreError):  # it goes on when that can be written
+        await daemon.runner.afterwards.done()
     done.sort()
     refused.sort(key=lambda item: int(item["id"]))
     decisions.asked(session.uid, str(message["op"]), done, len(refused))

@@ -9,6 +9,14 @@ from contextlib import contextmanager
 
 #: Between two pages of what somebody reads the loop is left to others for so long, in seconds.
 REST = 0.02
+#: Turns of the loop between two slices of much work: a short request is accepted, read and answered within them.
+TURNS = 5
+
+
+async def let_others() -> None:
+    """Serve others between two slices of much work."""
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
 
 
 class News:

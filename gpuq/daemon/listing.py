@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from gpuq import protocol
 from gpuq.daemon import views
-from gpuq.daemon.asking import Daemon, Session, check_selection, count, let_others
+from gpuq.daemon.asking import Daemon, Session, check_selection, count
 from gpuq.daemon.core import Core
+from gpuq.daemon.hub import let_others
 from gpuq.errors import BadRequest
 from gpuq.model import ACTIVE, ENDED, WAITING, State
 from gpuq.protocol import Message, Seen, Selection

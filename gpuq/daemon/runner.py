@@ -16,6 +16,7 @@ from pathlib import Path
 from gpuq import config, crash
 from gpuq.daemon import decisions, evidence, threads
 from gpuq.daemon.attempts import Attempts
+from gpuq.daemon.cascade import Afterwards
 from gpuq.daemon.clock import WallClock
 from gpuq.daemon.core import PLACEABLE, Core, NewAttempt, Running, over_text
 from gpuq.daemon.gpus import Gpus
@@ -76,6 +77,8 @@ class Runner:
         self._held_back = False
         #: the waiting job whose folder was made last
         self._ready_for = 0
+        self.afterwards = Afterwards(core.cascade, core.go_on, self.wake)
+        core.on_left = self.afterwards.begin
         #: how attempts ended that are to be recorded in this turn of the loop, by job
         self._over: dict[int, Fact] = {}
 
@@ -88,6 +91,7 @@ class Runner:
             log.error("no supervisor can be started: %s", error.message)
         for job in self.core.load():
             self._take(job.id, restarted=True)
+        self.afterwards.begin()
         self._publish()
         if self._turns.sharing is not None:
             self._turns.sharing.clean()

@@ -15,8 +15,9 @@ from dataclasses import replace
 from gpuq import protocol
 from gpuq.daemon import decisions, views
 from gpuq.daemon import submit as submission
-from gpuq.daemon.asking import Daemon, Session, let_others
+from gpuq.daemon.asking import Daemon, Session
 from gpuq.daemon.core import Core
+from gpuq.daemon.hub import let_others
 from gpuq.errors import BadRequest, CannotFit, DiskFull, NoSuchJob, StoreError
 from gpuq.events import Event, Kind
 from gpuq.model import Dependency, Driver, Job, State

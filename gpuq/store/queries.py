@@ -22,6 +22,9 @@ from gpuq.store.staging import Staged, hidden
 
 T = TypeVar("T")
 
+#: What memory keeps of a job that waits: itself, and what puts it with others.
+_OF_WAITS = "id, begin_at, state, attempt, priority, owner, gpus_asked, vram, cpus, ram, array_id, array_limit"
+
 
 class Queries:
     """The reading half of the store."""
@@ -93,8 +96,8 @@ class Queries:
         A start reads a hundred thousand of them: nothing is made of one that is like others.
         """
         rows = self.conn.execute(
-            f"""SELECT id, begin_at, state, attempt, priority, owner, gpus_asked, vram, cpus, ram, array_id, array_limit
-                FROM jobs WHERE state IN ('held', 'queued') AND {LIVING} AND {self._seen} ORDER BY id"""
+            f"""SELECT {_OF_WAITS} FROM jobs
+                WHERE state IN ('held', 'queued') AND {LIVING} AND {self._seen} ORDER BY id"""
         )
         rows.row_factory = None
         unmet = self.unmet_counts()
@@ -112,6 +115,29 @@ class Queries:
         for columns, ids in alike.items():  # arrays without a limit are planned with all that ask for the same
             free.setdefault(_group_key(*columns), []).extend(ids)
         return {key: sorted(ids) for key, ids in free.items()}, others
+
+    def waits(self, ids: Sequence[int]) -> list[Waits]:
+        """Those of the jobs that wait, ascending, as they are kept in memory."""
+        if not ids:
+            return []
+        listed = dump(ids)
+        unmet = self.conn.execute(
+            """SELECT job_id, count(*) FROM dependencies
+               WHERE met = 0 AND job_id IN (SELECT value FROM json_each(?)) GROUP BY job_id""",
+            (listed,),
+        )
+        unmet.row_factory = None
+        open_: dict[int, int] = dict(unmet.fetchall())
+        rows = self.conn.execute(
+            f"""SELECT {_OF_WAITS} FROM jobs WHERE id IN (SELECT value FROM json_each(?))
+                AND state IN ('held', 'queued') ORDER BY id""",
+            (listed,),
+        )
+        rows.row_factory = None
+        return [
+            Waits(job_id, State(state), _group_key(*key), begin_at, attempt > 0, open_.get(job_id, 0))
+            for job_id, begin_at, state, attempt, *key in rows
+        ]
 
     def live_attempts(self) -> Iterator[tuple[int, int]]:
         """Id and number of the newest attempt of each job that has not ended."""
@@ -286,14 +312,13 @@ class Queries:
         return [(row["job_id"], Condition(row["condition"])) for row in rows if not self._is_unseen(row["job_id"])]
 
     def awaited(self, ids: Sequence[int]) -> list[int]:
-        """Those of the jobs on which one that waits has an open dependency."""
+        """Those of the jobs on which there is an open dependency."""
         rows = self.conn.execute(
-            f"""SELECT DISTINCT d.on_id FROM dependencies AS d CROSS JOIN jobs ON jobs.id = d.job_id
-               WHERE d.met = 0 AND d.on_id IN (SELECT value FROM json_each(?)) AND jobs.state IN ('held', 'queued')
-               AND {self._seen}""",
+            """SELECT value FROM json_each(?)
+               WHERE EXISTS (SELECT 1 FROM dependencies WHERE met = 0 AND on_id = value) ORDER BY value""",
             (dump(ids),),
         )
-        return sorted(row["on_id"] for row in rows)
+        return [row["value"] for row in rows]
 
     def open_dependencies(self, job_id: int) -> list[Dependency]:
         rows = self.conn.execute(

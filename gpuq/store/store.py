@@ -21,7 +21,7 @@ from typing import Any
 from gpuq import crash
 from gpuq.errors import IllegalTransition, StoreDamaged, StoreError
 from gpuq.events import Event, Kind
-from gpuq.model import WAITING, Attempt, Claim, Condition, Dependency, Job, State
+from gpuq.model import WAITING, Attempt, Claim, Dependency, Job, State
 from gpuq.protocol import spans
 from gpuq.store import staging
 from gpuq.store.backup import FOLDER, before_migration, copy, stamp
@@ -487,12 +487,6 @@ class Store(Queries):
         self.conn.executemany(
             "UPDATE jobs SET peak_vram = max(coalesce(peak_vram, 0), ?) WHERE id = ?",
             ((c.peak, c.job_id) for c in rows),
-        )
-
-    def meet(self, job_id: int, on_id: int, condition: Condition) -> None:
-        self.conn.execute(
-            "UPDATE dependencies SET met = 1 WHERE job_id = ? AND on_id = ? AND condition = ?",
-            (job_id, on_id, condition.value),
         )
 
     def renew_dependencies(self, job_ids: Sequence[int]) -> None:

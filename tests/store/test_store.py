@@ -32,6 +32,7 @@ from gpuq.model import (
 )
 from gpuq.policy.lifecycle import Cancelled, Held, Started, advance
 from gpuq.protocol import Selection
+from gpuq.store import dependents
 from gpuq.store.lists import Order
 from gpuq.store.migrations import MIGRATIONS
 from gpuq.store.store import Store
@@ -196,7 +197,9 @@ def test_dependencies_are_open_until_met(store: Store) -> None:
     assert store.open_dependencies(second.id) == [wanted]
     assert store.unmet_counts() == {second.id: 1}
     with store.transaction():
-        store.meet(second.id, first.id, Condition.OK)
+        page = dependents.page(store, first.id, 0, 10)
+        assert (page.waiting, page.after) == ([(second.id, Condition.OK)], None)
+        dependents.close(store, page.rows)
     assert store.waiting_on(first.id) == []
     assert store.unmet_counts() == {}
 
