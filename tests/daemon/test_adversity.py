@@ -33,49 +33,54 @@ def test_a_command_that_is_not_text_fails_like_any_other(box: Box) -> None:
     assert box.wait(box.submit("true"))["state"] == "succeeded"
 
 
-@pytest.mark.parametrize(
-    "mischief",
-    [
-        f"{FOLDER}; rm lock identity; mkdir lock; kill -9 $PPID",
-        f"{FOLDER}; rm -f lock; mkfifo lock; exit 3",
-        f"{FOLDER}; rm identity; mkfifo identity; kill -9 $PPID",
-        f"{FOLDER}; mkfifo result.tmp; exit 3",
-        f"{FOLDER}; mkdir result; exit 3",
-        f"{FOLDER}; chmod 500 .; exit 3",
-        f"{FOLDER}; rm -r lock identity log; exit 3",
-        'rm -r "$(dirname "$GPUQ_JOB_DIR")"; exit 3',
-        "kill -STOP $PPID; exit 3",
-    ],
-)
-def test_a_job_that_breaks_its_own_run_folder_harms_only_itself(box: Box, mischief: str) -> None:
-    vandal = box.submit("sh", "-c", mischief, cpus=0)
-    bystander = box.submit("true", cpus=0)
-    assert box.wait(bystander)["state"] == "succeeded"
-    if "STOP" in mischief:
-        box.request("cancel", sel={"ranges": [[vandal, vandal]]})
-    ended = box.wait(vandal)
-    assert ended["state"] in ("failed", "cancelled")
-    assert ended["failure"] != "launch", "it did begin"
-    assert ended["exit_code"] in (3, None)
-    box.kill_daemon()
-    assert box.job(vandal)["attempt"] == 1
-    assert box.job(vandal)["state"] == ended["state"]
+MISCHIEF = [
+    f"{FOLDER}; rm lock identity; mkdir lock; kill -9 $PPID",
+    f"{FOLDER}; rm -f lock; mkfifo lock; exit 3",
+    f"{FOLDER}; rm identity; mkfifo identity; kill -9 $PPID",
+    f"{FOLDER}; mkfifo result.tmp; exit 3",
+    f"{FOLDER}; mkdir result; exit 3",
+    f"{FOLDER}; chmod 500 .; exit 3",
+    f"{FOLDER}; rm -r lock identity log; exit 3",
+    'rm -r "$(dirname "$GPUQ_JOB_DIR")"; exit 3',
+    "kill -STOP $PPID; exit 3",
+]
 
 
-@pytest.mark.parametrize("mischief", ["lock", "identity", "lock identity", "../1"])
-def test_a_job_that_removed_its_traces_is_not_run_twice(box: Box, mischief: str) -> None:
-    ran, gate = box.folder / "ran", box.folder / "gate"
-    script = f'{FOLDER}; rm -r {mischief}; echo $GPUQ_ATTEMPT >> "{ran}"; until [ -e "{gate}" ]; do sleep 0.02; done'
-    job = box.submit("sh", "-c", script)
-    wait_until(ran.exists, "the job")
+def test_a_job_that_breaks_its_own_run_folder_harms_only_itself(box: Box) -> None:
+    endings = {}
+    for mischief in MISCHIEF:
+        vandal = box.submit("sh", "-c", mischief, cpus=0)
+        bystander = box.submit("true", cpus=0)
+        assert box.wait(bystander)["state"] == "succeeded", mischief
+        if "STOP" in mischief:
+            box.request("cancel", sel={"ranges": [[vandal, vandal]]})
+        ended = box.wait(vandal)
+        assert ended["state"] in ("failed", "cancelled"), mischief
+        assert ended["failure"] != "launch", f"it did begin: {mischief}"
+        assert ended["exit_code"] in (3, None), mischief
+        endings[vandal] = ended["state"]
     box.kill_daemon()
-    assert box.job(job)["state"] == "running"
+    assert {job: box.job(job)["attempt"] for job in endings} == dict.fromkeys(endings, 1)
+    assert {job: box.job(job)["state"] for job in endings} == endings
+
+
+def test_a_job_that_removed_its_traces_is_not_run_twice(box: Box) -> None:
+    gate = box.folder / "gate"
+    jobs = {}
+    for number, mischief in enumerate(("lock", "identity", "lock identity", "../1")):
+        ran = box.folder / f"ran{number}"
+        waits = f'echo $GPUQ_ATTEMPT >> "{ran}"; until [ -e "{gate}" ]; do sleep 0.02; done'
+        jobs[box.submit("sh", "-c", f"{FOLDER}; rm -r {mischief}; {waits}", cpus=0)] = ran, mischief
+        wait_until(ran.exists, "the job")
+    box.kill_daemon()
+    for job, (_, mischief) in jobs.items():
+        assert box.job(job)["state"] == "running", mischief
     gate.touch()
-    ended = box.wait(job)
-    assert ran.read_text() == "1\n"
-    assert ended["attempt"] == 1
-    if mischief != "../1":
-        assert ended["state"] == "succeeded"
+    for job, (ran, mischief) in jobs.items():
+        ended = box.wait(job)
+        assert ran.read_text() == "1\n", mischief
+        assert ended["attempt"] == 1, mischief
+        assert mischief == "../1" or ended["state"] == "succeeded", mischief
 
 
 def test_a_new_database_does_not_use_old_ids_again(box: Box) -> None:

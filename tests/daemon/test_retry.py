@@ -182,27 +182,27 @@ def test_what_a_shutdown_ends_is_lost_and_runs_again_as_it_asked(quick: Box) -> 
     assert (quick.folder / "ran").read_text() == "1\n2\n"
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--retry", "often"], "--retry 'often' is not a rule"),
-        (["--retry", "vram_oom:2"], "did you mean vram-oom?"),
-        (["--signal", "USR1@300"], "give --time"),
-        (["--signal", "USR1@300", "--time", "5m"], "before the job begins"),
-        (["--signal", "NOPE@3", "--time", "5m"], "there is no signal 'NOPE'"),
-        (["--signal", "KILL@3", "--time", "5m"], "no program can answer"),
-        (["--signal", "USR1", "--time", "5m"], "write the signal and how long"),
-        (["--signal", "USR1@soon", "--time", "5m"], "a bare number is seconds, as in USR1@300"),
-        (["--retry", "1", "--retry", "2"], "both cover any failure"),
-        (["--retry", "lost:1", "--retry", "exit,lost:2", "--requeue"], "both name lost"),
-        (["--grace", "5"], "--grace '5' is not a time"),
-        (["--log-limit", "1K"], "--log-limit is 1KiB, and at least 64KiB"),
-        (["--log-limit", "much"], "is not a size"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(box: Box, options: list[str], said: str) -> None:
-    assert said in box.fails(2, "submit", "--gpus", "0", *options, "--", "true")
-    assert box.request("list", all=True, sel={})["total"] == 0
+SENSELESS: list[tuple[list[str], str]] = [
+    (["--retry", "often"], "--retry 'often' is not a rule"),
+    (["--retry", "vram_oom:2"], "did you mean vram-oom?"),
+    (["--signal", "USR1@300"], "give --time"),
+    (["--signal", "USR1@300", "--time", "5m"], "before the job begins"),
+    (["--signal", "NOPE@3", "--time", "5m"], "there is no signal 'NOPE'"),
+    (["--signal", "KILL@3", "--time", "5m"], "no program can answer"),
+    (["--signal", "USR1", "--time", "5m"], "write the signal and how long"),
+    (["--signal", "USR1@soon", "--time", "5m"], "a bare number is seconds, as in USR1@300"),
+    (["--retry", "1", "--retry", "2"], "both cover any failure"),
+    (["--retry", "lost:1", "--retry", "exit,lost:2", "--requeue"], "both name lost"),
+    (["--grace", "5"], "--grace '5' is not a time"),
+    (["--log-limit", "1K"], "--log-limit is 1KiB, and at least 64KiB"),
+    (["--log-limit", "much"], "is not a size"),
+]
+
+
+def test_what_makes_no_sense_is_refused(box: Box) -> None:
+    for options, said in SENSELESS:
+        assert said in box.fails(2, "submit", "--gpus", "0", *options, "--", "true")
+        assert box.request("list", all=True, sel={})["total"] == 0, options
 
 
 def test_requeue_beside_a_rule_for_lost_adds_nothing(slow: Box) -> None:
