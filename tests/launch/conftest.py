@@ -237,8 +237,8 @@ class Attempts:
         reap_children()
         sessions = {supervisor.pid for supervisor in self.begun.values()}
         for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
-            with suppress(ProcessLookupError):
-                if os.getsid(pid) in sessions:
+            with suppress(OSError):  # it has ended
+                if os.getsid(pid) in sessions or Path(f"/proc/{pid}/cwd").readlink().is_relative_to(self.folder):
                     os.kill(pid, signal.SIGKILL)
 
 
