@@ -21,7 +21,7 @@ from gpuq import crash
 from gpuq.errors import HostBusy, LaunchError
 from gpuq.launch import keptlog, shim
 from gpuq.launch.identity import MARKER, boot_id, read_stat
-from gpuq.launch.parts import circumstances, files, fork, keeper, leaf, memory, processes, watch
+from gpuq.launch.parts import circumstances, files, fork, keeper, leaf, memory, processes, rehearse, serve, watch
 from gpuq.launch.parts import start as start_of_job
 from gpuq.launch.runfolder import LOCK, launch_failure, valid_text
 from gpuq.launch.supervisors import SPARE, Began, Key, News, NotBegun, Supervisor, Supervisors
@@ -30,7 +30,21 @@ from gpuq.model import Identity
 from gpuq.records import dataclass
 
 #: What the zygote is made of, each part after those that it imports.
-_PARTS = (files, memory, circumstances, processes, leaf, keptlog, keeper, start_of_job, watch, shim, fork)
+_PARTS = (
+    files,
+    memory,
+    circumstances,
+    processes,
+    leaf,
+    keptlog,
+    keeper,
+    start_of_job,
+    watch,
+    shim,
+    serve,
+    rehearse,
+    fork,
+)
 #: The exit code of a supervisor that began nothing, because nothing could be written down.
 DISK_FULL = shim.DISK_FULL
 #: Files that a start has open for a moment (lock, orders, the other end of a channel, one in the run folder), and one

@@ -7,7 +7,8 @@ parts import nothing else of gpuq and little besides, for each import comes betw
 * `_signal` is what `signal` wraps, without `enum` (8 ms);
 * `_ctypes` is what `ctypes` wraps; one call of prctl(2) is not worth the other 4 ms.
 
-All are the same modules of CPython since 3.3 or before. `parts/fork.py` makes the process and calls `supervise`.
+All are the same modules of CPython since 3.3 or before. `parts/fork.py` makes the process, in which
+`parts/serve.py` calls `supervise`.
 """
 
 import posix as os

@@ -1,6 +1,6 @@
 """The daemon's supervisors: each a child with a channel of its own, on which it gets orders and tells what happens.
 
-`parts/fork.py` is the other end. One that is done with a job that was soon over waits for the next orders, and one
+`parts/serve.py` is the other end. One that is done with a job that was soon over waits for the next orders, and one
 more than that is always ready, so that a start does not wait for a fork.
 """
 
@@ -19,7 +19,7 @@ from contextlib import suppress
 
 from gpuq.errors import LaunchError
 from gpuq.launch.identity import read_stat
-from gpuq.launch.parts.fork import LONGEST, READY, REFUSED, REPORT, TAKEN, WORD
+from gpuq.launch.parts.serve import LONGEST, READY, REFUSED, REPORT, TAKEN, WORD
 from gpuq.launch.runfolder import MAX_FILE, launch_failure
 from gpuq.launch.zygote import Zygote
 from gpuq.records import dataclass

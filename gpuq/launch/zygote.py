@@ -16,7 +16,8 @@ from importlib.abc import InspectLoader
 from types import ModuleType
 from typing import cast
 
-from gpuq.launch.parts.fork import ROOM, WORD
+from gpuq.launch.parts.fork import ROOM
+from gpuq.launch.parts.serve import WORD
 
 log = logging.getLogger("gpuq.zygote")
 

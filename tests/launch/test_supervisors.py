@@ -15,7 +15,7 @@ from gpuq.launch import launcher
 from gpuq.launch.adoption import Ended, NeverStarted, adopt
 from gpuq.launch.launcher import Launch, Launcher
 from gpuq.launch.outcome import Result, parse, read_result
-from gpuq.launch.parts.fork import BRIEF, MOST_JOBS
+from gpuq.launch.parts.serve import BRIEF, MOST_JOBS
 from gpuq.launch.supervisors import NotBegun, Supervisor
 from tests.launch.conftest import Attempts, claimed, gone, python, reap_children, reaping, settled, shell, until
 

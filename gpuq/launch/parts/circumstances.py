@@ -26,7 +26,7 @@ def circumstances() -> "Circumstances":
         os.sched_getscheduler(0),
         os.sched_getaffinity(0),
         None if IOPRIO_GET is None else _ctypes.call_cdeclfunction(SYSCALL, (IOPRIO_GET, IOPRIO_WHO_PROCESS, 0)),
-        [resource.getrlimit(limit) for limit in LIMITS],
+        list(map(resource.getrlimit, LIMITS)),
         told(SCORE),
         told("/proc/self/cgroup"),
     )

@@ -18,8 +18,10 @@ RESULT_ROOM = 16 * 1024
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.ENFILE)
 
 
-#: So much is read at once, in bytes: more is rarely there, and what a longer buffer touches stays in memory.
-SLURP = 8192
+#: Everything is read into the same 8 KiB: a buffer of its own for each file would touch more memory, and keep it.
+#: Only the main thread reads whole files.
+BUFFER = memoryview(bytearray(8192))
+BUFFERS = (BUFFER,)
 
 
 def slurp(path: "str | bytes | int") -> bytes:
@@ -27,8 +29,8 @@ def slurp(path: "str | bytes | int") -> bytes:
     file = path if isinstance(path, int) else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = b""
-        while more := os.read(file, SLURP):
-            data += more
+        while size := os.readv(file, BUFFERS):
+            data += BUFFER[:size]
         return data
     finally:
         os.close(file)
@@ -140,7 +142,13 @@ def to_json(value: "Mapping[str, object] | object") -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, dict):
-        return "{" + ",".join(f"{to_json(key)}:{to_json(item)}" for key, item in value.items()) + "}"
-    text = str(value).encode("utf-16-be", "surrogatepass")
-    units = [int.from_bytes(text[i : i + 2], "big") for i in range(0, len(text), 2)]
+        text = ""
+        for key, item in value.items():
+            text += f"{',' if text else '{'}{to_json(key)}:{to_json(item)}"
+        return text + "}" if text else "{}"
+    plain = str(value)
+    if plain.isascii() and plain.isprintable() and '"' not in plain and "\\" not in plain:
+        return f'"{plain}"'
+    data = plain.encode("utf-16-be", "surrogatepass")
+    units = [int.from_bytes(data[i : i + 2], "big") for i in range(0, len(data), 2)]
     return '"' + "".join(chr(u) if 32 <= u < 127 and u not in (34, 92) else f"\\u{u:04x}" for u in units) + '"'

@@ -31,6 +31,8 @@ PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 PRCTL = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]
 #: The supervisor's own standard input.
 NULL = 0
+#: What a program would inherit as ignored, as Python ignores SIGPIPE; handlers it loses (execve(2)).
+IGNORED = [number for number in _signal.valid_signals() if _signal.getsignal(number) == _signal.SIG_IGN]
 #: Where a program is looked for when the job has no PATH, as execvp(3) does.
 DEFAULT_PATH = b"/bin:/usr/bin"
 
@@ -138,9 +140,7 @@ def spawn(spec: "Spec", log: int) -> int:
     into = [(os.POSIX_SPAWN_DUP2, NULL, 0), (os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)]
 
     def execute(path: bytes) -> int:
-        return os.posix_spawn(
-            path, argv, env, file_actions=into, setpgroup=0, setsigmask=(), setsigdef=default_signals()
-        )
+        return os.posix_spawn(path, argv, env, file_actions=into, setpgroup=0, setsigmask=(), setsigdef=IGNORED)
 
     enter(spec["cwd"])
     own_umask = os.umask(spec["umask"])
@@ -205,7 +205,7 @@ def become_job(spec: "Spec", log: int, leaf: Leaf | None, limits: "Limits") -> "
     if leaf is not None:
         leaf.enter()
     offer_first()
-    for number in default_signals():
+    for number in IGNORED:
         _signal.signal(number, _signal.SIG_DFL)
     os.umask(spec["umask"])
     os.dup2(NULL, 0)
@@ -222,11 +222,6 @@ def become_job(spec: "Spec", log: int, leaf: Leaf | None, limits: "Limits") -> "
 
     find_program(argv, env, execute)
     raise AssertionError  # a program that was executed does not come back
-
-
-def default_signals() -> list[int]:
-    """The signals that a program would inherit as ignored, as Python ignores SIGPIPE; handlers it loses (execve(2))."""
-    return [number for number in _signal.valid_signals() if _signal.getsignal(number) == _signal.SIG_IGN]
 
 
 def enter(cwd: bytes) -> None:
