@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import threading
 from dataclasses import replace
@@ -108,7 +109,11 @@ def test_memory_of_jobs_that_run(box: Box) -> None:
 
 
 def test_a_zygote_has_rehearsed_and_left_nothing(box: Box) -> None:
+    killed = Path(f"/dev/shm/gpuq-{1 << 30}-{os.urandom(8).hex()}")  # no process has such a number (proc(5), pid_max)
+    killed.mkdir(mode=0o700)
+    (killed / "log").touch()
     box.wait(box.submit("true", gpus=0))
     (zygote,) = zygotes(box.daemon_pid())
     assert not list(Path("/dev/shm").glob(f"gpuq-{zygote}-*"))
     assert not children(zygote)
+    assert not killed.exists()

@@ -5,7 +5,9 @@ hit or that could be taken for one of the job's, and it costs a job without a li
 """
 
 import _thread
+import fcntl
 import posix as os
+import select
 
 from gpuq.launch.keptlog import MARK_SIZE, end_size, head_size, mark
 
@@ -17,8 +19,6 @@ class Keeper:
     """Copies what comes out of a pipe into a log, until nobody can write to it, or `finish`. Raises OSError."""
 
     def __init__(self, log: int, limit: int) -> None:
-        import fcntl
-
         self._log = log
         #: the same file, to be written anywhere: with O_APPEND even pwrite(2) appends
         self._file = os.open(f"/proc/self/fd/{log}", os.O_RDWR | os.O_CLOEXEC)
@@ -66,8 +66,6 @@ class Keeper:
             self._append(memoryview(b"\n[gpuq: %d bytes are not in this log: %b]\n" % (lost, self._why.encode())))
 
     def _copy(self) -> None:
-        import select
-
         poll = select.poll()
         poll.register(self._pipe, select.POLLIN)
         poll.register(self._stop, select.POLLIN)

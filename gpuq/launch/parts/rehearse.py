@@ -11,7 +11,7 @@ import sys
 
 from gpuq.launch.parts.circumstances import circumstances
 from gpuq.launch.parts.serve import IDLE, NULL, Title, channel_of, introduce, take_orders, wait_for_adoption
-from gpuq.launch.parts.start import DEFAULT_PATH, become_subreaper
+from gpuq.launch.parts.start import DEFAULT_PATH, become_subreaper, exists
 
 #: Known to type checkers without the import of `typing`.
 TYPE_CHECKING = False
@@ -41,18 +41,46 @@ def rehearse(title: Title) -> None:
     folder = f"{MEMORY}/gpuq-{os.getpid()}-{os.urandom(8).hex()}"
     said = os.dup(2)
     try:
+        remove_those_of_the_dead()
         os.mkdir(folder, 0o700)
         try:
             see_to_nothing(title, folder.encode())
         finally:
-            for name in os.listdir(folder):
-                os.unlink(f"{folder}/{name}")
-            os.rmdir(folder)
+            remove(folder)
     except OSError:
         pass  # it costs memory, and no job
     become_subreaper(0)
     os.dup2(said, 2)
     os.close(said)
+
+
+def remove_those_of_the_dead() -> None:
+    """The folders of zygotes that were killed here."""
+    for name in os.listdir(MEMORY):
+        words = name.split("-")
+        if (
+            len(words) == 3
+            and words[0] == "gpuq"
+            and words[1].isdecimal()
+            and not exists(b"/proc/" + words[1].encode())
+        ):
+            try:  # noqa: SIM105 (contextlib would have to be imported)
+                remove(f"{MEMORY}/{name}")
+            except OSError:
+                pass  # another user's, or another has removed it
+
+
+def remove(folder: str) -> None:
+    """A folder of ours with its files; nothing where a link leads. Raises OSError."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(opened).st_uid != os.getuid():
+            return
+        for name in os.listdir(opened):
+            os.unlink(name, dir_fd=opened)
+        os.rmdir(folder)
+    finally:
+        os.close(opened)
 
 
 def see_to_nothing(title: Title, folder: bytes) -> None:
