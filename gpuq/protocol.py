@@ -74,14 +74,17 @@ MAX_ID = 2**63 - 1
 Message = dict[str, Any]
 
 
+_ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
 def encode(message: Mapping[str, Any]) -> bytes:
     """One line, with its newline."""
-    return json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"
+    return _ENCODE(message).encode("ascii") + b"\n"
 
 
 def encode_list(messages: Iterable[Message]) -> bytes:
     """The same of several, as a list has them, without its brackets."""
-    return json.dumps(list(messages), separators=(",", ":")).encode("ascii")[1:-1]
+    return _ENCODE(list(messages)).encode("ascii")[1:-1]
 
 
 def decode(line: bytes) -> Message:

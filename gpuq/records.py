@@ -19,9 +19,13 @@ else:
     def dataclass(*, frozen: bool = False, slots: bool = False) -> Callable[[type], type]:
         """What `dataclasses.dataclass` makes of a class, `fields`, `replace` and `asdict` included.
 
-        A frozen one with slots has no base class with fields of its own, and is not pickled.
+        A frozen one with slots has no base class with fields of its own, is none, and is not pickled.
         """
         return _frozen if frozen and slots else dataclasses.dataclass(frozen=frozen, slots=slots)
+
+
+#: A record of fewer fields has each set by itself: a class more would cost a start what it saves.
+_FEW = 6
 
 
 def _frozen(cls: type) -> type:
@@ -41,7 +45,7 @@ def _frozen(cls: type) -> type:
         values = ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
         return f"{made.__qualname__}({values})"
 
-    for method in (_initialiser(fields, hasattr(made, "__post_init__")), __eq__, __repr__, __setattr__, __delattr__):
+    for method in (_initialiser(made, hasattr(made, "__post_init__")), __eq__, __repr__, __setattr__, __delattr__):
         if method.__name__ not in own:
             setattr(made, method.__name__, method)
     if own.get("__hash__") is None:  # a class that says how it compares has None there
@@ -56,10 +60,15 @@ def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
     return lambda record: tuple(getattr(record, name) for name in names)
 
 
-def _initialiser(fields: tuple[dataclasses.Field[Any], ...], more: bool) -> Callable[..., None]:
+def _initialiser(made: type, more: bool) -> Callable[..., None]:
     """`__init__` with the fields as arguments, and with a call of `__post_init__` in the end if there is `more`."""
-    given: dict[str, object] = {"_set_slot": object.__setattr__, "_not_given": dataclasses.MISSING}
-    arguments, lines = ["self"], []
+    fields = dataclasses.fields(made)
+    # an object is frozen once it is of its class: until then it is of one with the same slots, where an assignment
+    # takes a tenth of the time (https://docs.python.org/3.11/reference/datamodel.html#notes-on-using-slots)
+    slots = tuple(field.name for field in fields)
+    given: dict[str, object] = {"_set": object.__setattr__, "_made": made, "_not_given": dataclasses.MISSING}
+    given["_open"] = type(made.__name__, (), {"__slots__": slots}) if len(slots) >= _FEW else None
+    arguments, lines = ["self"], list[tuple[str, str]]()
     for field in fields:
         name, value = field.name, field.name
         default = ""
@@ -70,10 +79,15 @@ def _initialiser(fields: tuple[dataclasses.Field[Any], ...], more: bool) -> Call
             value = f"_default_{name}() if {name} is _not_given else {name}"
         if field.init:
             arguments.append(name + default)
-            lines.append(f"_set_slot(self, '{name}', {value})")
-    lines.append("self.__post_init__()" if more else "pass")
-    body = "\n  ".join(lines)
-    source = f"def make({', '.join(given)}):\n def __init__({', '.join(arguments)}):\n  {body}\n return __init__"
+            lines.append((name, value))
+    if given["_open"] is None:
+        body = [f"_set(self, '{name}', {value})" for name, value in lines]
+    else:
+        body = ["_set(self, '__class__', _open)", *(f"self.{name} = {value}" for name, value in lines)]
+        body.append("self.__class__ = _made")
+    body.append("self.__post_init__()" if more else "pass")
+    statements = "\n  ".join(body)
+    source = f"def make({', '.join(given)}):\n def __init__({', '.join(arguments)}):\n  {statements}\n return __init__"
     space: dict[str, Any] = {}
     exec(source, space)
     init: Callable[..., None] = space["make"](**given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import dis
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuq import records
+from gpuq.model import Job
 
 Decorator = Callable[..., Any]
 
@@ -185,3 +187,9 @@ def test_a_start_of_the_daemon_compiles_little() -> None:
     methods, modules = map(int, done.stdout.split())
     assert modules > 50
     assert methods <= 100, "a dataclass of the standard library, of which each has four to six methods compiled"
+
+
+def test_a_record_of_many_fields_is_made_without_a_call_for_each() -> None:
+    """A job has 38 of them, and a list of the queue makes a hundred thousand jobs."""
+    assert len(dataclasses.fields(Job)) > 30
+    assert sum(step.opname.startswith("CALL") for step in dis.get_instructions(Job.__init__)) <= 1

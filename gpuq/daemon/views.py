@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from math import modf
 from typing import Any
 
 import psutil
@@ -26,12 +27,21 @@ View = dict[str, Any]
 MOST_STRANGERS = 5
 
 
-@lru_cache(maxsize=1024)
 def moment(seconds: float | None) -> str | None:
-    """ISO 8601 in UTC, to the millisecond."""
+    """ISO 8601 in UTC, to the millisecond, which is cut off from the microsecond that is nearest."""
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    part, whole = modf(seconds)
+    micro = round(part * 1e6)
+    if micro == 1_000_000:
+        whole, micro = whole + 1, 0
+    return f"{_second(whole)}.{micro // 1000:03d}Z"
+
+
+@lru_cache(maxsize=1024)
+def _second(seconds: float) -> str:
+    """Of many jobs, and much of the time of a list of them otherwise."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def job_view(core: Core, job: Job) -> View:
@@ -39,7 +49,7 @@ def job_view(core: Core, job: Job) -> View:
     verdict = core.reason(job)
     running = core.running.get(job.id)
     over = running is not None and running.over_told
-    ending_at, kill_at = ending_times(core, job)
+    ending_at, kill_at = ending_times(core, job) if job.ending is not None else (None, None)
     used = max(running.use.values(), default=None) if running is not None and running.use else None
     return {
         "id": job.id,
@@ -56,7 +66,7 @@ def job_view(core: Core, job: Job) -> View:
         "command": list(job.command),
         "cwd": job.cwd,
         "gpus": list(job.gpus),
-        "gpu_indexes": [core.gpu_index(uuid) for uuid in job.gpus],
+        "gpu_indexes": [core.gpu_index(uuid) for uuid in job.gpus] if job.gpus else [],
         "gpu_count": job.request.gpus,
         "vram_bytes": job.request.vram,
         "used_vram_bytes": used,
@@ -67,7 +77,7 @@ def job_view(core: Core, job: Job) -> View:
         "peak_ram_bytes": job.peak_ram,
         "priority": job.priority,
         "tags": list(job.tags),
-        "after": [str(d) for d in job.after],
+        "after": [str(d) for d in job.after] if job.after else [],
         "array": {"id": job.array.array_id, "index": job.array.index, "limit": job.array.limit or None}
         if job.array
         else None,
@@ -77,8 +87,8 @@ def job_view(core: Core, job: Job) -> View:
         if job.early_signal
         else None,
         "log_limit_bytes": job.log_limit,
-        "retry": [str(rule) for rule in job.retry],
-        "retries": sum(job.spent),
+        "retry": [str(rule) for rule in job.retry] if job.retry else [],
+        "retries": sum(job.spent) if job.spent else 0,
         "begin_at": moment(job.begin_at),
         "attempt": job.attempt,
         "ending": str(job.ending) if job.ending else None,

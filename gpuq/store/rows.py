@@ -116,6 +116,10 @@ def clean(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+#: To call the enumeration takes as long as ten of these.
+_STATES = {state.value: state for state in State}
+
+
 def job_from_row(row: Row) -> Job:
     array = early_signal = None
     if row["array_id"] is not None:
@@ -126,7 +130,7 @@ def job_from_row(row: Row) -> Job:
         id=row["id"],
         name=row["name"],
         owner=row["owner"],
-        state=State(row["state"]),
+        state=_STATES[row["state"]],
         command=_strings(row["command"]),
         cwd=_load(row["cwd"]),
         request=Request(row["gpus_asked"], row["vram"], row["cpus"], row["ram"]),

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from gpuq import protocol
+from gpuq.daemon import views
 from gpuq.daemon.core import Core
 from gpuq.events import Event, Kind
 from gpuq.model import ACTIVE, ENDED, WAITING, Claim, Driver, GiB, GpuReading, Host, Readings, Request, Settings, State
@@ -144,6 +146,25 @@ def test_a_cancel_of_many_takes_few_statements(tmp_path: Path) -> None:
         core.cancel_waiting(ids)
         core.store.conn.set_trace_callback(None)
     assert len(seen) <= 10, seen
+
+
+def test_a_job_of_a_list_takes_few_calls(tmp_path: Path) -> None:
+    """Of functions, Python's and others: those of a page, to each of its jobs."""
+    calls = 0
+
+    def another(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    with queue(tmp_path / "queue", SMALL) as core:
+        ids = core.store.walk(Selection(), ENDED, Order.NEWEST, 300).ids
+        sys.setprofile(another)
+        try:
+            line = protocol.encode_list(views.current_view(core, job) for job in core.store.each(ids))
+        finally:
+            sys.setprofile(None)
+    assert line.count(b'"id"') == 300
+    assert calls <= 36 * 300, calls / 300  # 28
 
 
 READINGS = Readings(

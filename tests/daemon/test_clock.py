@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuq.daemon.clock import Change, Clocks, WallClock, compare
+from gpuq.daemon.views import moment
 from gpuq.model import Reason
 from gpuq.policy.waiting import Waiting
 from tests.fakeclock import FakeClock
@@ -25,6 +27,13 @@ DAY = 86400
 
 
 # --- pure -----------------------------------------------------------------------------------------
+
+
+@given(st.floats(0, 253402300799), st.sampled_from((0.0, 0.9999995, 0.0009999, 0.0005, 0.9994999)))
+def test_moments_are_told_as_the_standard_library_tells_them(seconds: float, part: float) -> None:
+    for at in (seconds, int(seconds) + part):
+        told = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+        assert moment(at) == told.replace("+00:00", "Z")
 
 
 @pytest.mark.parametrize(
