@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from gpuq.events import Event, Kind
 from gpuq.model import ACTIVE, WAITING, Attempt, Dependency, Failure, Job, State
 from gpuq.policy.lifecycle import DependencyBroken, advance, dependency
-from gpuq.store import runrecord
+from gpuq.store import runrecord, staging
 from gpuq.store.columns import misfit
 from gpuq.store.migrations import TABLES
 from gpuq.store.replay import drop_false_environments
@@ -68,11 +68,14 @@ def leave_out(store: Store) -> Mended:
     return mended
 
 
-def mend(store: Store, run_root: Path, now: float, mended: Mended, *, mixed: bool) -> None:
+def mend(
+    store: Store, run_root: Path, now: float, mended: Mended, *, mixed: bool, acknowledged: Container[int] = ()
+) -> None:
     """Put right, in one transaction, what can be told from the rest. `mixed` says that pages of different times may
-    have come together: then events, too, tell how a waiting job stands.
+    have come together: then events, too, tell how a waiting job stands. `acknowledged` are ids that others vouch for.
     """
     with store.transaction():
+        mended.left_out += staging.disown(store, acknowledged, now)
         _submissions(store)
         for job in list(store.every_job()):
             _mend(store, _by_events(store, job) if mixed else job, job, run_root, now, mended)

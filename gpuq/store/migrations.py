@@ -152,6 +152,13 @@ def m008_lists(db: Database) -> None:
     db.conn.execute("CREATE INDEX jobs_ended ON jobs (state, ended_at, id) WHERE ended_at IS NOT NULL")
 
 
+def m009_slices(db: Database) -> None:
+    """Of a job that was written in a slice, the first id of its submission: it counts with the event of that range."""
+    db.conn.execute("ALTER TABLE jobs ADD COLUMN submission INTEGER")
+    for first, last in db.conn.execute("SELECT first_id, last_id FROM submissions WHERE unfinished").fetchall():
+        db.conn.execute("UPDATE jobs SET submission = ? WHERE id BETWEEN ? AND ?", (first, first, last))
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_jobs,
     m002_attempts,
@@ -161,6 +168,7 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m006_supervision,
     m007_unfinished,
     m008_lists,
+    m009_slices,
 )
 #: What the newest version has: a start looks for them, and to learn them from the migrations takes a fifth of its time.
 TABLES = frozenset({"jobs", "attempts", "claims", "submissions", "environments", "dependencies", "events"})
@@ -177,6 +185,7 @@ FINGERPRINTS = (
     0xB54F593F,
     0x125048EF,
     0xC8D58C33,
+    0xBD625667,
 )
 #: A version beyond this is none that a newer gpuq may have reached, but damage.
 SANE_VERSION = 100_000

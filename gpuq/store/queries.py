@@ -18,7 +18,7 @@ from gpuq.store import history
 from gpuq.store.connection import Connection
 from gpuq.store.lists import LIVING, LOOK, Key, Order, Part, Row, Walk, in_states, inside, part_of, tagged, width
 from gpuq.store.rows import attempt_from_row, claim_from_row, dump, job_from_row
-from gpuq.store.staging import Staged, hidden
+from gpuq.store.staging import Staged, hidden, unvouched
 
 T = TypeVar("T")
 
@@ -93,10 +93,11 @@ class Queries:
     def waiting(self) -> tuple[dict[GroupKey, list[int]], list[Waits]]:
         """The jobs that wait: ids, oldest first, of those that may start, as they are planned; and the others.
 
-        A start reads a hundred thousand of them: nothing is made of one that is like others.
+        A start reads a hundred thousand of them: nothing is made of one that is like others. Raises StoreDamaged where
+        they are of a submission that nobody was told of.
         """
         rows = self.conn.execute(
-            f"""SELECT {_OF_WAITS} FROM jobs
+            f"""SELECT {_OF_WAITS}, submission FROM jobs
                 WHERE state IN ('held', 'queued') AND {LIVING} AND {self._seen} ORDER BY id"""
         )
         rows.row_factory = None
@@ -104,14 +105,18 @@ class Queries:
         alike: dict[tuple[Any, ...], list[int]] = {}
         free: dict[GroupKey, list[int]] = {}
         others: list[Waits] = []
+        submissions: set[int | None] = set()
         for row in rows:
             job_id, begin_at, state, attempt = row[:4]
+            submissions.add(row[-1])
             if begin_at is None and state == "queued" and job_id not in unmet:
-                alike.setdefault(row[4:], []).append(job_id)
+                alike.setdefault(row[4:-1], []).append(job_id)
             else:
                 others.append(
-                    Waits(job_id, State(state), _group_key(*row[4:]), begin_at, attempt > 0, unmet.get(job_id, 0))
+                    Waits(job_id, State(state), _group_key(*row[4:-1]), begin_at, attempt > 0, unmet.get(job_id, 0))
                 )
+        if lost := unvouched(self, submissions):
+            raise self.conn.senseless(f"there are jobs of a submission from {lost[0]} on, and nothing that tells of it")
         for columns, ids in alike.items():  # arrays without a limit are planned with all that ask for the same
             free.setdefault(_group_key(*columns), []).extend(ids)
         return {key: sorted(ids) for key, ids in free.items()}, others

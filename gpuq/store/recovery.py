@@ -235,7 +235,9 @@ def _build(fresh: Path, aside: Path, run_root: Path, found: Mark) -> _Report:
             _drop_pruned(store, kept.removed | _pruned(read), now)
         told = reconcile(store, run_root, os.geteuid(), now, deep=True)
         mixed = not found.restore and read is not None and bool(read.notes)
-        mend(store, run_root, now, mended, mixed=mixed)  # last, for what waits depends on the others
+        acknowledged = () if found.restore else kept.rows
+        # last, for what waits depends on the others
+        mend(store, run_root, now, mended, mixed=mixed, acknowledged=acknowledged)
         last = max(_last_id(store, read), kept.last_id)
         with store.transaction():
             store.start_ids_after(last)

@@ -7,7 +7,7 @@ millisecond, and to import sqlite-utils, which the migrations need, took a quart
 from __future__ import annotations
 
 #: The version that the statements make.
-VERSION = 8
+VERSION = 9
 
 STATEMENTS = (
     # AUTOINCREMENT: an id is never used again, not even after the newest is deleted
@@ -54,7 +54,8 @@ STATEMENTS = (
         retry TEXT NOT NULL DEFAULT '[]',
         spent TEXT NOT NULL DEFAULT '[]',
         suspended_at REAL,
-        suspended_seconds REAL NOT NULL DEFAULT 0
+        suspended_seconds REAL NOT NULL DEFAULT 0,
+        submission INTEGER
     )""",
     "CREATE INDEX jobs_live ON jobs (state, priority DESC, id) WHERE ended_at IS NULL",
     "CREATE INDEX jobs_ended ON jobs (state, ended_at, id) WHERE ended_at IS NOT NULL",

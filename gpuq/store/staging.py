@@ -3,21 +3,28 @@
 They are rows of `jobs` from the first, in the range of ids of a submission that is marked as unfinished; whatever reads
 jobs leaves such ranges out (`Store.unseen`). So the last commit is as short for a million jobs as for two. What is
 unfinished when the daemon starts is removed: its submitter was told nothing.
+
+That one row may be damaged. Each of the jobs therefore says of which submission it is, and counts only where an event
+tells that this was submitted, which is written in the commit that shows them (`unvouched`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from gpuq.events import Event, Kind
 from gpuq.model import Dependency, Job
+from gpuq.protocol import spans
 from gpuq.store.rows import dump, job_values, live_values
 
 if TYPE_CHECKING:
+    from gpuq.store.queries import Queries
     from gpuq.store.store import Store
 
+#: So begins what stands for the key of a submission that is not finished.
+_TOKEN = "unfinished "
 #: Columns in which the jobs of one submission differ; `command` is JSON as it is stored.
 OWN = ("id", "name", "command", "array_index")
 Own = tuple[int, str, str, int | None]
@@ -30,13 +37,15 @@ ROW_BYTES = 600
 
 
 def insert_alike(
-    store: Store, template: Job, own: Sequence[Own], unmet: Collection[Dependency], staged: str | None = None
+    store: Store, template: Job, own: Sequence[Own], unmet: Collection[Dependency], staged: Staged | None = None
 ) -> None:
     """Add jobs that are as the template but for their own columns; `unmet` of its dependencies are open.
 
     In a transaction.
     """
     common = {name: value for name, value in job_values(template).items() if name not in OWN}
+    if staged is not None:
+        common["submission"] = staged.first
     # one statement, for to bind forty values to each row takes three times as long
     each = [f"json_extract(value, '$[{n}]')" for n in range(len(OWN))] + [f"?{n}" for n in range(2, len(common) + 2)]
     store.conn.execute(
@@ -48,7 +57,7 @@ def insert_alike(
     if template.after:
         store.add_dependencies((row[0], d, d not in unmet) for row in own for d in template.after)
     if store.changes is not None:
-        store.changes.jobs(common, [dict(zip(OWN, row, strict=True)) for row in own], staged)
+        store.changes.jobs(common, [dict(zip(OWN, row, strict=True)) for row in own], staged.token if staged else None)
 
 
 def in_slices(own: Iterable[Own]) -> Iterator[list[Own]]:
@@ -75,7 +84,7 @@ class Staged:
         self._store = store
         self.first, self.last = first, last
         #: stands for the submission while it has no key, here and in the file of changes
-        self.token = f"unfinished {os.urandom(8).hex()}"
+        self.token = f"{_TOKEN}{os.urandom(8).hex()}"
         #: jobs written so far
         self.written = 0
         #: about so many bytes of them are in the database's log; whoever writes it back sets it to 0
@@ -100,7 +109,7 @@ class Staged:
         """Add jobs, whose ids follow those written before; `unmet` are the dependencies that are open."""
         store = self._store
         with store.unsynced():
-            insert_alike(store, template, own, unmet, self.token)
+            insert_alike(store, template, own, unmet, self)
         self.written += len(own)
         self.in_log += sum([len(row[2]) + ROW_BYTES for row in own])
 
@@ -150,7 +159,7 @@ class Staged:
         """Remove a slice of the jobs, the newest first; whether any are left."""
         low, high = (self.slices() or [(self.first, self.first - 1)])[-1]
         with self._store.unsynced():
-            remove(self._store, low, high)
+            remove(self._store, self.first, low, high)
             if low == self.first:
                 _give_back(self._store, self.first, self.last, now)
         self.written = low - self.first
@@ -159,10 +168,12 @@ class Staged:
         return low > self.first
 
 
-def remove(store: Store, low: int, high: int) -> None:
-    """Remove jobs that nobody has seen. In a transaction."""
-    store.conn.execute("DELETE FROM jobs WHERE id BETWEEN ? AND ?", (low, high))
-    store.conn.execute("DELETE FROM dependencies WHERE job_id BETWEEN ? AND ?", (low, high))
+def remove(store: Store, first: int, low: int, high: int) -> None:
+    """Remove jobs that nobody has seen, of the submission that begins with `first`. In a transaction."""
+    # only what says itself that it is of that submission: the range comes from a row that may be damaged
+    those = "SELECT id FROM jobs WHERE id BETWEEN ? AND ? AND submission = ?"
+    store.conn.execute(f"DELETE FROM dependencies WHERE job_id IN ({those})", (low, high, first))
+    store.conn.execute("DELETE FROM jobs WHERE id BETWEEN ? AND ? AND submission = ?", (low, high, first))
 
 
 def _give_back(store: Store, first: int, last: int, now: float) -> None:
@@ -180,13 +191,55 @@ def unfinished(store: Store) -> list[Staged]:
     return [Staged(store, row["first_id"], row["last_id"]) for row in rows.fetchall()]
 
 
+def unvouched(store: Queries, firsts: Iterable[int | None]) -> list[int]:
+    """Those of the submissions, by their first ids, of which no event tells that they were submitted."""
+    rows = store.conn.execute(
+        """SELECT value FROM json_each(?) WHERE value IS NOT NULL AND NOT EXISTS
+           (SELECT 1 FROM events WHERE job_id = value AND last_id IS NOT NULL AND kind = ?) ORDER BY value""",
+        (dump(list(firsts)), Kind.SUBMITTED.value),
+    )
+    return [row["value"] for row in rows]
+
+
+def disown(store: Store, acknowledged: Container[int], now: float) -> list[dict[str, Any]]:
+    """After damage: remove jobs of submissions of which nothing tells that they were acknowledged; their rows.
+
+    What else tells is the submission's own row, whatever happened to one of its jobs later, and that the file of
+    changes has one that was shown (`acknowledged`, ids). In a transaction.
+    """
+    removed: list[dict[str, Any]] = []
+    firsts = store.conn.execute("SELECT DISTINCT submission FROM jobs WHERE submission IS NOT NULL").fetchall()
+    for first in unvouched(store, (row["submission"] for row in firsts)):
+        rows = store.conn.execute("SELECT * FROM jobs WHERE submission = ? ORDER BY id", (first,)).fetchall()
+        ids = [row["id"] for row in rows]
+        if _was_shown(store, first, ids) or any(job_id in acknowledged for job_id in ids):
+            store.conn.execute("UPDATE jobs SET submission = NULL WHERE submission = ?", (first,))
+            continue
+        removed += map(dict, rows)
+        remove(store, first, ids[0], ids[-1])
+        store.add_events([Event(now, Kind.WITHDRAWN, data={"ids": spans(ids)})])
+        store.forget_counts()
+    return removed
+
+
+def _was_shown(store: Store, first: int, ids: Sequence[int]) -> bool:
+    """Whether the submission has a row with its client's key, or something happened to one of its jobs."""
+    row = store.conn.execute(
+        """SELECT EXISTS (SELECT 1 FROM submissions WHERE first_id = ? AND NOT unfinished AND key NOT LIKE ?)
+           OR EXISTS (SELECT 1 FROM jobs WHERE submission = ? AND attempt > 0)
+           OR EXISTS (SELECT 1 FROM events WHERE last_id IS NULL AND job_id IN (SELECT value FROM json_each(?)))""",
+        (first, f"{_TOKEN}%", first, dump(ids)),
+    ).fetchone()
+    return bool(row[0])
+
+
 def remove_unfinished(store: Store, now: float) -> int:
     """Remove, in one transaction, what an earlier daemon left unfinished; how many submissions that were."""
     left = sorted(store.unseen, key=lambda staged: staged.first, reverse=True)
     if left:
         with store.transaction():
             for staged in left:
-                remove(store, staged.first, staged.last)
+                remove(store, staged.first, staged.first, staged.last)
                 _give_back(store, staged.first, staged.last, now)
         store.unseen.clear()
     return len(left)

@@ -207,3 +207,17 @@ def test_a_large_array(box: Box) -> None:
         (n + 1, index) for n, index in enumerate(indexes)
     ]
     assert {job["array"]["id"] for job in jobs} == {1}
+
+
+def test_a_submission_that_was_not_acknowledged_does_not_run_though_its_row_is_lost(
+    box: Box, submitter: Making
+) -> None:
+    acknowledged = box.submit("true", gpus=0, hold=True)
+    submitter(hold=False).part()
+    box.kill_daemon()
+    with closing(sqlite3.connect(box.state / "queue.db")) as base, base:
+        assert base.execute("DELETE FROM submissions WHERE unfinished").rowcount == 1
+        assert base.execute("SELECT count(*) FROM jobs").fetchone()[0] > 1
+    assert box.ok("list", "--all", "-q").split() == [str(acknowledged)]
+    assert box.request("status")["jobs"] == {"held": 1}
+    assert [event["kind"] for event in box.request("events")["events"] if event["job"] is not None] == ["submitted"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuq.errors import StoreDamaged
 from gpuq.events import Event, Kind
 from gpuq.model import Condition, Dependency, State
 from gpuq.policy.lifecycle import Cancelled, advance
@@ -360,3 +361,94 @@ def test_a_copy_of_a_database_that_has_something_unfinished_shows_none_of_it(tmp
             store.conn.backup(copy)
     with closing(Store(tmp_path / "copy.db", network=True)) as copied:
         assert copied.select(ALL) == [1]
+
+
+# --- damage to the one row that hides them -------------------------------------------------------
+
+
+def damaged(folder: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(folder / "queue.db")) as base, base:
+        for statement in statements:
+            assert base.execute(statement).rowcount > 0, statement
+
+
+def recovered(folder: Path) -> Store:
+    """As a daemon's start: what it meets in memory's first look is damage, and the next one has recovered."""
+    with closing(opened_in(folder)) as store, pytest.raises(StoreDamaged, match="nothing that tells of it") as met:
+        store.waiting()
+    recovery.mark(folder, met.value.message)
+    return opened_in(folder)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM submissions WHERE unfinished",
+        "UPDATE submissions SET unfinished = 0 WHERE unfinished",
+        "UPDATE submissions SET last_id = first_id WHERE unfinished",
+        "UPDATE submissions SET first_id = last_id WHERE unfinished",
+        "UPDATE submissions SET first_id = 1, last_id = 1 WHERE unfinished",
+    ],
+)
+@pytest.mark.parametrize("state", [State.QUEUED, State.HELD])
+def test_jobs_that_nobody_was_shown_do_not_count_when_their_row_is_lost(
+    tmp_path: Path, damage: str, state: State
+) -> None:
+    with closing(opened_in(tmp_path)) as store:
+        insert(store, 1)
+        one, two = staged(store), staged(store)
+        show(two)
+        left = store.stage(SLICE, "x", b"{}")
+        left.write(make_job(0, state), own_values(left, SLICE), set())
+        while one.remove_some(5.0):
+            pass
+    damaged(tmp_path, damage)
+    with closing(recovered(tmp_path)) as store:
+        seen = store.select(ALL)
+        assert set(seen) & set(range(left.first, left.last + 1)) == set()
+        assert set(seen) == {1, *range(two.first, two.last + 1)}
+        assert sum(map(len, store.waiting()[0].values())) == len(seen)
+        told = {n for low, high in store.pruned() for n in range(low, high + 1)}
+        assert told >= set(range(left.first, left.last + 1)), "they are not called missing"
+        assert store.next_id() > left.last
+    report = recovery.last_report(tmp_path)
+    assert report is not None and str(left.last) in (report.parent / "rows.jsonl").read_text(), "a person can see them"
+
+
+@pytest.mark.parametrize("gone", [("events",), ("events", "submissions")])
+def test_jobs_that_were_shown_count_though_what_tells_of_it_is_lost(tmp_path: Path, gone: tuple[str, ...]) -> None:
+    """The submission's row tells it, or the file of changes alone."""
+    with closing(opened_in(tmp_path)) as store:
+        insert(store, 1)
+        one = staged(store)
+        show(one)
+        expected = store.select(ALL)
+        insert(store, store.next_id())
+    damaged(
+        tmp_path, *(f"DELETE FROM {table} WHERE {'job_id' if table == 'events' else 'first_id'} = 2" for table in gone)
+    )
+    with closing(recovered(tmp_path)) as store:
+        assert store.select(ALL) == [*expected, one.last + 1]
+        assert sum(map(len, store.waiting()[0].values())) == len(expected) + 1, "and the next start asks no more"
+
+
+def test_that_jobs_were_shown_is_asked_of_each_submission_once(store: Store) -> None:
+    costs = []
+    for _ in range(2):
+        show(staged(store), f"key {store.next_id()}")
+        costs.append(len(statements(store, store.waiting)))
+    assert costs[0] == costs[1] <= 3
+
+
+def test_what_an_older_gpuq_left_unfinished_is_removed_by_the_one_that_follows(tmp_path: Path) -> None:
+    with closing(opened_in(tmp_path)) as store:
+        insert(store, 1)
+        shown, _ = staged(store), staged(store)
+        show(shown)
+    with closing(sqlite3.connect(tmp_path / "queue.db", isolation_level=None)) as base:
+        base.execute("ALTER TABLE jobs DROP COLUMN submission")
+        base.execute("PRAGMA user_version = 8")
+    with closing(opened_in(tmp_path)) as store:
+        assert store.select(ALL) == list(range(1, shown.last + 1))
+        assert store.conn.execute("SELECT count(*) FROM jobs").fetchone()[0] == shown.last
+        assert sum(map(len, store.waiting()[0].values())) == shown.last
