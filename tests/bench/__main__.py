@@ -108,7 +108,9 @@ def measure(world: World, only: Sequence[str]) -> tuple[list[Row], list[str]]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--short", action="store_true", help="a quick look that judges nothing: few rounds and jobs, a short rest")
+    parser.add_argument(
+        "--short", action="store_true", help="a quick look that judges nothing: few rounds and jobs, a short rest"
+    )
     parser.add_argument("--json", action="store_true", help="print one object, gpuq.bench/2")
     parser.add_argument("--only", type=_sections, default=tuple(SECTIONS), help=f"of {','.join(SECTIONS)}")
     parser.add_argument("--peers", type=_peers, help="names of those to measure, or none; all that are installed")

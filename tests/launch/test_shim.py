@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from gpuq.launch import adoption, launcher, leftovers
 from gpuq.launch.outcome import read_result
+from gpuq.launch.parts import rehearse
 from gpuq.launch.parts.files import to_json
 from tests.launch.conftest import SHELL_ENV, Attempts, gone, python, shell, until, written
 
@@ -489,3 +490,25 @@ def test_json_is_read_back_as_it_was(value: object) -> None:
 
 def test_json_keeps_bytes_that_are_not_text() -> None:
     assert json.loads(to_json("\udcff")) == "\udcff"
+
+
+# --- rehearsals -----------------------------------------------------------------------------------
+
+
+def test_what_a_killed_zygote_left_in_memory_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearse, "MEMORY", str(tmp_path))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    others = tmp_path / "others"
+    left, lives, senseless = (tmp_path / f"gpuq-{name}-x" for name in (dead.pid, os.getpid(), "１a"))
+    for folder in (others, left, lives, senseless):
+        folder.mkdir()
+        (folder / "identity").touch()
+    link, nested = (tmp_path / f"gpuq-{dead.pid}-{name}" for name in ("link", "nested"))
+    link.symlink_to(others)
+    (nested / "folder").mkdir(parents=True)
+    rehearse.remove_left()
+    assert {path.name for path in tmp_path.iterdir()} == {p.name for p in (others, lives, senseless, link, nested)}
+    assert all((folder / "identity").exists() for folder in (others, lives, senseless))

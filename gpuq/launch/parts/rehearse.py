@@ -10,8 +10,9 @@ import posix as os
 import sys
 
 from gpuq.launch.parts.circumstances import circumstances
+from gpuq.launch.parts.processes import read_stat
 from gpuq.launch.parts.serve import IDLE, NULL, Title, channel_of, introduce, take_orders, wait_for_adoption
-from gpuq.launch.parts.start import DEFAULT_PATH, become_subreaper, exists
+from gpuq.launch.parts.start import DEFAULT_PATH, become_subreaper
 
 #: Known to type checkers without the import of `typing`.
 TYPE_CHECKING = False
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 REHEARSALS = 10
 #: Where folders are made that no disk has to be waited for.
 MEMORY = "/dev/shm"
+#: What such a folder's name begins with; the zygote's pid follows.
+NAME = "gpuq-"
 #: What CPython allocates comes from pools of one size each (Objects/obmalloc.c): their alignment, what each begins
 #: with, by how much sizes differ, and the largest, in bytes.
 POOL, POOL_HEAD, STEP, LARGEST = 16384, 48, 16, 512
@@ -38,10 +41,10 @@ def rehearse(title: Title) -> None:
     A supervisor's work is done some times over, with a folder in memory (shm_overview(7)) and a program that there is.
     Where there is no such folder, nothing is made before it is used.
     """
-    folder = f"{MEMORY}/gpuq-{os.getpid()}-{os.urandom(8).hex()}"
+    folder = f"{MEMORY}/{NAME}{os.getpid()}-{os.urandom(8).hex()}"
     said = os.dup(2)
     try:
-        remove_those_of_the_dead()
+        remove_left()
         os.mkdir(folder, 0o700)
         try:
             see_to_nothing(title, folder.encode())
@@ -54,31 +57,25 @@ def rehearse(title: Title) -> None:
     os.close(said)
 
 
-def remove_those_of_the_dead() -> None:
-    """The folders of zygotes that were killed here."""
+def remove_left() -> None:
+    """Remove what zygotes of ours left that were killed while they rehearsed."""
     for name in os.listdir(MEMORY):
-        words = name.split("-")
-        if (
-            len(words) == 3
-            and words[0] == "gpuq"
-            and words[1].isdecimal()
-            and not exists(b"/proc/" + words[1].encode())
-        ):
+        pid = name[len(NAME) :].partition("-")[0]
+        if name.startswith(NAME) and pid.isdecimal() and read_stat(int(pid)) is None:
             try:  # noqa: SIM105 (contextlib would have to be imported)
                 remove(f"{MEMORY}/{name}")
             except OSError:
-                pass  # another user's, or another has removed it
+                pass  # another user's
 
 
 def remove(folder: str) -> None:
-    """A folder of ours with its files; nothing where a link leads. Raises OSError."""
+    """Remove a folder of ours that has files only. Others may put a link of such a name there: it is not followed."""
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if os.fstat(opened).st_uid != os.getuid():
-            return
-        for name in os.listdir(opened):
-            os.unlink(name, dir_fd=opened)
-        os.rmdir(folder)
+        if os.fstat(opened).st_uid == os.geteuid():
+            for name in os.listdir(opened):
+                os.unlink(name, dir_fd=opened)
+            os.rmdir(folder)
     finally:
         os.close(opened)
 
