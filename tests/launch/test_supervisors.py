@@ -95,11 +95,16 @@ def test_what_one_job_was_given_the_next_does_not_have(shared: Shared, tmp_path:
 
 
 def test_use_is_counted_for_each_job_alone(shared: Shared) -> None:
-    large = shared.launch(python("x = bytearray(100 << 20); t = __import__('time')\nwhile t.process_time() < .3: pass"))
-    small = shared.launch(["true"])
-    assert shared.end(large).pid == shared.end(small).pid
+    busy = python("x = bytearray(100 << 20); t = __import__('time')\nwhile t.process_time() < .2: pass")
+
+    def same_supervisor() -> tuple[Launch, Launch] | None:
+        """None where the first job was not brief, as on a host that has much else to do."""
+        large, small = shared.launch(busy), shared.launch(["true"])
+        return (large, small) if shared.end(large).pid == shared.end(small).pid else None
+
+    large, small = until(same_supervisor)
     most, least = shared.result(large), shared.result(small)
-    assert most.max_rss_bytes > 100 << 20 and most.user_seconds + most.system_seconds >= 0.25
+    assert most.max_rss_bytes > 100 << 20 and most.user_seconds + most.system_seconds >= 0.15
     assert least.max_rss_bytes < 50 << 20 and least.user_seconds + least.system_seconds < 0.1
 
 
