@@ -268,7 +268,7 @@ class Runner:
         except Exception as error:  # it is claimed, and may have begun: look at it as after a crash
             log.exception("the start of job %d broke", job_id)
             self._pause(f"a start broke: {error}")
-            self._loop.call_later(RETRY_WRITE, lambda: self._take(job_id, restarted=True))
+            self._loop.call_later(RETRY_WRITE, self._look_again, running)
 
     def _not_launched(self, job_id: int, error: LaunchError) -> None:
         if not isinstance(error, HostBusy):
@@ -288,22 +288,34 @@ class Runner:
             running = self.core.running.get(one.key[0])
             if running is None or running.attempt.number != one.key[1]:
                 continue
-            match one:
-                case Began(supervisor=supervisor):
-                    self._supervise(running, supervisor)
-                case NotBegun(failure=LaunchError() as failure):
-                    self._not_launched(running.job.id, failure)
-                case NotBegun():  # whatever ends them may go on doing so
-                    self._pause("a supervisor ended before it took its orders")
-                    self._take(running.job.id, restarted=True)
-                case Reported(report=report):
-                    self._ended(running, report=report)
-                case Died(status=status):
-                    self._ended(running, status=status)
+            try:
+                self._heard(one, running)
+            except Exception:  # none of the others is lost for it
+                log.exception("what was heard of job %d could not be acted on", running.job.id)
+                self._loop.call_later(RETRY_WRITE, self._look_again, running)
         if any(isinstance(one, Began) for one in news):
             self._publish()  # with the supervisors, who stand for the claims if we die
         if self._held_back:
             self.wake()
+
+    def _heard(self, one: Began | NotBegun | Reported | Died, running: Running) -> None:
+        match one:
+            case Began(supervisor=supervisor):
+                self._supervise(running, supervisor)
+            case NotBegun(failure=LaunchError() as failure):
+                self._not_launched(running.job.id, failure)
+            case NotBegun():  # whatever ends them may go on doing so
+                self._pause("a supervisor ended before it took its orders")
+                self._take(running.job.id, restarted=True)
+            case Reported(report=report):
+                self._ended(running, report=report)
+            case Died(status=status):
+                self._ended(running, status=status)
+
+    def _look_again(self, running: Running) -> None:
+        """What became of an attempt is not known here: its files tell, as after a crash."""
+        if self.core.running.get(running.job.id) is running:
+            self._take(running.job.id, restarted=True)
 
     def _supervise(self, running: Running, supervisor: Supervisor) -> None:
         """A supervisor of the attempt runs; what it was asked to do meanwhile, it is asked now."""

@@ -6,7 +6,6 @@ through flock(2)'s open file description, and so held until the supervisor ends,
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import functools
@@ -287,21 +286,18 @@ def how_ended(status: int | None, identity: Identity) -> str | None:
 
 def end(supervisor: Supervisor) -> None:
     """Ask the supervisor to end its job: TERM, the attempt's grace period, KILL. Asking again changes nothing."""
-    with contextlib.suppress(ProcessLookupError):  # it has ended
-        signal.pidfd_send_signal(supervisor.pidfd, signal.SIGTERM)
-        signal.pidfd_send_signal(supervisor.pidfd, signal.SIGCONT)  # its job may have stopped it
+    supervisor.signal(signal.SIGTERM)
+    supervisor.signal(signal.SIGCONT)  # its job may have stopped it
 
 
 def suspend(supervisor: Supervisor) -> None:
     """Stop every process of the job, and its time limit's clock. Asking again changes nothing."""
-    with contextlib.suppress(ProcessLookupError):
-        stat = read_stat(supervisor.pid)
-        if stat is not None and stat.state == "T":  # by its job: CONT later would take the request back
-            signal.pidfd_send_signal(supervisor.pidfd, signal.SIGCONT)
-        signal.pidfd_send_signal(supervisor.pidfd, watch.SUSPEND)
+    stat = read_stat(supervisor.pid)
+    if stat is not None and stat.state == "T":  # by its job: CONT later would take the request back
+        supervisor.signal(signal.SIGCONT)
+    supervisor.signal(watch.SUSPEND)
 
 
 def resume(supervisor: Supervisor) -> None:
     """Let a suspended job go on. Asking again, or of one that runs, changes nothing."""
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(supervisor.pidfd, watch.RESUME)
+    supervisor.signal(watch.RESUME)

@@ -36,14 +36,21 @@ _FILES_OF_ZYGOTE = 4
 Key = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Supervisor:
-    """A supervisor that runs. The pidfd is readable once it has ended."""
+    """A supervisor that runs, until it is waited for."""
 
     pid: int
+    #: readable once it has ended; -1 once it was waited for, because the number may be another file's then
     pidfd: int
     #: clock ticks since boot
     start_time: int
+
+    def signal(self, number: int) -> None:
+        """Send it a signal; nothing to one that has ended."""
+        if self.pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,12 +363,13 @@ def reap(supervisor: Supervisor) -> int | None:
 
     Returns its exit code, the number of the signal that ended it as a negative number, or None for nobody's child.
     """
+    pidfd, supervisor.pidfd = supervisor.pidfd, -1
     try:
-        ended = os.waitid(os.P_PIDFD, supervisor.pidfd, os.WEXITED | os.WNOHANG)
+        ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
     except ChildProcessError:
         return None
     finally:
-        os.close(supervisor.pidfd)
+        os.close(pidfd)
     if ended is None:
         return None
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status

@@ -122,6 +122,23 @@ def test_ending_what_has_ended(attempts: Attempts) -> None:
     assert supervisors.reap(ended) is None  # nobody's child by now
 
 
+def test_who_was_waited_for_is_asked_nothing_whosever_its_number_is(attempts: Attempts) -> None:
+    supervisor = attempts.start(attempts.launch(["true"]))
+    number = supervisor.pidfd
+    attempts.wait(supervisor)
+    with subprocess.Popen(["sleep", "1000"]) as other:
+        pidfd = os.pidfd_open(other.pid)
+        os.dup2(pidfd, number)
+        for ask in (launcher.end, launcher.suspend, launcher.resume):
+            ask(supervisor)
+        assert other.poll() is None
+        other.kill()
+    assert other.returncode == -signal.SIGKILL
+    os.close(pidfd)
+    if number != pidfd:
+        os.close(number)
+
+
 # --- adopting -------------------------------------------------------------------------------------
 
 
