@@ -7,10 +7,8 @@ GPUs are named by UUID. Records are frozen: a change is a new record (`dataclass
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from enum import StrEnum
-
-from gpuq.records import dataclass
 
 KiB = 1024
 MiB = 1024**2

@@ -8,11 +8,12 @@ import json
 import os
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from gpuq.daemon import threads
 from gpuq.daemon.core import Core, NewAttempt, Running
-from gpuq.errors import LaunchError
+from gpuq.errors import HostBusy, LaunchError
 from gpuq.launch.cgroup import Supervision
 from gpuq.launch.environment import job_environment, log_path
 from gpuq.launch.launcher import Launch
@@ -31,6 +32,8 @@ class Attempts:
         self._core = core
         self._supervision = supervision
         #: the newest that were used, by their hashes
+        #: jobs whose next folders were made, or are being made
+        self._ahead: set[int] = set()
         self._environments: dict[str, Mapping[str, str]] = {}
 
     def prepare(self, start: Start) -> tuple[NewAttempt, str | None]:
@@ -55,12 +58,16 @@ class Attempts:
             runrecord.write(run_dir, {**row, **live_values(step.job)}, attempt)
         return NewAttempt(job, step, attempt), broken
 
-    def look_ahead(self, job_id: int) -> None:
-        """Make the folder for the next attempt of a job that waits: that takes longer than its claim."""
-        job = self._core.store.job(job_id)
-        if job is not None and job.state is State.QUEUED:
-            with contextlib.suppress(OSError):  # `prepare` tries again, and tells
-                _make_work_folder(self._core.next_run_dir(job))
+    def look_ahead(self, job_ids: Sequence[int]) -> None:
+        """Have folders made for the next attempts of jobs that wait: that takes longer than their claims."""
+        missing = [job_id for job_id in job_ids if job_id not in self._ahead]
+        if len(missing) <= len(job_ids) // 2 and job_ids[0] not in missing:
+            return
+        self._ahead = set(job_ids)
+        jobs = self._core.store.jobs(missing)
+        folders = [self._core.next_run_dir(job) for job in jobs if job.state is State.QUEUED]
+        with contextlib.suppress(HostBusy):  # `prepare` makes what is not there
+            threads.begin(lambda: _make_folders(folders), "folders")
 
     def orders(self, running: Running) -> Launch:
         """What its supervisor needs to know. Raises LaunchError, StoreError."""
@@ -97,6 +104,12 @@ class Attempts:
                 self._environments.clear()
             found = self._environments[job.env_hash] = json.loads(body)
         return found
+
+
+def _make_folders(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # `prepare` tries again, and tells
+            _make_work_folder(folder)
 
 
 def _make_work_folder(run_dir: Path) -> str | None:

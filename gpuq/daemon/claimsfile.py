@@ -15,10 +15,8 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
-
-from gpuq.records import dataclass
 
 VERSION = 1
 #: A file is at most so long, in bytes.

@@ -14,9 +14,9 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from gpuq.daemon import decisions
-from gpuq.records import dataclass
 
 log = logging.getLogger("gpuq.clock")
 

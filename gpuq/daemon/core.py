@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,7 +55,6 @@ from gpuq.policy.lifecycle import (
 from gpuq.policy.retry import GivenUp
 from gpuq.policy.scheduler import Snapshot
 from gpuq.policy.waiting import GroupKey, Waiting
-from gpuq.records import dataclass
 from gpuq.store.store import Store, with_outcome
 from gpuq.units import format_duration, format_size
 

@@ -14,6 +14,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,6 @@ from gpuq.daemon.owners import owner_name
 from gpuq.launch.identity import boot_id, read_stat, still_runs, supervisors_of
 from gpuq.policy.courtesy import NeighbourWait
 from gpuq.policy.neighbours import NeighbourClaim
-from gpuq.records import dataclass
 
 log = logging.getLogger("gpuq.neighbours")
 

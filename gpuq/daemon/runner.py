@@ -40,6 +40,9 @@ log = logging.getLogger("gpuq.runner")
 #: After a write that failed (disk full), what was to be written is tried again this often, in seconds.
 RETRY_WRITE = 5.0
 
+#: So many folders of waiting jobs are made ahead.
+AHEAD = 16
+
 #: An attempt that is to be claimed, and what is wrong with its run folder.
 Prepared = tuple[NewAttempt, str | None]
 
@@ -75,8 +78,6 @@ class Runner:
         self._attempts = Attempts(core, supervision)
         #: more could be started than may be at once
         self._held_back = False
-        #: the waiting job whose folder was made last
-        self._ready_for = 0
         self.afterwards = Afterwards(core.cascade, core.go_on, self.wake)
         core.on_left = self.afterwards.begin
         #: how attempts ended that are to be recorded in this turn of the loop, by job
@@ -208,9 +209,8 @@ class Runner:
         self.launcher.settle()
         key = next((key for key, verdict in verdicts.items() if verdict.reason in PLACEABLE), None)
         ids = None if key is None else self.core.waiting.groups.get(key)
-        if ids and ids[0] != self._ready_for:
-            self._ready_for = ids[0]
-            self._loop.call_soon(self._attempts.look_ahead, ids[0])
+        if ids:
+            self._loop.call_soon(self._attempts.look_ahead, ids[:AHEAD])
 
     def _prepared(self, starts: Sequence[scheduler.Start]) -> list[Prepared]:
         """The attempts that are to be claimed, as many as may be started at once; none where the host has no room."""

@@ -7,7 +7,7 @@ import os
 import signal
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from gpuq.launch.environment import log_path
 from gpuq.model import ArrayPlace, Condition, Dependency, Driver, EarlySignal, Job, KiB, Request, RetryRule, State
 from gpuq.policy.retry import parse_rules
 from gpuq.protocol import Message
-from gpuq.records import dataclass
 from gpuq.store.rows import dump
 from gpuq.store.staging import Own
 from gpuq.units import MAX_SIZE, MAX_TIME, format_duration, format_size, parse_duration

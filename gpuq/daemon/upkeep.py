@@ -11,12 +11,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from gpuq.daemon import threads
 from gpuq.daemon.core import Core
 from gpuq.errors import HostBusy, StoreError
 from gpuq.events import Event, Kind
-from gpuq.records import dataclass
 from gpuq.store import check, recovery
 
 log = logging.getLogger("gpuq.upkeep")

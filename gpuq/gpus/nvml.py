@@ -10,7 +10,7 @@ import ctypes
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import pynvml
 
 from gpuq.gpus.library import Library
 from gpuq.model import Driver, GpuProcess, GpuReading, Readings
-from gpuq.records import dataclass
 
 #: Seconds between two attempts to open NVML again for the sake of a GPU that is lost. A session lists what was there
 #: when it was opened, and opening one takes up to seconds per GPU where persistence mode is off.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpuq.errors import StoreBusy, StoreError
@@ -12,7 +13,6 @@ from gpuq.launch.outcome import Result, read_result
 from gpuq.launch.runfolder import LOCK, RESULT, read_identity, unreadable
 from gpuq.launch.supervisors import Supervisor
 from gpuq.model import Identity
-from gpuq.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpuq.launch.parts.leaf import Leaf
-from gpuq.records import dataclass
 
 #: Names a cgroup's folder to use, whoever delegated it.
 VARIABLE = "GPUQ_CGROUP"

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpuq import crash
@@ -26,7 +27,6 @@ from gpuq.launch.runfolder import LOCK, launch_failure, valid_text
 from gpuq.launch.supervisors import SPARE, Began, Key, News, NotBegun, Supervisor, Supervisors
 from gpuq.launch.zygote import Zygote
 from gpuq.model import Identity
-from gpuq.records import dataclass
 
 #: What the zygote is made of, each part after those that it imports.
 _PARTS = (

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from gpuq.launch import symptoms
 from gpuq.launch.runfolder import RESULT, read_file, read_tail, valid_text
 from gpuq.launch.symptoms import Line, Symptom
 from gpuq.model import Failure
-from gpuq.records import dataclass
 from gpuq.units import format_size
 
 #: How much of the end of a log is searched, in bytes: several processes of one job may each print a long traceback

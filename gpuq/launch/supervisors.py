@@ -16,13 +16,13 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 from gpuq.errors import LaunchError
 from gpuq.launch.identity import read_stat
 from gpuq.launch.parts.serve import LONGEST, READY, REFUSED, REPORT, TAKEN, WORD
 from gpuq.launch.runfolder import MAX_FILE, launch_failure
 from gpuq.launch.zygote import Zygote
-from gpuq.records import dataclass
 
 log = logging.getLogger("gpuq.supervisors")
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
-
-from gpuq.records import dataclass
 
 
 class Symptom(Enum):

@@ -8,13 +8,12 @@ after each start of its own. What such a request could take now is left to it by
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from gpuq.model import Request
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.neighbours import NeighbourUse
 from gpuq.policy.scheduler import place
-from gpuq.records import dataclass
 
 #: Seconds for which memory is left to another daemon that could take it: several of its readings.
 PATIENCE = 3.0

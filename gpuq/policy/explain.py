@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from gpuq.model import Host, Reason, Request, Settings
 from gpuq.policy.ledger import GpuState
-from gpuq.records import dataclass
 from gpuq.units import format_size
 
 #: Neighbours that a reason names.

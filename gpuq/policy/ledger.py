@@ -11,14 +11,13 @@ headroom is never more than total − margin − used.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 
 from gpuq.model import Claim, GpuProcess, GpuReading, Host, Readings, Settings
 from gpuq.policy import neighbours
 from gpuq.policy.neighbours import NeighbourClaim, NeighbourUse
-from gpuq.records import dataclass
 
 #: Other daemons' claims by GPU.
 Neighbours = Mapping[str, Sequence[NeighbourClaim]]

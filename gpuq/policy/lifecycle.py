@@ -6,13 +6,12 @@ A fact is what happened; the answer is the job as it is then, with the events to
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpuq.errors import IllegalTransition
 from gpuq.events import Event, Kind
 from gpuq.model import ACTIVE, ENDED, Condition, Ending, Failure, Job, Request, State
-from gpuq.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

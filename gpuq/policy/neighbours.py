@@ -7,10 +7,9 @@ reading shows; so what counts beside that is the part that is not allocated yet,
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from gpuq.model import GpuProcess, GpuReading
-from gpuq.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

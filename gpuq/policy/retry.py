@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from gpuq.errors import UsageError
 from gpuq.model import Failure, Job, MiB, Request, RetryRule
 from gpuq.policy.lifecycle import TriedAgain
-from gpuq.records import dataclass
 
 #: Most retries that a rule may ask for, and the largest growth of a claim.
 MAX_TIMES = 1000

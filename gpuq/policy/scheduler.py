@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from gpuq.model import Claim, Host, Reason, Request
 from gpuq.policy.explain import Verdict, why_not
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.waiting import GroupKey
-from gpuq.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

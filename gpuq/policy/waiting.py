@@ -9,10 +9,9 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from gpuq.model import Job, Reason, Request, State
-from gpuq.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

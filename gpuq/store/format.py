@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-
-from gpuq.records import dataclass
 
 MAGIC = b"SQLite format 3\0"
 #: What SQLite gives a new database, and gpuq has never changed.

@@ -16,12 +16,12 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpuq.errors import StoreDamaged, StoreError
 from gpuq.events import Event, Kind
 from gpuq.model import ACTIVE
-from gpuq.records import dataclass
 from gpuq.store import changes, check, runrecord, salvage, staging
 from gpuq.store.backup import stamp, sync
 from gpuq.store.connection import connect, disk_full

@@ -8,12 +8,12 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpuq.errors import StoreDamaged, StoreError
 from gpuq.model import ENDED, WAITING
 from gpuq.protocol import spans
-from gpuq.records import dataclass
 from gpuq.store import check, recovery, staging
 from gpuq.store.backup import copy_file, stamp
 from gpuq.store.connection import connect_readonly

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from gpuq.errors import StoreError
 from gpuq.launch import identity, outcome, runfolder
 from gpuq.model import Attempt, Claim, Job, State
 from gpuq.protocol import MAX_ID
-from gpuq.records import dataclass
 from gpuq.store.rows import dump, job_from_row
 
 log = logging.getLogger("gpuq.runrecord")

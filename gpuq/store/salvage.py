@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpuq.records import dataclass
 from gpuq.store.format import Header, Image, Row, Value
 from gpuq.store.migrations import MIGRATIONS, SANE_VERSION, migrate, refuse_newer
 
