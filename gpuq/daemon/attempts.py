@@ -72,10 +72,11 @@ class Attempts:
     def orders(self, running: Running) -> Launch:
         """What its supervisor needs to know. Raises LaunchError, StoreError."""
         core, job, attempt = self._core, running.job, running.attempt
+        run_dir = Path(attempt.run_dir)
         return Launch(
             job_id=job.id,
             attempt=attempt.number,
-            run_dir=Path(attempt.run_dir),
+            run_dir=run_dir,
             argv=job.command,
             cwd=job.cwd,
             env=job_environment(self._environment(job), job, attempt.run_dir, str(core.state_dir)),
@@ -88,7 +89,7 @@ class Attempts:
             warn=None if job.early_signal is None else (job.early_signal.signal, job.early_signal.before),
             log_limit=job.log_limit,
             ram=job.request.ram or None,
-            cgroup=self._supervision.leaf(Path(attempt.run_dir), job.id, attempt.number),
+            cgroup=self._supervision.leaf(run_dir, job.id, attempt.number),
         )
 
     def _environment(self, job: Job) -> Mapping[str, str]:
@@ -117,14 +118,14 @@ def _make_work_folder(run_dir: Path) -> str | None:
 
     What is wrong with this folder alone is returned. Raises OSError where no folder could be made.
     """
-    work = run_dir / "work"
+    work = f"{run_dir}/work"
     try:
         if stat.S_ISDIR(os.lstat(work).st_mode):
             return None
     except OSError:
         pass  # it is made, or it is told why not
     try:
-        for folder in (run_dir.parent, run_dir, work):
+        for folder in (run_dir.parent, run_dir, Path(work)):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         if not os.path.lexists(run_dir.parent):

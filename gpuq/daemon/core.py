@@ -450,7 +450,7 @@ class Core:
 
     def next_run_dir(self, job: Job) -> Path:
         """The folder of the job's next attempt."""
-        return self.run_root / str(job.id) / str(job.attempt + 1)
+        return Path(f"{self.run_root}/{job.id}/{job.attempt + 1}")
 
     # --- asking -----------------------------------------------------------------------------------
 

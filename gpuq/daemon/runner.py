@@ -374,14 +374,15 @@ class Runner:
     def _take(self, job_id: int, *, restarted: bool, report: bytes | None = None, status: int | None = None) -> None:
         """Learn what became of an attempt, and act on it. Whatever one run folder holds, the others are looked at."""
         running = self.core.running[job_id]
-        run_dir = Path(running.attempt.run_dir)
+        run_dir = running.attempt.run_dir
+        found: adoption.Found
         try:
             crash.point("result-before")
-            found = adoption.adopt(run_dir) if report is None else adoption.Ended(outcome.parse(report, str(run_dir)))
+            found = adoption.adopt(Path(run_dir)) if report is None else adoption.Ended(outcome.parse(report, run_dir))
             crash.point("result-after")
             if restarted:
                 decisions.adopted(job_id, running.attempt.number, FOUND[type(found)])
-            self._act_on(found, running, run_dir, restarted, status)
+            self._act_on(found, running, restarted, status)
         except StoreBusy as error:
             log.warning("job %d cannot be looked at yet: %s", job_id, error)
             self._loop.call_later(RETRY_WRITE, lambda: self._take(job_id, restarted=restarted, status=status))
@@ -390,9 +391,7 @@ class Runner:
             note = error.message if isinstance(error, StoreError) else f"its result cannot be read: {error}"
             self._finish(job_id, Ended(failure=Failure.LOST, note=note))
 
-    def _act_on(
-        self, found: adoption.Found, running: Running, run_dir: Path, restarted: bool, status: int | None
-    ) -> None:
+    def _act_on(self, found: adoption.Found, running: Running, restarted: bool, status: int | None) -> None:
         job_id = running.job.id
         match found:
             case adoption.Running(supervisor):
@@ -400,6 +399,7 @@ class Runner:
                 self.core.supervised(running, supervisor)
                 self._steer(running)
             case adoption.Starting():
+                run_dir = Path(running.attempt.run_dir)
                 self._later(lambda: adoption.wait_unlocked(run_dir), lambda: self._take(job_id, restarted=restarted))
             case adoption.Ended(result):
                 failure = result.start_failure

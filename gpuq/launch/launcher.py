@@ -202,15 +202,16 @@ def _free_files(most: int) -> int:
 
 def _take_lock(run_dir: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    path = f"{run_dir}/{LOCK}"
     try:
-        lock = os.open(run_dir / LOCK, flags, 0o600)
+        lock = os.open(path, flags, 0o600)
     except FileNotFoundError:
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(run_dir / LOCK, flags, 0o600)
+        lock = os.open(path, flags, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        (run_dir / LOCK).unlink()
+        os.unlink(path)
         os.close(lock)
         raise
     return lock

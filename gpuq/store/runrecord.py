@@ -45,7 +45,7 @@ def write(run_dir: Path, row: Mapping[str, Any], attempt: Attempt) -> None:
     """Write down a job's row as it is with the attempt that is about to be claimed. Raises OSError."""
     fields = {**row, "claims": [[c.uuid, c.bytes] for c in attempt.claims]}
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(run_dir / NAME, flags, 0o600), "wb") as file:
+    with open(os.open(f"{run_dir}/{NAME}", flags, 0o600), "wb") as file:
         file.write(dump(fields).encode("ascii"))
 
 
