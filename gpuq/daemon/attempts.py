@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from gpuq.daemon import threads
-from gpuq.daemon.core import Core, NewAttempt, Running
+from gpuq.daemon.core import Core
+from gpuq.daemon.running import NewAttempt, Running
 from gpuq.errors import HostBusy, LaunchError
 from gpuq.launch.cgroup import Supervision
 from gpuq.launch.environment import job_environment, log_path

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,13 +19,13 @@ from gpuq.daemon.cascade import Cascade
 from gpuq.daemon.claimsfile import PublishedClaim, hashed
 from gpuq.daemon.hub import Hub
 from gpuq.daemon.reserve import Reserve
+from gpuq.daemon.running import NewAttempt, Running, note_broken, over_text
 from gpuq.errors import DiskFull, StoreError
 from gpuq.events import Event, Kind
 from gpuq.launch.supervisors import Supervisor
 from gpuq.model import (
     ACTIVE,
     WAITING,
-    Attempt,
     Claim,
     Driver,
     Ending,
@@ -56,7 +56,7 @@ from gpuq.policy.retry import GivenUp
 from gpuq.policy.scheduler import Snapshot
 from gpuq.policy.waiting import GroupKey, Waiting
 from gpuq.store.store import Store, with_outcome
-from gpuq.units import format_duration, format_size
+from gpuq.units import format_duration
 
 log = logging.getLogger("gpuq.core")
 
@@ -68,35 +68,6 @@ NVML, CLAIMS_FOLDER = "NVML", "the folder of other daemons' claims"
 
 #: Reasons that may pass as soon as a job ends.
 PLACEABLE = frozenset({Reason.RESOURCES, Reason.FOREIGN_USE})
-
-
-@dataclass(slots=True)
-class Running:
-    """A running attempt in memory."""
-
-    job: Job
-    attempt: Attempt
-    claims: tuple[Claim, ...]
-    #: None before it is known, and once it has ended: its pidfd is then closed, and may be another's
-    supervisor: Supervisor | None = None
-    #: the supervisor's pid, by which processes are told to be the attempt's until it is settled
-    shim: int | None = None
-    #: the supervisor's pid and start time, as others may be told them
-    identity: tuple[int, int] | None = None
-    #: bytes in use now, by GPU, as of the last reading
-    use: dict[str, int] = field(default_factory=dict)
-    over_told: bool = False
-    #: GPUs of its own that broke while it ran, with what NVML said
-    broken: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class NewAttempt:
-    """What a planned start is about to become: the job before it and with it, and its next attempt."""
-
-    before: Job
-    started: Step
-    attempt: Attempt
 
 
 class Core:
@@ -323,7 +294,7 @@ class Core:
             claims = tuple(replace(c, peak=max(c.peak, running.use[c.uuid])) for c in running.claims)
             grown += [new for new, old in zip(claims, running.claims, strict=True) if new.peak > old.peak]
             running.claims = claims
-            _note_broken(running, by_uuid)
+            note_broken(running, by_uuid)
             if not running.over_told and any(claim.over for claim in claims):
                 running.over_told = True
                 over.append(running)
@@ -487,24 +458,6 @@ class Core:
         if verdict is not None and verdict.reason is Reason.GPU_UNAVAILABLE and self.silent is not None:
             return replace(verdict, text=self.gpu_fault() or verdict.text)  # how long it is now
         return verdict or Verdict(Reason.RESOURCES, "about to be looked at")
-
-
-def _note_broken(running: Running, gpus: Mapping[str, GpuReading]) -> None:
-    """Remember which of its GPUs broke. One that is well again with memory of the attempt's in use did not."""
-    for claim in running.claims:
-        gpu = gpus.get(claim.uuid)
-        if gpu is not None and gpu.lost:
-            running.broken.setdefault(claim.uuid, gpu.fault or "it is lost")
-        elif gpu is not None and gpu.fault is None and running.use.get(claim.uuid):
-            running.broken.pop(claim.uuid, None)
-
-
-def over_text(running: Running, index: Callable[[str], int | None]) -> str:
-    """`used 12GiB of the 10GiB it claimed on GPU 0`, for the worst of its GPUs."""
-    worst = max(running.claims, key=lambda c: c.peak - (c.bytes or 0))
-    place = index(worst.uuid)
-    where = worst.uuid if place is None else f"GPU {place}"
-    return f"used {format_size(worst.peak)} of the {format_size(worst.bytes or 0)} it claimed on {where}"
 
 
 def _uuids(claims: Iterable[Claim]) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gpuq.daemon.core import Core, Running, over_text
+from gpuq.daemon.core import Core
+from gpuq.daemon.running import Running, over_text
 from gpuq.launch import outcome
 from gpuq.model import Attempt, Driver, Failure
 from gpuq.policy.lifecycle import Ended

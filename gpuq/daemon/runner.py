@@ -18,8 +18,9 @@ from gpuq.daemon import decisions, evidence, threads
 from gpuq.daemon.attempts import Attempts
 from gpuq.daemon.cascade import Afterwards
 from gpuq.daemon.clock import WallClock
-from gpuq.daemon.core import PLACEABLE, Core, NewAttempt, Running, over_text
+from gpuq.daemon.core import PLACEABLE, Core
 from gpuq.daemon.gpus import Gpus
+from gpuq.daemon.running import NewAttempt, Running, over_text
 from gpuq.daemon.sharing import Sharing
 from gpuq.daemon.turns import Turns
 from gpuq.daemon.watch import Watcher

@@ -10,9 +10,10 @@ from typing import Any
 
 import psutil
 
-from gpuq.daemon.core import Core, Running, over_text
+from gpuq.daemon.core import Core
 from gpuq.daemon.evidence import broken_gpus
 from gpuq.daemon.owners import owner_name
+from gpuq.daemon.running import Running, over_text
 from gpuq.events import Event, Kind
 from gpuq.launch.environment import log_path
 from gpuq.model import WAITING, Attempt, Claim, Driver, Ending, Job, Reason, State

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from gpuq.client import Client
 from gpuq.daemon import handlers
-from gpuq.daemon.core import Core, NewAttempt
+from gpuq.daemon.core import Core
+from gpuq.daemon.running import NewAttempt
 from gpuq.events import Event, Kind
 from gpuq.launch.supervisors import Supervisor
 from gpuq.model import ArrayPlace, Attempt, Condition, Dependency, Request, Settings, State
