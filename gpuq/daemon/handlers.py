@@ -31,7 +31,7 @@ from gpuq.policy.lifecycle import (
 from gpuq.protocol import Message
 
 #: Jobs that are changed in one transaction when many are.
-SLICE = 250
+SLICE = 500
 #: A submit waits at most this long for the first word on the GPUs, in seconds.
 FIRST_READING = 3.0
 
