@@ -76,7 +76,7 @@ def wait(
         return TIMED_OUT
     _report(outcome, as_json=as_json, quiet=quiet)
     if any_ or outcome.total == 1:
-        return exit_code(outcome.jobs[0]) if outcome.total else 0
+        return exit_code(outcome.first) if outcome.first is not None else 0
     return int(outcome.total > outcome.counts.get("succeeded", 0))
 
 
@@ -87,6 +87,8 @@ class Outcome:
     jobs: list[Job]
     ended: list[list[int]]
     counts: Mapping[str, int]
+    #: the one that ended first, None where there is none
+    first: Job | None
 
     @property
     def total(self) -> int:
@@ -118,7 +120,9 @@ def _ended(selection: Selection, *, any_: bool, whole: bool) -> Outcome:
             continue
         # a daemon that is older than that is not brief
         ended = message.get("ended", spans(job["id"] for job in jobs))
-        return Outcome(jobs, ended, message.get("counts", Counter(job["state"] for job in jobs)))
+        counts = message.get("counts", Counter(job["state"] for job in jobs))
+        first = message.get("first") or min(jobs, key=lambda job: str(job["ended_at"]), default=None)
+        return Outcome(jobs, ended, counts, first)
 
 
 class _TimeUp(Exception):

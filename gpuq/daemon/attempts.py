@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gpuq.daemon import threads
 from gpuq.daemon.core import Core
@@ -56,7 +58,7 @@ class Attempts:
         claims = tuple(Claim(job.id, number, uuid, job.request.vram) for uuid in start.gpus)
         attempt = Attempt(job.id, number, step.job.started_at, str(run_dir), step.job.log_path, claims)
         if broken is None:  # should the database be lost, it is known what runs there
-            runrecord.write(run_dir, {**row, **live_values(step.job)}, attempt)
+            broken = _write_record(run_dir, {**row, **live_values(step.job)}, attempt)
         return NewAttempt(job, step, attempt), broken
 
     def look_ahead(self, job_ids: Sequence[int]) -> None:
@@ -119,17 +121,33 @@ def _make_work_folder(run_dir: Path) -> str | None:
 
     What is wrong with this folder alone is returned. Raises OSError where no folder could be made.
     """
-    work = f"{run_dir}/work"
+    job_dir = os.path.dirname(run_dir)
     try:
-        if stat.S_ISDIR(os.lstat(work).st_mode):
-            return None
-    except OSError:
-        pass  # it is made, or it is told why not
-    try:
-        for folder in (run_dir.parent, run_dir, Path(work)):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (job_dir, str(run_dir), f"{run_dir}/work"):
+            _make_folder(folder)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        if not os.path.lexists(run_dir.parent):
+        if not os.path.lexists(job_dir):
             raise
         return f"the run folder {run_dir} cannot be made: {error.strerror}"
+    return None
+
+
+def _make_folder(path: str) -> None:
+    """Unless it is there: a folder, not a link to one. Raises OSError."""
+    for _ in range(2):  # another thread may make it at the same time
+        try:
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                return
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                Path(path).mkdir(mode=0o700, parents=True)
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+
+def _write_record(run_dir: Path, row: Mapping[str, Any], attempt: Attempt) -> str | None:
+    """What is wrong with this folder alone is returned. Raises OSError."""
+    try:
+        runrecord.write(run_dir, row, attempt)
+    except (FileExistsError, PermissionError) as error:
+        return f"the run folder {run_dir} cannot be written: {error.strerror}"
     return None

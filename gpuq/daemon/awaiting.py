@@ -26,23 +26,21 @@ FEW = 20
 async def wait(daemon: Daemon, session: Session, message: Message) -> AsyncIterator[Message]:
     """How the jobs ended, once all of them (with `any`, one of them) have.
 
-    They come in one answer, with `pages` in several; with `brief` as ids and numbers, with the first that failed.
+    They come in one answer, with `pages` in several; with `brief` as ids and numbers, with the first that failed, and
+    the one that ended first.
     """
     core = daemon.core
     ranges = _meant(core, session, message)
-    if message.get("any") is True:
-        await _one_ended(core, ranges)
-    else:
-        await _all_ended(core, ranges)
+    any_ = message.get("any") is True
+    await (_one_ended if any_ else _all_ended)(core, ranges)
     if message.get("brief") is True:
-        yield await _brief(core, ranges)
+        yield await _brief(core, ranges, any_=any_)
         return
     jobs: list[Message] = []
-    async for some in _pages(core, ranges):
+    async for some in _ends(core, ranges, any_=any_):
         for start in range(0, len(some), PAGE):
-            jobs += [
-                views.current_view(core, job) for job in core.store.jobs([n for n, _ in some[start : start + PAGE]])
-            ]
+            ids = [end.job_id for end in some[start : start + PAGE]]
+            jobs += [views.current_view(core, job) for job in core.store.jobs(ids)]
             if message.get("pages") is True and len(jobs) >= PAGE:
                 yield {"jobs": jobs}
                 jobs = []
@@ -61,6 +59,14 @@ def _meant(core: Core, session: Session, message: Message) -> Ranges:
 
 
 async def _all_ended(core: Core, ranges: Ranges) -> None:
+    """Until none of them lives: one that had ended may be tried again while others are waited for."""
+    while await _living_awaited(core, ranges):
+        pass
+
+
+async def _living_awaited(core: Core, ranges: Ranges) -> bool:
+    """Wait for those that live, one after the other; whether there were any."""
+    found = False
     for low, high in ranges.spans:
         while low <= high:
             living, upto = ends.first_living(core.store, (low, high), LOOK)
@@ -69,14 +75,15 @@ async def _all_ended(core: Core, ranges: Ranges) -> None:
                 if low <= high:
                     await core.hub.rest()
                 continue
-            low = living
+            low, found = living, True
             with core.hub.listen([living]) as news:
                 await news.wait()
+    return found
 
 
 async def _one_ended(core: Core, ranges: Ranges) -> None:
     with core.hub.listen_within(ranges) as news:
-        async for some in _pages(core, ranges):
+        async for some in _ends(core, ranges, any_=True):
             if some:
                 return
         while True:
@@ -85,31 +92,39 @@ async def _one_ended(core: Core, ranges: Ranges) -> None:
                 return
 
 
-async def _pages(core: Core, ranges: Ranges) -> AsyncIterator[list[tuple[int, str]]]:
-    """Ids and states of those that have ended, ascending."""
+async def _ends(core: Core, ranges: Ranges, *, any_: bool) -> AsyncIterator[list[ends.End]]:
+    """How those that have ended did, ascending; without `any_`, those that were tried again meanwhile come last."""
+    again: list[int] = []
     for low, high in ranges.spans:
         while low <= high:
-            found, upto = ends.ended(core.store, (low, high), LOOK)
+            found, living, upto = ends.ended(core.store, (low, high), LOOK)
+            again += living
             yield found
             low = upto + 1
             if low <= high:
                 await core.hub.rest()
+    if again and not any_:
+        left = Ranges(spans(again))
+        await _all_ended(core, left)
+        async for found in _ends(core, left, any_=any_):
+            yield found
 
 
-async def _brief(core: Core, ranges: Ranges) -> Message:
+async def _brief(core: Core, ranges: Ranges, *, any_: bool) -> Message:
     counts: Counter[str] = Counter()
     told: list[list[int]] = []
-    first: list[int] = []
+    some: list[int] = []
     failed: list[int] = []
-    async for some in _pages(core, ranges):
-        counts.update(state for _, state in some)
-        for low, high in spans(job_id for job_id, _ in some):
-            if told and low == told[-1][1] + 1:
-                told[-1][1] = high
-            else:
-                told.append([low, high])
-        first += [job_id for job_id, _ in some[: FEW - len(first)]] if len(first) < FEW else []
-        failed += [job_id for job_id, state in some if state != State.SUCCEEDED][: FEW - len(failed)]
-    ids = first if sum(counts.values()) <= FEW else failed
+    first: ends.End | None = None
+    async for found in _ends(core, ranges, any_=any_):
+        counts.update(end.state for end in found)
+        told += spans(end.job_id for end in found)
+        first = min((end for end in (first, *found) if end is not None), key=lambda end: end.at, default=None)
+        some += [end.job_id for end in found[: max(0, FEW - len(some))]]
+        failed += [end.job_id for end in found if end.state != State.SUCCEEDED][: FEW - len(failed)]
+    ids = some if sum(counts.values()) <= FEW else failed
     jobs = [views.current_view(core, job) for job in core.store.jobs(ids)]
-    return {"ended": told, "counts": dict(counts), "jobs": jobs, "end": True}
+    answer: Message = {"ended": Ranges(told).spans, "counts": dict(counts), "jobs": jobs, "end": True}
+    for job in core.store.jobs([] if first is None else [first.job_id]):
+        answer["first"] = views.current_view(core, job)
+    return answer

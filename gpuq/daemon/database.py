@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import time
@@ -147,6 +148,8 @@ def _remove_folders(run_root: Path, ids: Iterable[int], logs_only: bool) -> None
         folder = run_root / str(job_id)
         if not logs_only:
             shutil.rmtree(folder, ignore_errors=True)  # by descriptors: a symlink in it is removed, not followed
+            with contextlib.suppress(OSError):
+                folder.unlink()  # a job of ours may have put something else in its place
             continue
         for log in folder.glob("*/log"):
             if not log.parent.is_symlink():

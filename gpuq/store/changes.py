@@ -30,7 +30,8 @@ from gpuq.store.rows import dump
 log = logging.getLogger("gpuq.changes")
 
 NAME = "changes"
-#: A file of more bytes than this, and PER_JOB for each job that lives, is written anew.
+#: A file that is found with more bytes than this, and PER_JOB for each job that lives, is written anew; then again once
+#: it has this and as much again, so that no more is rewritten than was added.
 LARGE = 8 * 1024 * 1024
 PER_JOB = 3 * 1024
 #: Jobs of one submission on one line.
@@ -140,6 +141,7 @@ class Changes:
         self.close()
         self.open(live)
         self.behind = self._fd < 0
+        self._limit = max(self._limit, LARGE + 2 * self._size)
 
 
 def groups(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> Iterator[Values]:

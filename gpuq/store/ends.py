@@ -6,7 +6,7 @@ Each function reads at most so many rows of jobs as it is told, so that others c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gpuq.model import ENDED
 from gpuq.store.rows import dump
@@ -27,8 +27,16 @@ def first_living(store: Queries, span: Span, most: int) -> tuple[int | None, int
     return row["living"], row["last"] if row["rows"] == most else span[1]
 
 
-def ended(store: Queries, span: Span, most: int) -> tuple[list[tuple[int, str]], int]:
-    """Ids and states of the range's jobs that have ended, and up to which id that was looked for, in `most` rows."""
+class End(NamedTuple):
+    job_id: int
+    state: str
+    #: seconds since the epoch
+    at: float
+
+
+def ended(store: Queries, span: Span, most: int) -> tuple[list[End], list[int], int]:
+    """The ends of the range's jobs that have ended, ids of those that have not, and up to which id that was looked for,
+    in `most` rows."""
     rows = store.conn.execute(
         f"""SELECT id, state, ended_at FROM jobs WHERE id BETWEEN ? AND ? AND {store._seen} ORDER BY id LIMIT ?""",
         (*span, most),
@@ -36,7 +44,7 @@ def ended(store: Queries, span: Span, most: int) -> tuple[list[tuple[int, str]],
     rows.row_factory = None
     found = rows.fetchall()
     upto = found[-1][0] if len(found) == most else span[1]
-    return [(job_id, state) for job_id, state, ended_at in found if ended_at is not None], upto
+    return [End(*row) for row in found if row[2] is not None], [row[0] for row in found if row[2] is None], upto
 
 
 def have_ended(store: Queries, ids: Sequence[int]) -> bool:

@@ -7,9 +7,11 @@ there too: what is read back is checked like a row of a damaged database. No env
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +44,23 @@ class Record:
 
 
 def write(run_dir: Path, row: Mapping[str, Any], attempt: Attempt) -> None:
-    """Write down a job's row as it is with the attempt that is about to be claimed. Raises OSError."""
+    """Write down a job's row as it is with the attempt that is about to be claimed.
+
+    Raises OSError, FileExistsError where something else has the file's name: an earlier attempt may have put it there.
+    """
     fields = {**row, "claims": [[c.uuid, c.bytes] for c in attempt.claims]}
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(f"{run_dir}/{NAME}", flags, 0o600), "wb") as file:
+    # not blocking: opening a FIFO would wait for a reader
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        opened = os.open(f"{run_dir}/{NAME}", flags, 0o600)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise FileExistsError(error.errno, error.strerror) from None
+        raise
+    with open(opened, "wb") as file:
+        if not stat.S_ISREG(os.fstat(opened).st_mode):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        file.truncate()
         file.write(dump(fields).encode("ascii"))
 
 

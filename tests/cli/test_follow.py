@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gpuq.cli.follow import Watch, tail_position
+from gpuq.client import Client
 from tests.cli.terminal import finish, read_line
 from tests.harness import GPUQ, PATIENCE, Box, gone, wait_until
 
@@ -281,6 +282,42 @@ def test_wait_for_several(box: Box) -> None:
     assert "job 3 failed: exit 1" in done.stderr
     assert box.ok("wait", "-q", "1", "2") == "1\n2\n"
     assert [job["id"] for job in box.json("wait", "1-2")["jobs"]] == [1, 2]
+
+
+@pytest.mark.parametrize("how", [[], ["-q"], ["--json"]])
+@pytest.mark.parametrize("count", [3, 30])
+def test_wait_for_any_exits_with_the_code_of_the_first_that_ended(box: Box, count: int, how: list[str]) -> None:
+    held = box.submit_many([["true"]] * count, cpus=0, hold=True)
+    first = held[count // 2]
+    box.wait(box.submit("sh", "-c", "exit 3"))
+    box.ok("release", str(first))
+    box.wait(first)
+    box.ok("release", f"{held[0]}-{held[-1]}")
+    box.wait(*held)
+    chosen = f"{held[0]}-{held[-1] + 1}"
+    assert box.run("wait", "--any", chosen, *how).returncode == 3
+    box.ok("wait", "--any", f"{held[0]}-{held[-1]}", *how)
+
+
+@pytest.mark.parametrize("brief", [True, False])
+def test_wait_for_all_waits_for_one_that_is_tried_again_meanwhile(box: Box, brief: bool) -> None:
+    gate, other_gate, second = (box.folder / name for name in ("gate", "other", "second"))
+    script = f"[ -e {second} ] || exit 1; until [ -e {gate} ]; do sleep 0.02; done; exit 1"
+    job = box.submit("sh", "-c", script, cpus=0)
+    box.wait(job)
+    other = box.submit("sh", "-c", f"until [ -e {other_gate} ]; do sleep 0.02; done", cpus=0)
+    with Client.connect() as client:
+        client.send("wait", sel={"ranges": [[job, other]]}, pages=True, brief=brief)
+        second.touch()
+        box.request("retry", sel={"ranges": [[job, job]]})
+        other_gate.touch()
+        box.wait(other)
+        box.request("status")
+        assert not select.select([client.socket], [], [], 0)[0]
+        gate.touch()
+        answer = client.receive()
+    assert [found["id"] for found in answer["jobs"]] == [job, other]
+    assert box.job(job)["attempt"] == 2
 
 
 def test_wait_for_any(box: Box) -> None:

@@ -275,6 +275,18 @@ def test_launch(box: Box) -> None:
     assert box.job(held)["failure"] == "launch"
 
 
+@pytest.mark.parametrize(
+    "made",
+    ["mkfifo $d/job", "mkdir $d/job", "ln -s nowhere $d/job", "ln -s nowhere $d/work", "rm -r $d; ln -s /tmp $d"],
+)
+def test_what_stands_in_the_way_of_an_attempt_is_its_own_failure(box: Box, made: str) -> None:
+    script = f"d=$GPUQ_JOB_DIR/../../2; mkdir -p $d; {made}; exit 1"
+    job = box.submit("sh", "-c", script, retry=["1"], cpus=0)
+    assert box.wait(job)["failure"] == "launch"
+    assert "the run folder" in box.job(job)["note"]
+    assert box.wait(box.submit("true"))["exit_code"] == 0, "nobody else is kept waiting"
+
+
 def test_lost(box: Box) -> None:
     job = failed(box, "sh", "-c", "kill -9 $PPID; sleep 1000")
     assert (job["failure"], job["exit_code"], job["signal"]) == ("lost", None, None)

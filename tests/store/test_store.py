@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from gpuq.model import (
 )
 from gpuq.policy.lifecycle import Cancelled, Held, Started, advance
 from gpuq.protocol import Selection
-from gpuq.store import dependents
+from gpuq.store import changes, dependents
 from gpuq.store.lists import Order
 from gpuq.store.migrations import MIGRATIONS
 from gpuq.store.store import Store
@@ -280,3 +281,16 @@ def test_look_ups_are_made_in_the_order_of_an_index(store: Store) -> None:
         assert "SCAN jobs" not in plan, (sql, plan)
         paged = number < by_id and "LIMIT" in sql and "ORDER BY id" not in sql  # few jobs run, and they are sorted
         assert not paged or "TEMP B-TREE" not in plan, (sql, plan)
+
+
+def test_changes_beside_many_long_jobs_are_not_written_anew_with_each_commit(tmp_path: Path) -> None:
+    with closing(Store(tmp_path / "queue.db")) as store:
+        store.keep_changes(tmp_path / changes.NAME)
+        insert(store, *(make_job(command=("true", str(n), "x" * 10_000)) for n in range(1000)))
+        file = tmp_path / changes.NAME
+        seen = set()
+        for number in range(30):
+            insert(store, make_job(), key=f"key {number}")
+            seen.add(file.stat().st_ino)
+        assert len(seen) == 1
+        assert store.changes is not None and not store.changes.behind

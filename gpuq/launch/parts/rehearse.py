@@ -61,7 +61,7 @@ def remove_left() -> None:
     """Remove what zygotes of ours left that were killed while they rehearsed."""
     for name in os.listdir(MEMORY):
         pid = name[len(NAME) :].partition("-")[0]
-        if name.startswith(NAME) and pid.isdecimal() and read_stat(int(pid)) is None:
+        if name.startswith(NAME) and pid.isdecimal() and ((stat := read_stat(int(pid))) is None or stat.gone):
             try:  # noqa: SIM105 (contextlib would have to be imported)
                 remove(f"{MEMORY}/{name}")
             except OSError:
