@@ -308,6 +308,7 @@ def test_wait_for_all_waits_for_one_that_is_tried_again_meanwhile(box: Box, brie
     other = box.submit("sh", "-c", f"until [ -e {other_gate} ]; do sleep 0.02; done", cpus=0)
     with Client.connect() as client:
         client.send("wait", sel={"ranges": [[job, other]]}, pages=True, brief=brief)
+        box.request("status")  # by then the wait has begun
         second.touch()
         box.request("retry", sel={"ranges": [[job, job]]})
         other_gate.touch()
