@@ -47,8 +47,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpuq.errors import BadRequest, GpuqError, UsageError, all_errors
 
@@ -108,8 +107,7 @@ def raise_error(error: Mapping[str, Any]) -> None:
     raise cls(str(error.get("message")))
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(NamedTuple):
     """Which jobs a verb is about: ids and ranges, `@last`, states, tags. Several kinds are a conjunction."""
 
     #: inclusive ranges; a single id is (n, n)

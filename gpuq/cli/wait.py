@@ -4,8 +4,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
@@ -80,8 +79,7 @@ def wait(
     return int(outcome.total > outcome.counts.get("succeeded", 0))
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How the jobs ended: those of them that are told of, ranges of the ids of all, and numbers by state."""
 
     jobs: list[Job]

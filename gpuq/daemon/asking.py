@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpuq import protocol
@@ -79,7 +79,7 @@ def check_selection(core: Core, session: Session, message: Message, upto: int = 
     last = core.store.last_job(session.uid, upto)
     if last is None:
         raise NoSuchJob("@last: you have submitted no job yet")
-    return replace(selection, ranges=(*selection.ranges, (last, last)), last=False)
+    return selection._replace(ranges=(*selection.ranges, (last, last)), last=False)
 
 
 def selected(core: Core, session: Session, message: Message) -> list[Job]:
