@@ -22,6 +22,8 @@ from gpuq.store.store import Store
 
 #: So many ids beyond the last are looked for one by one; beyond more, the folder of all runs is listed.
 MOST_PROBED = 10 * runrecord.RESERVED
+#: With so many folders in that of all runs it is quicker to list them than to look for that of each job.
+FEW_FOLDERS = 10_000
 
 
 @dataclass(slots=True)
@@ -69,14 +71,24 @@ def _worth_a_look(store: Store, run_root: Path, last: int) -> list[int]:
     What has ended is not looked at: there may be a million of it.
     """
     ids = []
+    there = set(runrecord.numbers(run_root)) if _has_few(run_root) else None
     for job_id, attempt in store.live_attempts():
         folder = f"{run_root}/{job_id}"
-        if os.access(folder, os.F_OK) and any(n > attempt for n in runrecord.numbers(Path(folder))):
+        found = os.access(folder, os.F_OK) if there is None else job_id in there
+        if found and any(n > attempt for n in runrecord.numbers(Path(folder))):
             ids.append(job_id)
     upto = runrecord.reserved(run_root)
     if last <= upto <= last + MOST_PROBED:
         return sorted(ids) + [n for n in range(last + 1, upto + 1) if os.path.lexists(f"{run_root}/{n}")]
     return sorted(ids) + [n for n in runrecord.numbers(run_root) if n > last]
+
+
+def _has_few(folder: Path) -> bool:
+    """Whether it has few folders. Each is a link to it, where its file system counts them (inode(7))."""
+    try:
+        return 2 <= os.stat(folder).st_nlink <= FEW_FOLDERS
+    except OSError:
+        return False
 
 
 def _begun(folder: Path, after: int) -> list[int]:

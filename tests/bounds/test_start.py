@@ -61,7 +61,7 @@ def test_a_job_alone(box: Box, observed: Observed) -> None:
             # what a daemon that comes later must find: who the supervisor is, and the result, each with its folder
             "disk waits of the supervisor": 4.2,
             # a few microseconds each on the loop's thread, which everybody waits for
-            "statements": 33,
+            "statements": 34,
             "files opened by the daemon": 11,
             # its folder, identity, log, draft and result; what /proc says of it and of memory, before and after,
             # and the job's score
