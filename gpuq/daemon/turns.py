@@ -48,6 +48,7 @@ class Turns:
         if self.sharing is None:
             return plan
         ours = time.monotonic() if self._waits_since is None else self._waits_since
+        wanted = self._wanted(plan)
         with self.sharing.turn():
             began, looking = time.monotonic(), 0.0
             for _ in range(MOST_LOOKS):
@@ -58,7 +59,7 @@ class Turns:
                 among = self._states_among(others, ours)
                 if among != states:
                     plan, states = scheduler.plan(self._core.snapshot(), among), among
-                wanted = self._wanted(plan)
+                    wanted = self._wanted(plan)
                 if wanted.items() <= self.planned.items():
                     if time.monotonic() - began - looking > OLD:
                         break
