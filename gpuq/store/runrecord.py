@@ -55,13 +55,17 @@ def write(run_dir: Path, row: Mapping[str, Any], attempt: Attempt) -> None:
         opened = os.open(f"{run_dir}/{NAME}", flags, 0o600)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise FileExistsError(error.errno, error.strerror) from None
+            raise _in_the_way() from None
         raise
     with open(opened, "wb") as file:
         if not stat.S_ISREG(os.fstat(opened).st_mode):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            raise _in_the_way()
         file.truncate()
         file.write(dump(fields).encode("ascii"))
+
+
+def _in_the_way() -> FileExistsError:
+    return FileExistsError(errno.EEXIST, f"something that is no file has the name `{NAME}` there")
 
 
 def read(run_dir: Path, owner: int, defaults: Mapping[str, Any]) -> Record | None:
