@@ -74,6 +74,9 @@ def wait(
         tell(f"not ended within {timeout}")
         return TIMED_OUT
     _report(outcome, as_json=as_json, quiet=quiet)
+    if outcome.gone and not any_:
+        tell(f"{count_jobs(outcome.gone)} of them removed meanwhile: nobody knows any more how that ended")
+        return 1
     if any_ or outcome.total == 1:
         return exit_code(outcome.first) if outcome.first is not None else 0
     return int(outcome.total > outcome.counts.get("succeeded", 0))
@@ -87,6 +90,8 @@ class Outcome(NamedTuple):
     counts: Mapping[str, int]
     #: the one that ended first, None where there is none
     first: Job | None
+    #: how many were removed before it was told how they ended
+    gone: int
 
     @property
     def total(self) -> int:
@@ -120,7 +125,7 @@ def _ended(selection: Selection, *, any_: bool, whole: bool) -> Outcome:
         ended = message.get("ended", spans(job["id"] for job in jobs))
         counts = message.get("counts", Counter(job["state"] for job in jobs))
         first = message.get("first") or min(jobs, key=lambda job: str(job["ended_at"]), default=None)
-        return Outcome(jobs, ended, counts, first)
+        return Outcome(jobs, ended, counts, first, message.get("gone", 0))
 
 
 class _TimeUp(Exception):

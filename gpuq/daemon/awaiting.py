@@ -19,6 +19,8 @@ from gpuq.store import ends
 
 #: Rows that are looked at in one go, and jobs that are made ready to be sent.
 LOOK, PAGE = 2000, 200
+#: Ids of which the jobs are counted in one go.
+COUNT = 100_000
 #: In a brief answer so many jobs are told of: all, or the first that did not succeed.
 FEW = 20
 
@@ -27,14 +29,16 @@ async def wait(daemon: Daemon, session: Session, message: Message) -> AsyncItera
     """How the jobs ended, once all of them (with `any`, one of them) have.
 
     They come in one answer, with `pages` in several; with `brief` as ids and numbers, with the first that failed, and
-    the one that ended first.
+    the one that ended first. `gone` are how many were removed meanwhile: nobody knows any more how these ended.
     """
     core = daemon.core
     ranges = _meant(core, session, message)
     any_ = message.get("any") is True
+    meant = await _count(core, ranges)
     await (_one_ended if any_ else _all_ended)(core, ranges)
     if message.get("brief") is True:
-        yield await _brief(core, ranges, any_=any_)
+        answer = await _brief(core, ranges, any_=any_)
+        yield {**answer, "gone": meant - await _count(core, ranges)}
         return
     jobs: list[Message] = []
     async for some in _ends(core, ranges, any_=any_):
@@ -46,7 +50,7 @@ async def wait(daemon: Daemon, session: Session, message: Message) -> AsyncItera
                 jobs = []
             if len(some) > PAGE:
                 await core.hub.rest()
-    yield {"jobs": jobs, "end": True}
+    yield {"jobs": jobs, "gone": meant - await _count(core, ranges), "end": True}
 
 
 def _meant(core: Core, session: Session, message: Message) -> Ranges:
@@ -56,6 +60,16 @@ def _meant(core: Core, session: Session, message: Message) -> Ranges:
         return Ranges(spans(core.store.select(selection)))
     last = core.store.next_id() - 1
     return Ranges((low, min(high, last)) for low, high in selection.ranges)
+
+
+async def _count(core: Core, ranges: Ranges) -> int:
+    total = 0
+    for low, high in ranges.spans:
+        for start in range(low, high + 1, COUNT):
+            total += ends.count(core.store, (start, min(high, start + COUNT - 1)))
+            if high - low >= COUNT:
+                await core.hub.rest()
+    return total
 
 
 async def _all_ended(core: Core, ranges: Ranges) -> None:

@@ -47,6 +47,14 @@ def ended(store: Queries, span: Span, most: int) -> tuple[list[End], list[int], 
     return [End(*row) for row in found if row[2] is not None], [row[0] for row in found if row[2] is None], upto
 
 
+def count(store: Queries, span: Span) -> int:
+    """How many jobs of the range there are."""
+    row = store.conn.execute(
+        f"SELECT count(*) AS jobs FROM jobs WHERE id BETWEEN ? AND ? AND {store._seen}", span
+    ).fetchone()
+    return int(row["jobs"])
+
+
 def have_ended(store: Queries, ids: Sequence[int]) -> bool:
     """Whether one of these jobs has ended."""
     states = ",".join(f"'{state}'" for state in sorted(ENDED))

@@ -321,6 +321,21 @@ def test_wait_for_all_waits_for_one_that_is_tried_again_meanwhile(box: Box, brie
     assert box.job(job)["attempt"] == 2
 
 
+@pytest.mark.parametrize("how", [[], ["--json"]])
+def test_wait_does_not_pass_over_a_job_that_is_removed_meanwhile(box: Box, how: list[str]) -> None:
+    failed = box.submit("false", cpus=0)
+    box.wait(failed)
+    held = box.submit("true", hold=True)
+    with Client.connect() as client:
+        client.send("wait", sel={"ranges": [[failed, held]]}, pages=True, brief=not how)
+        box.request("status")  # by then the wait has begun
+        box.ok("prune", str(failed))
+        box.ok("release", str(held))
+        answer = client.receive()
+    assert ([job["id"] for job in answer["jobs"]], answer["gone"]) == ([held], 1)
+    assert box.run("wait", str(held), *how).returncode == 0
+
+
 def test_wait_for_any(box: Box) -> None:
     box.submit("true", gpus=0, hold=True)
     box.submit("sh", "-c", "exit 6", gpus=0)
