@@ -34,14 +34,15 @@ async def wait(daemon: Daemon, session: Session, message: Message) -> AsyncItera
     core = daemon.core
     ranges = _meant(core, session, message)
     any_ = message.get("any") is True
-    meant = await _count(core, ranges)
+    left = 0 if any_ else await _count(core, ranges)
     await (_one_ended if any_ else _all_ended)(core, ranges)
     if message.get("brief") is True:
         answer = await _brief(core, ranges, any_=any_)
-        yield {**answer, "gone": meant - await _count(core, ranges)}
+        yield {**answer, "gone": max(0, left - sum(answer["counts"].values()))}
         return
     jobs: list[Message] = []
     async for some in _ends(core, ranges, any_=any_):
+        left -= len(some)
         for start in range(0, len(some), PAGE):
             ids = [end.job_id for end in some[start : start + PAGE]]
             jobs += [views.current_view(core, job) for job in core.store.jobs(ids)]
@@ -50,7 +51,7 @@ async def wait(daemon: Daemon, session: Session, message: Message) -> AsyncItera
                 jobs = []
             if len(some) > PAGE:
                 await core.hub.rest()
-    yield {"jobs": jobs, "gone": meant - await _count(core, ranges), "end": True}
+    yield {"jobs": jobs, "gone": max(0, left), "end": True}
 
 
 def _meant(core: Core, session: Session, message: Message) -> Ranges:
@@ -63,8 +64,12 @@ def _meant(core: Core, session: Session, message: Message) -> Ranges:
 
 
 async def _count(core: Core, ranges: Ranges) -> int:
+    """How many jobs these are."""
     total = 0
     for low, high in ranges.spans:
+        if low == high:  # one that is named alone was found to be there
+            total += 1
+            continue
         for start in range(low, high + 1, COUNT):
             total += ends.count(core.store, (start, min(high, start + COUNT - 1)))
             if high - low >= COUNT:
