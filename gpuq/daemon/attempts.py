@@ -28,6 +28,8 @@ from gpuq.store.rows import live_values
 
 #: Most environments that are kept ready for jobs to come.
 ENVIRONMENTS = 16
+#: So many folders of waiting jobs are made ahead.
+AHEAD = 16
 
 
 class Attempts:
@@ -62,11 +64,12 @@ class Attempts:
         return NewAttempt(job, step, attempt), broken
 
     def look_ahead(self, job_ids: Sequence[int]) -> None:
-        """Have folders made for the next attempts of jobs that wait: that takes longer than their claims."""
-        missing = [job_id for job_id in job_ids if job_id not in self._ahead]
-        if len(missing) <= len(job_ids) // 2 and job_ids[0] not in missing:
-            return
-        self._ahead = set(job_ids)
+        """Have folders made for the next attempts of the first of these, which wait: that takes longer than a claim."""
+        first = job_ids[:AHEAD]
+        missing = [job_id for job_id in first if job_id not in self._ahead]
+        if first[:1] != missing[:1] and len(missing) <= AHEAD // 2:
+            return  # a thread for each would cost what it saves
+        self._ahead = set(first)
         jobs = self._core.store.jobs(missing)
         folders = [self._core.next_run_dir(job) for job in jobs if job.state is State.QUEUED]
         with contextlib.suppress(HostBusy):  # `prepare` makes what is not there

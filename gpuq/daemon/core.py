@@ -134,9 +134,8 @@ class Core:
         A part of what depends on them is seen to in it, too; where more is left `on_left` is called, for `go_on`.
 
         `now` is when the facts became known, where that was before the attempts were made, in seconds since the epoch;
-        `meanwhile` is called before the disk is waited for.
-        Raises IllegalTransition or StoreError, and then nothing has
-        changed. What is kept in reserve for that is used where the disk is full.
+        `meanwhile` is called before the disk is waited for. Raises IllegalTransition or StoreError, and then nothing
+        has changed. What is kept in reserve for that is used where the disk is full.
         """
         todo = list(facts)
         self._with_room(lambda: self._apply(todo, attempts=attempts, now=now, meanwhile=meanwhile))
@@ -173,11 +172,13 @@ class Core:
         changed: dict[int, Job] = {}
         events: list[Event] = []
         ended: list[tuple[int, State]] = []
+        alike: Event | None = None
         todo = list(facts)
         with self.store.transaction():
             self.store.renew_dependencies([job.id for job, fact in todo if isinstance(fact, Retried)])
-            alike = self._cancel_alike(cancelled, now) if cancelled else None
-            ended += [(job_id, State.CANCELLED) for job_id in self.store.awaited(cancelled)] if cancelled else []
+            if cancelled:
+                alike = self._cancel_alike(cancelled, now)
+                ended += [(job_id, State.CANCELLED) for job_id in self.store.awaited(cancelled)]
             for job, fact in todo:
                 step = self._step(changed.get(job.id, job), fact, now)
                 events.append(step.event)

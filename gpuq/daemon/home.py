@@ -53,14 +53,18 @@ class Home:
         self.folder = folder
         config.check_state_dir(folder, create=True)
         self._lock = filelock.FileLock(folder / "daemon.lock", mode=0o600)
-        self._take_lock(LOCK_PATIENCE)
-        self._folder_is = _identity(folder)
+        try:
+            self._take_lock(LOCK_PATIENCE)
+            self._folder_is = _identity(folder)
+        except (FileNotFoundError, FileExistsError):
+            raise StateFolderError(f"{folder} was removed while the daemon started") from None
         _write_pid(folder)
 
     def close(self) -> None:
         self._lock.release()
 
     def _take_lock(self, patience: float) -> None:
+        """Raises FileNotFoundError or FileExistsError where the folder goes meanwhile, which filelock makes anew."""
         path = self.folder / "daemon.lock"
         end = time.monotonic() + patience
         try:
@@ -74,6 +78,8 @@ class Home:
                 f"{_holder(self.folder)} holds {path} and does not listen on {self.folder / 'sock'}: end it by its "
                 "pid, and the next command starts another; running jobs run on"
             )
+        except (FileNotFoundError, FileExistsError):
+            raise
         except OSError as error:
             raise StateFolderError(f"{path} cannot be locked: {error.strerror}") from None
 
@@ -121,7 +127,7 @@ class Home:
                     log.warning("the socket %s was removed, and is there again", self.folder / "sock")
                 if self._whole() and server.reachable():
                     return
-            except FileNotFoundError:
+            except (FileNotFoundError, FileExistsError):
                 continue  # the folder went while we were at it
         raise StateFolderError(f"what the daemon needs in {self.folder} is removed again and again")
 
@@ -146,7 +152,7 @@ class Home:
         if _found(self.folder / "daemon.lock") == self._lock_is:
             return
         self._lock.release()  # of a file that nobody finds any more
-        self._take_lock(0)
+        self._take_lock(LOCK_LOOK)  # it may have to be made twice, where it is removed meanwhile
         _write_pid(self.folder)
         log.warning("the lock %s was removed, and is there again", self.folder / "daemon.lock")
 

@@ -41,9 +41,6 @@ log = logging.getLogger("gpuq.runner")
 #: After a write that failed (disk full), what was to be written is tried again this often, in seconds.
 RETRY_WRITE = 5.0
 
-#: So many folders of waiting jobs are made ahead.
-AHEAD = 16
-
 #: An attempt that is to be claimed, and what is wrong with its run folder.
 Prepared = tuple[NewAttempt, str | None]
 
@@ -211,7 +208,7 @@ class Runner:
         key = next((key for key, verdict in verdicts.items() if verdict.reason in PLACEABLE), None)
         ids = None if key is None else self.core.waiting.groups.get(key)
         if ids:
-            self._loop.call_soon(self._attempts.look_ahead, ids[:AHEAD])
+            self._loop.call_soon(self._attempts.look_ahead, ids)
 
     def _prepared(self, starts: Sequence[scheduler.Start]) -> list[Prepared]:
         """The attempts that are to be claimed, as many as may be started at once; none where the host has no room."""

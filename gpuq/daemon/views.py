@@ -50,7 +50,7 @@ def job_view(core: Core, job: Job) -> View:
     verdict = core.reason(job)
     running = core.running.get(job.id)
     over = running is not None and running.over_told
-    ending_at, kill_at = ending_times(core, job) if job.ending is not None else (None, None)
+    ending_at, kill_at = ending_times(core, job)
     used = max(running.use.values(), default=None) if running is not None and running.use else None
     return {
         "id": job.id,
@@ -67,7 +67,7 @@ def job_view(core: Core, job: Job) -> View:
         "command": list(job.command),
         "cwd": job.cwd,
         "gpus": list(job.gpus),
-        "gpu_indexes": [core.gpu_index(uuid) for uuid in job.gpus] if job.gpus else [],
+        "gpu_indexes": [core.gpu_index(uuid) for uuid in job.gpus],
         "gpu_count": job.request.gpus,
         "vram_bytes": job.request.vram,
         "used_vram_bytes": used,
@@ -78,7 +78,7 @@ def job_view(core: Core, job: Job) -> View:
         "peak_ram_bytes": job.peak_ram,
         "priority": job.priority,
         "tags": list(job.tags),
-        "after": [str(d) for d in job.after] if job.after else [],
+        "after": [str(d) for d in job.after],
         "array": {"id": job.array.array_id, "index": job.array.index, "limit": job.array.limit or None}
         if job.array
         else None,
@@ -88,8 +88,8 @@ def job_view(core: Core, job: Job) -> View:
         if job.early_signal
         else None,
         "log_limit_bytes": job.log_limit,
-        "retry": [str(rule) for rule in job.retry] if job.retry else [],
-        "retries": sum(job.spent) if job.spent else 0,
+        "retry": [str(rule) for rule in job.retry],
+        "retries": sum(job.spent),
         "begin_at": moment(job.begin_at),
         "attempt": job.attempt,
         "ending": str(job.ending) if job.ending else None,

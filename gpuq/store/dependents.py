@@ -42,7 +42,7 @@ def page(store: Queries, ended_id: int, after: int, most: int) -> Page:
     )
     cursor.row_factory = None
     found = cursor.fetchall()
-    seen = [row for row in found if not store._is_unseen(row[1])] if store.unseen else found
+    seen = [row for row in found if not store.is_unseen(row[1])] if store.unseen else found
     waiting = [(job_id, Condition(condition)) for _, job_id, condition, waits in seen if waits]
     return Page(waiting, [row[0] for row in seen], found[-1][0] if len(found) == most else None)
 

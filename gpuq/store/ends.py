@@ -21,7 +21,7 @@ def first_living(store: Queries, span: Span, most: int) -> tuple[int | None, int
     """The first job of the range that has not ended, and up to which id that was looked for, in `most` rows."""
     row = store.conn.execute(
         f"""SELECT min(id) FILTER (WHERE ended_at IS NULL) AS living, max(id) AS last, count(*) AS rows
-            FROM (SELECT id, ended_at FROM jobs WHERE id BETWEEN ? AND ? AND {store._seen} ORDER BY id LIMIT ?)""",
+            FROM (SELECT id, ended_at FROM jobs WHERE id BETWEEN ? AND ? AND {store.seen} ORDER BY id LIMIT ?)""",
         (*span, most),
     ).fetchone()
     return row["living"], row["last"] if row["rows"] == most else span[1]
@@ -38,7 +38,7 @@ def ended(store: Queries, span: Span, most: int) -> tuple[list[End], list[int], 
     """The ends of the range's jobs that have ended, ids of those that have not, and up to which id that was looked for,
     in `most` rows."""
     rows = store.conn.execute(
-        f"""SELECT id, state, ended_at FROM jobs WHERE id BETWEEN ? AND ? AND {store._seen} ORDER BY id LIMIT ?""",
+        f"""SELECT id, state, ended_at FROM jobs WHERE id BETWEEN ? AND ? AND {store.seen} ORDER BY id LIMIT ?""",
         (*span, most),
     )
     rows.row_factory = None
@@ -50,7 +50,7 @@ def ended(store: Queries, span: Span, most: int) -> tuple[list[End], list[int], 
 def count(store: Queries, span: Span) -> int:
     """How many jobs of the range there are."""
     row = store.conn.execute(
-        f"SELECT count(*) AS jobs FROM jobs WHERE id BETWEEN ? AND ? AND {store._seen}", span
+        f"SELECT count(*) AS jobs FROM jobs WHERE id BETWEEN ? AND ? AND {store.seen}", span
     ).fetchone()
     return int(row["jobs"])
 

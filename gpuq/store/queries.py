@@ -38,11 +38,11 @@ class Queries:
         self.unseen: list[Staged] = []
 
     @property
-    def _seen(self) -> str:
+    def seen(self) -> str:
         """An SQL condition, of jobs that may be seen."""
         return hidden(self.unseen) if self.unseen else "1"
 
-    def _is_unseen(self, job_id: int) -> bool:
+    def is_unseen(self, job_id: int) -> bool:
         return any(job_id in staged for staged in self.unseen)
 
     def forget_counts(self) -> None:
@@ -52,7 +52,7 @@ class Queries:
     # --- one job ----------------------------------------------------------------------------------
 
     def job(self, job_id: int) -> Job | None:
-        if self._is_unseen(job_id):
+        if self.is_unseen(job_id):
             return None
         row = self.conn.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
         return None if row is None else self.job_of(row)
@@ -63,7 +63,7 @@ class Queries:
         return None if row is None else dict(row)
 
     def state_of(self, job_id: int) -> State | None:
-        if self._is_unseen(job_id):
+        if self.is_unseen(job_id):
             return None
         row = self.conn.execute("SELECT state FROM jobs WHERE id = ?", (job_id,)).fetchone()
         return None if row is None else self._made(f"the state of job {job_id}", lambda: State(row["state"]))
@@ -82,11 +82,11 @@ class Queries:
     # --- many jobs --------------------------------------------------------------------------------
 
     def every_job(self) -> Iterator[Job]:
-        for row in self.conn.execute(f"SELECT * FROM jobs WHERE {self._seen} ORDER BY id"):
+        for row in self.conn.execute(f"SELECT * FROM jobs WHERE {self.seen} ORDER BY id"):
             yield self.job_of(row)
 
     def live_jobs(self, state: State) -> Iterator[Job]:
-        live = f"SELECT * FROM jobs WHERE state = ? AND {LIVING} AND {self._seen} ORDER BY id"
+        live = f"SELECT * FROM jobs WHERE state = ? AND {LIVING} AND {self.seen} ORDER BY id"
         for row in self.conn.execute(live, (state.value,)):
             yield self.job_of(row)
 
@@ -98,7 +98,7 @@ class Queries:
         """
         rows = self.conn.execute(
             f"""SELECT {_OF_WAITS}, submission FROM jobs
-                WHERE state IN ('held', 'queued') AND {LIVING} AND {self._seen} ORDER BY id"""
+                WHERE state IN ('held', 'queued') AND {LIVING} AND {self.seen} ORDER BY id"""
         )
         rows.row_factory = None
         unmet = self.unmet_counts()
@@ -147,9 +147,7 @@ class Queries:
     def live_attempts(self) -> Iterator[tuple[int, int]]:
         """Id and number of the newest attempt of each job that has not ended."""
         states = ",".join(f"'{state}'" for state in sorted(LIVE))
-        rows = self.conn.execute(
-            f"SELECT id, attempt FROM jobs WHERE state IN ({states}) AND {LIVING} AND {self._seen}"
-        )
+        rows = self.conn.execute(f"SELECT id, attempt FROM jobs WHERE state IN ({states}) AND {LIVING} AND {self.seen}")
         rows.row_factory = None
         yield from rows
 
@@ -204,7 +202,7 @@ class Queries:
         look = max(most, LOOK) if selection.ranges or selection.tags else most
         found: list[Row] = []
         walk = Walk(order, look, after, upto, selection.tags)
-        for statement, values in walk.statements(chosen, self._seen):
+        for statement, values in walk.statements(chosen, self.seen):
             rows = self.conn.execute(statement, values)
             rows.row_factory = None
             found += rows.fetchall()
@@ -280,7 +278,7 @@ class Queries:
         rows = self.conn.execute(
             f"""SELECT low, high FROM (SELECT json_extract(value, '$[0]') AS low, json_extract(value, '$[1]') AS high
                                        FROM json_each(?))
-                WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE id BETWEEN low AND high AND {self._seen})""",
+                WHERE NOT EXISTS (SELECT 1 FROM jobs WHERE id BETWEEN low AND high AND {self.seen})""",
             (dump(ranges),),
         )
         return [(row["low"], row["high"]) for row in rows]
@@ -314,7 +312,7 @@ class Queries:
         rows = self.conn.execute(
             "SELECT job_id, condition FROM dependencies WHERE on_id = ? AND met = 0 ORDER BY job_id", (job_id,)
         )
-        return [(row["job_id"], Condition(row["condition"])) for row in rows if not self._is_unseen(row["job_id"])]
+        return [(row["job_id"], Condition(row["condition"])) for row in rows if not self.is_unseen(row["job_id"])]
 
     def awaited(self, ids: Sequence[int]) -> list[int]:
         """Those of the jobs on which there is an open dependency."""
@@ -371,13 +369,13 @@ class Queries:
 
     def last_job(self, owner: int, upto: int = MAX_ID) -> int | None:
         """The newest job of a user, of ids up to that one."""
-        newest = f"SELECT id FROM jobs WHERE owner = ? AND id <= ? AND {self._seen} ORDER BY id DESC LIMIT 1"
+        newest = f"SELECT id FROM jobs WHERE owner = ? AND id <= ? AND {self.seen} ORDER BY id DESC LIMIT 1"
         row = self.conn.execute(newest, (owner, upto)).fetchone()
         return None if row is None else int(row["id"])
 
     def _where(self, selection: Selection, states: Iterable[State] = ()) -> tuple[str, list[int | str]]:
         """SQL for a selection; `states` narrows it further. Every value is bound or one of our own words."""
-        parts, values = [self._seen], list[int | str]()
+        parts, values = [self.seen], list[int | str]()
         if len(selection.ranges) == 1:
             parts.append("id BETWEEN ? AND ?")
             values += selection.ranges[0]

@@ -108,7 +108,7 @@ class Store(Queries):
         assert self.changes is not None
         event = self.last_event()
         columns = [column["name"] for column in self.conn.execute("PRAGMA table_info(jobs)").fetchall()]
-        rows = self._columns(columns, f"{LIVING} AND {self._seen} ORDER BY id")
+        rows = self._columns(columns, f"{LIVING} AND {self.seen} ORDER BY id")
         needed = self.conn.execute(
             f"SELECT hash, body FROM environments WHERE hash IN (SELECT env_hash FROM jobs WHERE {LIVING})"
         )

@@ -43,6 +43,21 @@ def running_job(box: Box) -> tuple[int, str]:
     return job, str(gate)
 
 
+#: A daemon whose state folder goes just before a call that makes its lock anew, once a file called `armed` is there.
+GOES_MEANWHILE = """
+import os, runpy, shutil, sys
+armed, folder, call, path = sys.argv.pop(), sys.argv.pop(), sys.argv.pop(), sys.argv.pop()
+
+def meanwhile(event, values):
+    if event == call and str(values[0]) == path and os.path.exists(armed):
+        os.unlink(armed)
+        shutil.rmtree(folder, ignore_errors=True)
+
+sys.addaudithook(meanwhile)
+runpy.run_module("gpuq.daemon", run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.mark.parametrize("what", ["removed", "moved", "replaced"])
 def test_a_socket_that_is_taken_away_is_made_anew(box: Box, what: str) -> None:
     pid = box.daemon_pid()
@@ -105,6 +120,21 @@ def test_a_state_folder_that_is_removed_is_made_anew(box: Box) -> None:
     assert box.job(held)["state"] == "held"
     assert box.wait(box.submit("sh", "-c", "exit 4"))["exit_code"] == 4
     assert told(box, "submitted"), "its log is there again"
+
+
+@pytest.mark.parametrize("call", ["os.mkdir", "open"])
+def test_a_state_folder_that_goes_while_its_lock_is_made_anew(box: Box, call: str) -> None:
+    """rm -r removes lock and folder at once: a daemon that has seen the first may meet the second at any point."""
+    armed, lock = box.folder / "armed", box.state / "daemon.lock"
+    arguments = [str(lock if call == "open" else box.state), call, str(box.state), str(armed)]
+    with subprocess.Popen([sys.executable, "-c", GOES_MEANWHILE, *arguments]) as daemon:
+        wait_until(lambda: answering() == daemon.pid, "the daemon")
+        armed.touch()
+        lock.unlink()
+        wait_until(lambda: not armed.exists() and answering() == daemon.pid, "the daemon's answer")
+        assert lock.exists()
+        assert box.wait(box.submit("sh", "-c", "exit 4"))["exit_code"] == 4
+        daemon.terminate()
 
 
 def test_a_state_folder_that_is_moved_is_left_alone_and_can_be_moved_back(box: Box) -> None:
