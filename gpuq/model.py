@@ -321,6 +321,17 @@ class GpuReading:
         return (float("inf") if self.index is None else self.index, self.uuid)
 
 
+#: Distance of two GPUs: this less the number of NVLinks between them, 1 to 36; where there are none, this and NVML's
+#: topology level (nvml.h, nvmlGpuTopologyLevel_t): 0 on one board, 10 behind one PCIe switch, 20 behind several, 30 at
+#: one host bridge, 40 in one NUMA node, 50 across them.
+ON_ONE_BOARD = 100
+#: The largest distance there is. A pair of which nothing is told counts as that far apart.
+FARTHEST = ON_ONE_BOARD + 50
+
+#: Distance by pair of UUIDs, the smaller one first.
+Distances = Mapping[tuple[str, str], int]
+
+
 @dataclass(frozen=True, slots=True)
 class Readings:
     """All GPUs at one moment. `at` is on the monotonic clock."""
@@ -330,6 +341,8 @@ class Readings:
     gpus: tuple[GpuReading, ...] = ()
     fault: str | None = None
     version: str | None = None
+    #: how far apart they are, in no unit: less is closer; a pair of which nothing is told is left out
+    distances: Distances = field(default_factory=dict, hash=False)
 
 
 # --- settings -------------------------------------------------------------------------------------

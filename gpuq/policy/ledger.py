@@ -11,7 +11,7 @@ headroom is never more than total − margin − used.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 
@@ -73,6 +73,8 @@ class GpuState:
     #: other daemons' claims here, and what of them is not allocated yet
     neighbours: tuple[NeighbourUse, ...] = ()
     promised: int = 0
+    #: distance of other GPUs by UUID, as `Readings.distances` has it
+    near: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @cached_property
     def order(self) -> tuple[float, str]:
@@ -213,18 +215,29 @@ def gpu_states(
     others: Neighbours = MappingProxyType({}),
 ) -> tuple[GpuState, ...]:
     """Every GPU as the planner sees it, by index."""
+    near = _near(readings)
     states = [
         _state(
             reading,
             history.get(reading.uuid, GpuHistory()),
             tuple(claims.get(reading.uuid, ())),
             tuple(others.get(reading.uuid, ())),
+            near.get(reading.uuid, {}),
             settings,
             host,
         )
         for reading in readings.gpus
     ]
     return tuple(sorted(states, key=lambda gpu: gpu.order))
+
+
+def _near(readings: Readings) -> dict[str, dict[str, int]]:
+    """The distances from each GPU to others."""
+    near: dict[str, dict[str, int]] = {}
+    for (one, other), distance in readings.distances.items():
+        near.setdefault(one, {})[other] = distance
+        near.setdefault(other, {})[one] = distance
+    return near
 
 
 def _traced(others: Sequence[NeighbourClaim], told: bool, host: Host) -> tuple[NeighbourClaim, ...]:
@@ -242,6 +255,7 @@ def _state(
     past: GpuHistory,
     claims: tuple[Claim, ...],
     others: tuple[NeighbourClaim, ...],
+    near: Mapping[str, int],
     settings: Settings,
     host: Host,
 ) -> GpuState:
@@ -270,6 +284,7 @@ def _state(
         fault=reading.fault,
         neighbours=theirs,
         promised=min(promised, reading.total),
+        near=near,
     )
 
 
