@@ -17,7 +17,7 @@ from gpuq.errors import NotAllowed, StateFolderError, UsageError
 from gpuq.units import format_duration, format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:  # the vocabulary takes 15 ms to import, which `submit` and `list` need not wait for
-    from gpuq.model import OverClaim, Settings
+    from gpuq.model import Order, OverClaim, Settings
 
 
 def state_dir(environ: Mapping[str, str] = os.environ) -> Path:
@@ -101,7 +101,7 @@ def is_readonly(path: Path) -> bool:
 
 
 #: Version of the database's schema: how many migrations there are (`store/migrations.py`).
-SCHEMA = 9
+SCHEMA = 10
 #: What is in a state folder from the first start on.
 _MARKS = ("sock", "daemon.lock", "daemon.pid", "daemon.log", "start.lock", "queue.db", "damaged")
 
@@ -248,6 +248,19 @@ def _over_claim(text: str) -> OverClaim:
         raise UsageError(f"{text!r} is neither 'tell' nor 'kill'") from None
 
 
+def _order(text: str) -> Order:
+    from gpuq.model import Order
+
+    try:
+        return Order(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is none of {', '.join(repr(str(one)) for one in Order)}") from None
+
+
+def _time_or_zero(text: str) -> float:
+    return 0.0 if text.strip() == "0" else parse_duration(text)
+
+
 def _size_or_zero(text: str) -> int:
     return 0 if text.strip() == "0" else parse_size(text)
 
@@ -267,6 +280,11 @@ SETTINGS: Mapping[str, Setting] = {
     "nvml_patience": Setting(*_TIME, "a driver that has not answered for this long counts as unavailable"),
     "keep_environment": Setting(*_TIME, "ended jobs keep their environment, for `retry`, this long"),
     "retry_backoff": Setting(*_TIME, "pause before the first retry of a job; each further one is twice as long"),
+    "order": Setting(_order, str, "who starts when the first in the queue cannot: 'easy', 'fifo' or 'fit-first'"),
+    "ageing": Setting(_time_or_zero, format_duration, "waiting that outweighs one point of priority; 0 for none"),
+    "reserve_after": Setting(
+        _time_or_zero, format_duration, "a job whose start nobody can foresee has GPUs kept free after this long"
+    ),
     "list_rows": Setting(_count, str, "rows that `list` shows on a terminal"),
     "default_gpus": Setting(_count, str, "`--gpus` where it is not given (default: 1 where there are GPUs)"),
     "default_vram": Setting(parse_size, format_size, "`--vram` where it is not given (default: whole GPUs)"),

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+DEFAULT_QUEUE = "default"
 KiB = 1024
 MiB = 1024**2
 GiB = 1024**3
@@ -46,10 +47,16 @@ class Reason(StrEnum):
 
     #: our own claims, CPUs or host memory leave too little
     RESOURCES = "Resources"
+    #: it would fit, and would delay a job that has a reservation
+    RESERVATION = "Reservation"
+    #: jobs start strictly in order, and another one is first
+    PRIORITY = "Priority"
     #: a job that it depends on has not ended yet
     DEPENDENCY = "Dependency"
-    #: as many members of its array run as may
+    #: as many of its array, group or queue run as may, or its group has stopped
     LIMIT = "Limit"
+    #: its queue is paused
+    QUEUE_PAUSED = "QueuePaused"
     #: held by its owner
     HELD = "Held"
     #: its `--begin` time has not come
@@ -108,15 +115,41 @@ class Dependency:
 
 
 @dataclass(frozen=True, slots=True)
+class Wishes:
+    """Which GPUs a job may run on, and how they are chosen."""
+
+    #: parts of product names, one of which must be in a GPU's; whether letters are large does not matter
+    types: tuple[str, ...] = ()
+    #: bytes that a GPU must have in all
+    min_memory: int = 0
+    #: UUIDs: none but these, where there are any, and none of those
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    #: take the emptiest GPU instead of the fullest that has room
+    spread: bool = False
+
+
+ANY_GPU = Wishes()
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """The resources of a job. Equal requests are planned once, whatever the length of the queue."""
 
+    #: GPUs at least
     gpus: int
     #: bytes claimed on each GPU; None asks for whole GPUs
     vram: int | None
     cpus: int
     #: bytes of host memory, 0 where none was asked for
     ram: int
+    #: GPUs at most, where more than `gpus` are of use; 0 for just `gpus`
+    most: int = 0
+    which: Wishes = ANY_GPU
+
+    @property
+    def gpus_at_most(self) -> int:
+        return max(self.gpus, self.most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +200,13 @@ class Job:
     env_hash: str
     submitted_at: float
     priority: int = 0
+    queue: str = DEFAULT_QUEUE
+    #: jobs of its owner that stop together, None for no group
+    group: str | None = None
+    #: failures in a row after which its group stops
+    stop_after: int | None = None
+    #: whether it gives way to a job of higher priority, to go on later as a new attempt
+    preemptible: bool = False
     time_limit: float | None = None
     begin_at: float | None = None
     after: tuple[Dependency, ...] = ()
@@ -266,6 +306,29 @@ class Identity:
     boot_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What holds for all jobs of a named queue."""
+
+    name: str = DEFAULT_QUEUE
+    #: added to that of each job
+    priority: int = 0
+    #: UUIDs of the GPUs that its jobs may have; None for all
+    gpus: frozenset[str] | None = None
+    #: seconds, for jobs that are submitted without a limit, and at most
+    default_time: float | None = None
+    max_time: float | None = None
+    #: most running jobs, and most GPUs that these have in all
+    max_jobs: int | None = None
+    max_gpus: int | None = None
+    #: nothing starts
+    paused: bool = False
+    #: nothing more is taken in
+    draining: bool = False
+    #: why it is paused or draining
+    why: str | None = None
+
+
 # --- what NVML says -------------------------------------------------------------------------------
 
 
@@ -355,6 +418,17 @@ class OverClaim(StrEnum):
     KILL = "kill"
 
 
+class Order(StrEnum):
+    """Who starts when the first in the queue cannot."""
+
+    #: whoever fits and delays no reservation: EASY backfill
+    EASY = "easy"
+    #: nobody
+    FIFO = "fifo"
+    #: whoever fits
+    FIT_FIRST = "fit-first"
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that a user may set. Field docs stand in `config.SETTINGS`."""
@@ -370,6 +444,9 @@ class Settings:
     nvml_patience: float = 5.0
     keep_environment: float = 30 * 86400.0
     retry_backoff: float = 1.0
+    order: Order = Order.EASY
+    ageing: float = 3600.0
+    reserve_after: float = 600.0
     list_rows: int = 50
     default_gpus: int | None = None
     default_vram: int | None = None

@@ -63,9 +63,8 @@ class Attempts:
             broken = _write_record(run_dir, {**row, **live_values(step.job)}, attempt)
         return NewAttempt(job, step, attempt), broken
 
-    def look_ahead(self, job_ids: Sequence[int]) -> None:
-        """Have folders made for the next attempts of the first of these, which wait: that takes longer than a claim."""
-        first = job_ids[:AHEAD]
+    def look_ahead(self, first: Sequence[int]) -> None:
+        """Have folders made for the next attempts of these, which are first: that takes longer than a claim."""
         missing = [job_id for job_id in first if job_id not in self._ahead]
         if first[:1] != missing[:1] and len(missing) <= AHEAD // 2:
             return  # a thread for each would cost what it saves

@@ -99,7 +99,7 @@ class Cascade:
         for event, ids in told.skipped:
             decisions.happened_alike(event, ids)
             self._waiting.remove_all(ids)
-        for job in self._store.waits(sorted(told.freed)):
+        for job in self._store.waits(sorted(told.freed), self._waiting.grace):
             self._waiting.add(job, now)
 
 

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,8 +53,10 @@ from gpuq.policy.lifecycle import (
     advance,
     noted,
 )
+from gpuq.policy.predict import Predictions, kind_of
+from gpuq.policy.reserve import Ongoing, Reservation
 from gpuq.policy.retry import GivenUp
-from gpuq.policy.scheduler import Snapshot
+from gpuq.policy.scheduler import PLACEABLE, Policy, Snapshot
 from gpuq.policy.waiting import GroupKey, Waiting
 from gpuq.store.store import Store, with_outcome
 from gpuq.units import format_duration
@@ -66,8 +69,11 @@ T = TypeVar("T")
 #: Whom the thread that reads the GPUs may wait for.
 NVML, CLAIMS_FOLDER = "NVML", "the folder of other daemons' claims"
 
-#: Reasons that may pass as soon as a job ends.
-PLACEABLE = frozenset({Reason.RESOURCES, Reason.FOREIGN_USE})
+
+#: Ended jobs that a start learns run times from.
+REMEMBERED_RUNS = 2000
+#: Most jobs that have a reservation at a time, each on GPUs of its own.
+RESERVATIONS = 8
 
 
 class Core:
@@ -81,7 +87,7 @@ class Core:
         self.reserve = Reserve(state_dir)
         #: no larger id is given out before that is written down beside the run folders
         self.ids_upto = 0
-        self.waiting = Waiting(max(retry.LONGEST_PAUSE, settings.retry_backoff))
+        self.waiting = Waiting(max(retry.LONGEST_PAUSE, settings.retry_backoff), settings.grace)
         self.cascade = Cascade(store, self.waiting)
         #: called after a transaction that has left something to `go_on` with
         self.on_left: Callable[[], None] = lambda: None
@@ -89,6 +95,10 @@ class Core:
         #: running jobs by their supervisor's pid; the thread that reads the GPUs looks into it
         self.shims: dict[int, int] = {}
         self.verdicts: dict[GroupKey, Verdict] = {}
+        #: jobs that the last plan keeps GPUs for
+        self.reserved: tuple[Reservation, ...] = ()
+        self.policy = Policy(settings.order, settings.ageing, settings.reserve_after, RESERVATIONS)
+        self.predictions = Predictions()
         self.readings: Readings | None = None
         self.history: ledger.History = {}
         #: other daemons' claims by GPU, and why they are not known, or ours not told
@@ -103,12 +113,13 @@ class Core:
     def load(self) -> list[Job]:
         """Fill memory from the store; returns the running jobs, whose attempts are to be taken back."""
         now = time.time()
-        free, others = self.store.waiting()
+        free, others = self.store.waiting(self.settings.grace)
         for key, ids in free.items():
             self.waiting.add_free(key, ids)
         for other in others:
             self.waiting.add(other, now)
         self.cascade.load()
+        self.predictions = Predictions(self.store.last_runs(REMEMBERED_RUNS))
         running = [job for state in sorted(ACTIVE) for job in self.store.live_jobs(state)]
         for job in running:
             attempt = self.store.attempt(job.id, job.attempt)
@@ -253,6 +264,8 @@ class Core:
     def _settle(self, job: Job, now: float) -> None:
         """Bring memory to what the store holds."""
         running = self.running.get(job.id)
+        if job.state is State.SUCCEEDED and job.name and job.ended_at is not None and job.started_at is not None:
+            self.predictions.learn(job.name, job.ended_at - job.started_at - job.suspended_seconds)
         if running is not None and job.state not in ACTIVE:
             del self.running[job.id]
             if running.shim is not None and self.shims.get(running.shim) == job.id:  # it may see to another one by now
@@ -346,12 +359,13 @@ class Core:
 
     def most_urgent(self) -> Request | None:
         """The request of the first group that waits for GPUs that others have, or our own jobs."""
+        queue = Snapshot(self.waiting.groups, self.host, policy=self.policy)
         waits = [
-            (-key.priority, self.waiting.groups[key][0], key.request)
+            (queue.rank(key, self.waiting.groups[key].first), key.request)
             for key, verdict in self.verdicts.items()
             if key.request.gpus and key in self.waiting.groups and verdict.reason in PLACEABLE
         ]
-        return min(waits, key=lambda found: found[:2])[2] if waits else None
+        return min(waits, key=lambda found: found[0])[1] if waits else None
 
     def published(self) -> list[PublishedClaim]:
         """Our claims, for other daemons."""
@@ -429,18 +443,38 @@ class Core:
     def snapshot(self, over: Container[int] = ()) -> Snapshot:
         """The queue as it is, or as it will be without the running jobs that are `over`."""
         running = [r.job for r in self.running.values() if r.job.id not in over]
+        now = time.time()
         arrays: dict[int, int] = {}
+        queues: dict[str, tuple[int, int]] = {}
         for job in running:
             if job.array is not None:
                 arrays[job.array.array_id] = arrays.get(job.array.array_id, 0) + 1
+            jobs, gpus = queues.get(job.queue, (0, 0))
+            queues[job.queue] = (jobs + 1, gpus + len(job.gpus))
         return Snapshot(
             groups=self.waiting.groups,
             host=self.host,
-            cpus_used=sum(job.request.cpus for job in running),
-            ram_used=sum(job.request.ram for job in running),
+            now=now,
+            policy=self.policy,
+            ongoing=[Ongoing(job.id, job.request.cpus, job.request.ram, self.ends(job, now)) for job in running],
             array_running=arrays,
+            queue_running=queues,
+            predictions=self.predictions,
+            reserved=self.reserved,
             gpu_fault=self.gpu_fault(),
         )
+
+    def ends(self, job: Job, now: float) -> float:
+        """When a running job has ended at the latest: by its limit, or without one by the prediction."""
+        if job.ending is not None:
+            return now + self.grace(job)
+        if job.state is State.SUSPENDED or job.started_at is None:
+            return inf
+        elapsed = max(0.0, now - job.started_at - job.suspended_seconds)
+        if job.time_limit is not None:
+            return now + max(0.0, job.time_limit - elapsed) + self.grace(job)
+        known = self.predictions.of(kind_of(job.name)) if job.name else None
+        return inf if known is None else now + known.left(elapsed)
 
     def reason(self, job: Job) -> Verdict | None:
         """Why a job waits; None when it does not."""

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from gpuq import config, crash
 from gpuq.daemon import decisions, evidence, threads
-from gpuq.daemon.attempts import Attempts
+from gpuq.daemon.attempts import AHEAD, Attempts
 from gpuq.daemon.cascade import Afterwards
 from gpuq.daemon.clock import WallClock
-from gpuq.daemon.core import PLACEABLE, Core
+from gpuq.daemon.core import Core
 from gpuq.daemon.gpus import Gpus
 from gpuq.daemon.running import NewAttempt, Running, over_text
 from gpuq.daemon.sharing import Sharing
@@ -168,6 +168,7 @@ class Runner:
         for new, _ in prepared:
             self._tell_start(new.started.job)
         if not self._nothing_starts():
+            self.core.reserved = plan.reservations
             self._keep_verdicts(plan.verdicts)
             self._make_ready(plan.verdicts)
 
@@ -205,10 +206,10 @@ class Runner:
     def _make_ready(self, verdicts: Mapping[GroupKey, Verdict]) -> None:
         """What the next start needs and is known now is made while nothing waits for it."""
         self.launcher.settle()
-        key = next((key for key, verdict in verdicts.items() if verdict.reason in PLACEABLE), None)
-        ids = None if key is None else self.core.waiting.groups.get(key)
-        if ids:
-            self._loop.call_soon(self._attempts.look_ahead, ids)
+        key = next((key for key, verdict in verdicts.items() if verdict.reason in scheduler.PLACEABLE), None)
+        line = None if key is None else self.core.waiting.groups.get(key)
+        if line:
+            self._loop.call_soon(self._attempts.look_ahead, line.head(AHEAD))
 
     def _prepared(self, starts: Sequence[scheduler.Start]) -> list[Prepared]:
         """The attempts that are to be claimed, as many as may be started at once; none where the host has no room."""

@@ -17,6 +17,7 @@ from gpuq.daemon.running import Running, over_text
 from gpuq.events import Event, Kind
 from gpuq.launch.environment import log_path
 from gpuq.model import WAITING, Attempt, Claim, Driver, Ending, Job, Reason, State
+from gpuq.policy import scheduler
 from gpuq.policy.explain import asked, gpu_verdict, neighbour_lines
 from gpuq.policy.ledger import GpuState
 from gpuq.protocol import Selection
@@ -273,7 +274,7 @@ def explanation(core: Core, job: Job) -> View:
     key = core.waiting.key(job.id)
     if key is None:
         return view
-    view["position"] = core.waiting.position(job.id)
+    view["position"] = scheduler.position(core.snapshot(), key, job.id)
     view["lines"] = _resources(core, job)
     if job.request.gpus:
         view["gpus"] = [{**_numbers(gpu), "verdict": gpu_verdict(job.request, gpu)} for gpu in core.gpu_states()]

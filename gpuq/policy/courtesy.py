@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from gpuq.model import Request
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.neighbours import NeighbourUse
-from gpuq.policy.scheduler import place
+from gpuq.policy.placing import place
 
 #: Seconds for which memory is left to another daemon that could take it: several of its readings.
 PATIENCE = 3.0

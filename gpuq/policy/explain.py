@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gpuq.model import Host, Reason, Request, Settings
+from gpuq.model import Host, Reason, Request, Settings, Wishes
 from gpuq.policy.ledger import GpuState
+from gpuq.policy.placing import fits
 from gpuq.units import format_size
 
 #: Neighbours that a reason names.
@@ -22,27 +23,38 @@ class Verdict:
 
 
 def asked(request: Request) -> str:
-    """The request in words: `2 GPUs with 10GiB each`."""
-    gpus = f"{request.gpus} GPU{'s' if request.gpus != 1 else ''}"
+    """The request in words: `2 GPUs of type A100 with 10GiB each`."""
     if request.gpus == 0:
         return f"{request.cpus} CPU{'s' if request.cpus != 1 else ''}"
-    if request.vram is None:
-        return f"{request.gpus} whole GPU{'s' if request.gpus != 1 else ''}"
-    return f"{gpus} with {format_size(request.vram)}{' each' if request.gpus > 1 else ''}"
+    count = str(request.gpus) if request.gpus_at_most == request.gpus else f"{request.gpus} to {request.gpus_at_most}"
+    several = request.gpus_at_most > 1
+    words = [count, *(["whole"] if request.vram is None else []), "GPUs" if several else "GPU", *_which(request.which)]
+    if request.vram is not None:
+        words.append(f"with {format_size(request.vram)}{' each' if several else ''}")
+    return " ".join(words)
 
 
-def fits(request: Request, gpu: GpuState) -> bool:
-    """Whether this GPU could take its share of the request now."""
-    if gpu.fault is not None:
-        return False
-    return gpu.whole_free if request.vram is None else gpu.headroom >= request.vram
+def _which(wishes: Wishes) -> Iterator[str]:
+    if wishes.types:
+        yield f"of type {'|'.join(wishes.types)}"
+    if wishes.min_memory:
+        yield f"of at least {format_size(wishes.min_memory)}"
+    if wishes.only:
+        yield f"among {', '.join(wishes.only)}"
+    if wishes.exclude:
+        yield f"other than {', '.join(wishes.exclude)}"
 
 
 def why_not(
-    request: Request, gpus: Sequence[GpuState], host: Host, cpus_used: int, ram_used: int, gpu_fault: str | None
+    request: Request,
+    gpus: Sequence[GpuState],
+    fitting: int,
+    host: Host,
+    cpus_used: int,
+    ram_used: int,
+    gpu_fault: str | None,
 ) -> Verdict:
-    """Why a request that does not fit now does not."""
-    fitting = sum(fits(request, gpu) for gpu in gpus) if request.gpus else 0
+    """Why a request that does not fit now does not. `gpus` are those that it may have, `fitting` have room for it."""
     if fitting < request.gpus:
         return _why_no_gpu(request, gpus, fitting, gpu_fault)
     if request.cpus and request.cpus > host.cpus - cpus_used:

@@ -136,6 +136,15 @@ class GpuState:
     def with_claim(self, claim: Claim) -> GpuState:
         return replace(self, claims=(*self.claims, claim))
 
+    def without(self, job_id: int) -> GpuState:
+        """This GPU once the job has ended."""
+        return replace(self, claims=tuple(claim for claim in self.claims if claim.job_id != job_id))
+
+    @cached_property
+    def without_claims(self) -> GpuState:
+        """This GPU if no job of ours were on it."""
+        return replace(self, claims=())
+
     @cached_property
     def without_foreign(self) -> GpuState:
         """This GPU if nobody but us used it; for explaining."""

@@ -1,7 +1,7 @@
-"""The planner: which waiting jobs start now and where, and why each group of the others waits. Pure.
+"""The planner: which waiting jobs start now and where, who has a reservation, and why each group of the others waits.
 
-Highest priority first, then oldest; a job that does not fit lets later ones pass. The cost grows with distinct
-requests, GPUs and starts, not with the length of the queue.
+Pure. In order of priority and age; what happens when the first cannot start, `Order` says. The cost grows with distinct
+requests, GPUs, running jobs and starts, not with the length of the queue.
 """
 
 from __future__ import annotations
@@ -9,26 +9,83 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
-from gpuq.model import Claim, Host, Reason, Request
+from gpuq.model import Host, Order, Queue, Reason, Request
 from gpuq.policy.explain import Verdict, why_not
 from gpuq.policy.ledger import GpuState
+from gpuq.policy.line import Line
+from gpuq.policy.placing import choose, fits, permitted, ranked
+from gpuq.policy.predict import Predictions
+from gpuq.policy.reserve import Books, Held, Ongoing, Reservation, domain_of, enough, reserve
 from gpuq.policy.waiting import GroupKey
+
+#: Reasons that pass as soon as enough jobs end.
+PLACEABLE = frozenset({Reason.RESOURCES, Reason.FOREIGN_USE})
+#: A queue that nobody has said anything about.
+PLAIN = Queue()
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a site may choose."""
+
+    order: Order = Order.EASY
+    #: seconds of waiting that outweigh one point of priority; 0 for no ageing
+    ageing: float = 0.0
+    #: seconds after which a job whose start nobody can foresee has GPUs kept free for it
+    reserve_after: float = 600.0
+    #: of so many that cannot start, the first, each may have a reservation, on GPUs of its own
+    reservations: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that planning depends on apart from the GPUs. Groups hold the ids of their jobs, oldest first."""
+    """All that planning depends on apart from the GPUs."""
 
-    groups: Mapping[GroupKey, Sequence[int]]
+    groups: Mapping[GroupKey, Line]
     host: Host
-    #: CPUs and bytes of host memory given to running jobs
-    cpus_used: int = 0
-    ram_used: int = 0
+    #: seconds since the epoch
+    now: float = 0.0
+    policy: Policy = Policy()
+    ongoing: Sequence[Ongoing] = ()
     #: running members by array id
     array_running: Mapping[int, int] = field(default_factory=dict)
+    queues: Mapping[str, Queue] = field(default_factory=dict)
+    #: running jobs and their GPUs by queue
+    queue_running: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    #: groups that start nothing more, and why
+    stopped: Mapping[str, str] = field(default_factory=dict)
+    predictions: Predictions = field(default_factory=Predictions)
+    #: the reservations of the plan before
+    reserved: Sequence[Reservation] = ()
     #: what is wrong with the driver as a whole
     gpu_fault: str | None = None
+
+    @property
+    def cpus_used(self) -> int:
+        return sum(one.cpus for one in self.ongoing)
+
+    @property
+    def ram_used(self) -> int:
+        """Bytes of host memory."""
+        return sum(one.ram for one in self.ongoing)
+
+    def priority(self, key: GroupKey) -> int:
+        return key.priority + self.queues.get(key.queue, PLAIN).priority
+
+    def rank(self, key: GroupKey, job_id: int) -> tuple[float, int]:
+        """Smaller is earlier. As all jobs age alike, no pair of jobs ever changes its order."""
+        if not self.policy.ageing:
+            return (-self.priority(key), job_id)
+        return (self.groups[key].since(job_id) - self.priority(key) * self.policy.ageing, job_id)
+
+    def ends(self, key: GroupKey, job_id: int) -> float:
+        """When a job that starts now has ended: by its limit, or without one by the prediction."""
+        length = self.groups[key].length(job_id)
+        if length == inf and (known := self.predictions.of(key.kind)) is not None:
+            length = known.longest
+        return self.now + length
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,91 +100,210 @@ class Plan:
     starts: tuple[Start, ...]
     #: why each group with jobs left waits; groups that were not looked at are not in it
     verdicts: Mapping[GroupKey, Verdict]
-
-
-@dataclass(slots=True)
-class _Books:
-    """What is left while the plan is made."""
-
-    gpus: list[GpuState]
-    cpus_used: int
-    ram_used: int
-    array_running: dict[int, int]
+    reservations: tuple[Reservation, ...] = ()
 
 
 def plan(snapshot: Snapshot, gpus: Sequence[GpuState] | None) -> Plan:
-    """Starts in order, and a verdict for each group that must wait on.
+    """Starts in order, reservations, and a verdict for each group that must wait on.
 
-    `gpus` is None while no reading is at hand: jobs that ask for GPUs are then left as they are.
+    `gpus` is None while no reading is at hand: jobs that ask for GPUs are then left as they are, reservations included.
     """
-    books = _Books(list(gpus or ()), snapshot.cpus_used, snapshot.ram_used, dict(snapshot.array_running))
-    starts: list[Start] = []
-    verdicts: dict[GroupKey, Verdict] = {}
-    # (−priority, id of the head, tie-breaker): the next job in order over all groups
-    order: list[tuple[int, int, int, GroupKey]] = []
-    for number, (key, ids) in enumerate(snapshot.groups.items()):
-        if gpus is not None or not key.request.gpus:
-            order.append((-key.priority, ids[0], number, key))
-    heapq.heapify(order)
-    position = dict.fromkeys(snapshot.groups, 0)
-    while order:
-        _, job_id, number, key = heapq.heappop(order)
-        chosen = _fit(key, books, snapshot)
-        if isinstance(chosen, Verdict):
-            verdicts[key] = chosen
-            continue
-        starts.append(Start(job_id, key.request, chosen))
-        _book(key, job_id, chosen, books)
-        position[key] += 1
-        ids = snapshot.groups[key]
-        if position[key] < len(ids):
-            heapq.heappush(order, (-key.priority, ids[position[key]], number, key))
-    return Plan(tuple(starts), verdicts)
+    return _Planner(snapshot, gpus).run()
 
 
-def _fit(key: GroupKey, books: _Books, snapshot: Snapshot) -> tuple[str, ...] | Verdict:
-    """GPUs for one job of the group, or why it cannot start."""
-    request, host = key.request, snapshot.host
-    if key.array is not None:
-        array_id, limit = key.array
-        running = books.array_running.get(array_id, 0)
-        if running >= limit:
-            return Verdict(Reason.LIMIT, f"{running} of at most {limit} jobs of array {array_id} run")
-    enough = (request.cpus <= host.cpus - books.cpus_used or not request.cpus) and (
-        request.ram <= host.ram - books.ram_used or not request.ram
-    )
-    chosen = place(request, books.gpus) if enough else None
-    if chosen is None:
-        return why_not(request, books.gpus, host, books.cpus_used, books.ram_used, snapshot.gpu_fault)
-    return chosen
+def position(snapshot: Snapshot, key: GroupKey, job_id: int) -> int:
+    """1 for the job that is looked at first. For people: it costs by the number of groups."""
+    rank, _ = snapshot.rank(key, job_id)
+    ahead = 0
+    for other, line in snapshot.groups.items():
+        if other == key:
+            ahead += line.before(job_id)
+        elif snapshot.policy.ageing:
+            ahead += line.older(rank + snapshot.priority(other) * snapshot.policy.ageing, job_id)
+        elif snapshot.priority(other) > snapshot.priority(key):
+            ahead += len(line)
+        elif snapshot.priority(other) == snapshot.priority(key):
+            ahead += line.before(job_id)
+    return ahead + 1
 
 
-def _book(key: GroupKey, job_id: int, chosen: Sequence[str], books: _Books) -> None:
-    request = key.request
-    books.cpus_used += request.cpus
-    books.ram_used += request.ram
-    if key.array is not None:
-        books.array_running[key.array[0]] = books.array_running.get(key.array[0], 0) + 1
-    for number, gpu in enumerate(books.gpus):
-        if gpu.uuid in chosen:
-            books.gpus[number] = gpu.with_claim(Claim(job_id, 0, gpu.uuid, request.vram))
+class _Planner:
+    def __init__(self, snapshot: Snapshot, gpus: Sequence[GpuState] | None) -> None:
+        self._snapshot = snapshot
+        self._with_gpus = gpus is not None
+        self._books = Books(
+            list(gpus or ()),
+            snapshot.host,
+            snapshot.now,
+            {one.job_id: one for one in snapshot.ongoing},
+            snapshot.cpus_used,
+            snapshot.ram_used,
+            dict(snapshot.array_running),
+            dict(snapshot.queue_running),
+        )
+        self._starts: list[Start] = []
+        self._verdicts: dict[GroupKey, Verdict] = {}
+        self._held: list[Held] = []
+        #: of the next job of each group: rank, id to rank by, a number of the group's, the group, id
+        self._order: list[tuple[float, int, int, GroupKey, int]] = []
+        #: groups of which only jobs that are over in time are still looked at, in seconds that they may take
+        self._short: dict[GroupKey, float] = {}
+        #: jobs that had a reservation, and are looked at by themselves
+        self._apart: set[int] = set()
+        #: how many that cannot start have been looked at, for a reservation
+        self._behind = 0
+        #: the first that cannot start, where that keeps the others from starting
+        self._first: int | None = None
+
+    def run(self) -> Plan:
+        for number, (key, line) in enumerate(self._snapshot.groups.items()):
+            if self._with_gpus or not key.request.gpus:
+                self._put(key, number, line.first)
+        kept = self._put_holders_first()
+        heapq.heapify(self._order)
+        while self._order:
+            _, _, number, key, job_id = heapq.heappop(self._order)
+            if number < 0:
+                self._look_at(key, job_id)
+                continue
+            after = job_id if job_id in self._apart else self._look_at(key, job_id)
+            following = None if after is None else self._snapshot.groups[key].after(after, self._short.get(key, inf))
+            if following is not None:
+                self._put(key, number, following)
+        reservations = (*kept, *(held.reservation for held in self._held[len(kept) :]))
+        return Plan(tuple(self._starts), self._verdicts, reservations)
+
+    def _put(self, key: GroupKey, number: int, job_id: int) -> None:
+        rank, tie = self._snapshot.rank(key, job_id)
+        heapq.heappush(self._order, (rank, tie, number, key, job_id))
+
+    def _put_holders_first(self) -> list[Reservation]:
+        """Who has a reservation keeps it: it goes ahead of all but those of higher priority.
+
+        Returns the reservations of jobs that are not looked at now, for want of a reading: they stay as they are.
+        """
+        kept, snapshot = [], self._snapshot
+        for number, reservation in enumerate(snapshot.reserved, -len(snapshot.reserved)):
+            key, job_id = reservation.key, reservation.job_id
+            if key not in snapshot.groups or job_id not in snapshot.groups[key]:
+                continue
+            if key.request.gpus and not self._with_gpus:
+                kept.append(reservation)
+                self._held.append(Held(reservation, (), self._books))
+                continue
+            own = snapshot.priority(key)
+            first = min(entry[0] for entry in self._order if entry[2] >= 0 and snapshot.priority(entry[3]) <= own)
+            self._apart.add(job_id)
+            self._order.append((first, -1, number, key, job_id))
+        return kept
+
+    def _look_at(self, key: GroupKey, job_id: int) -> int | None:
+        """Start the job if it can; after which job its group goes on, None where it does not."""
+        verdict = self._gate(key)
+        if verdict is None:
+            chosen = self._room(key, job_id)
+            if not isinstance(chosen, Verdict):
+                self._start(key, job_id, chosen)
+                return job_id
+            verdict = chosen
+        self._verdicts.setdefault(key, verdict)
+        if verdict.reason in PLACEABLE:
+            self._cannot_start(key, job_id)
+        if verdict.reason is not Reason.RESERVATION or key in self._short:
+            return None
+        soonest = min((held.reservation.at for held in self._held), default=inf)
+        if soonest == inf:
+            return None
+        self._short[key] = soonest - self._snapshot.now
+        return job_id
+
+    def _gate(self, key: GroupKey) -> Verdict | None:
+        """What keeps the jobs of a group from starting whatever is free."""
+        snapshot, books = self._snapshot, self._books
+        if self._first is not None:
+            return Verdict(Reason.PRIORITY, f"jobs start in order, and job {self._first} is first")
+        if key.group is not None and key.group in snapshot.stopped:
+            return Verdict(Reason.LIMIT, snapshot.stopped[key.group])
+        if key.array is not None:
+            array_id, limit = key.array
+            running = books.array_running.get(array_id, 0)
+            if running >= limit:
+                return Verdict(Reason.LIMIT, f"{running} of at most {limit} jobs of array {array_id} run")
+        queue = snapshot.queues.get(key.queue)
+        return None if queue is None else _queue_gate(queue, key.request, *books.queue_running.get(key.queue, (0, 0)))
+
+    def _subset(self, key: GroupKey) -> frozenset[str] | None:
+        return self._snapshot.queues.get(key.queue, PLAIN).gpus
+
+    def _room(self, key: GroupKey, job_id: int) -> tuple[str, ...] | Verdict:
+        """GPUs for a job now, or why there are none."""
+        books, request = self._books, key.request
+        mine = permitted(request, books.gpus, self._subset(key)) if request.gpus else ()
+        fitting = [gpu for gpu in mine if fits(request, gpu)]
+        if len(fitting) < request.gpus or not enough(request, books.host, books.cpus_used, books.ram_used):
+            used = (books.cpus_used, books.ram_used)
+            return why_not(request, mine, len(fitting), books.host, *used, self._snapshot.gpu_fault)
+        if not self._held:
+            return choose(request, fitting) or ()
+        ends = self._snapshot.ends(key, job_id)
+        delayed = [held for held in self._held if not held.over_by(ends)]
+        return _beside(request, fitting, delayed, books.host) if delayed else choose(request, fitting) or ()
+
+    def _start(self, key: GroupKey, job_id: int, chosen: tuple[str, ...]) -> None:
+        ends = self._snapshot.ends(key, job_id)
+        self._starts.append(Start(job_id, key.request, chosen))
+        self._books.book(key, job_id, chosen, ends)
+        for held in self._held:
+            held.book(key.request, chosen, ends)
+
+    def _cannot_start(self, key: GroupKey, job_id: int) -> None:
+        """The job would start if others had ended: what that means for those behind it."""
+        policy = self._snapshot.policy
+        if policy.order is Order.FIFO:
+            self._first = job_id
+        if policy.order is not Order.EASY or self._behind >= policy.reservations:
+            return
+        self._behind += 1
+        if not key.request.gpus and any(not held.reservation.key.request.gpus for held in self._held):
+            return  # all that it could have is reserved
+        domain = domain_of(key, self._books, self._subset(key), self._held) if key.request.gpus else []
+        waited = self._snapshot.now - self._snapshot.groups[key].since(job_id)
+        held = reserve(key, job_id, self._books, domain, nameless=waited < policy.reserve_after)
+        if held is not None:
+            for other in self._held:
+                other.leave(held.reservation.gpus)
+            self._held.append(held)
 
 
-def place(request: Request, gpus: Sequence[GpuState]) -> tuple[str, ...] | None:
-    """GPUs for a request in the order of their indexes, None when it does not fit now.
+def _queue_gate(queue: Queue, request: Request, jobs: int, gpus: int) -> Verdict | None:
+    if queue.paused:
+        return Verdict(Reason.QUEUE_PAUSED, f"queue {queue.name} is paused{f': {queue.why}' if queue.why else ''}")
+    if queue.max_jobs is not None and jobs >= queue.max_jobs:
+        return Verdict(Reason.LIMIT, f"{jobs} of at most {queue.max_jobs} jobs of queue {queue.name} run")
+    if queue.max_gpus is not None and gpus + request.gpus > queue.max_gpus:
+        return Verdict(
+            Reason.LIMIT,
+            f"queue {queue.name} has {gpus} of at most {queue.max_gpus} GPUs, and {request.gpus} are asked for",
+        )
+    return None
 
-    Sharing jobs take the GPU with the least headroom that is enough, so that big holes stay whole; whole-GPU jobs
-    prefer GPUs without a desktop.
-    """
-    if request.gpus == 0:
-        return ()
-    if request.vram is None:
-        fitting = [gpu for gpu in gpus if gpu.whole_free]
-        fitting.sort(key=lambda gpu: (gpu.draws, gpu.order))
-    else:
-        fitting = [gpu for gpu in gpus if gpu.fault is None and gpu.headroom >= request.vram]
-        fitting.sort(key=lambda gpu: (gpu.headroom, gpu.order))
-    if len(fitting) < request.gpus:
-        return None
-    chosen = sorted(fitting[: request.gpus], key=lambda gpu: gpu.order)
-    return tuple(gpu.uuid for gpu in chosen)
+
+def _beside(
+    request: Request, fitting: Sequence[GpuState], held: Sequence[Held], host: Host
+) -> tuple[str, ...] | Verdict:
+    """GPUs for a job that runs on beyond these reservations, such that none is delayed; or which one would be."""
+    for one in held:
+        if not one.leaves_enough(request, host):
+            return one.would_be_delayed
+    harmed = {gpu.uuid: [n for n, one in enumerate(held) if one.harms(request, gpu)] for gpu in fitting}
+    taken = [gpu for gpu in fitting if not harmed[gpu.uuid]]
+    spare = [one.spare for one in held]
+    if len(taken) < request.gpus:  # then of those that harm, as few as will do
+        for gpu in ranked(request, (gpu for gpu in fitting if harmed[gpu.uuid])):
+            if len(taken) < request.gpus and all(spare[n] > 0 for n in harmed[gpu.uuid]):
+                taken.append(gpu)
+                for n in harmed[gpu.uuid]:
+                    spare[n] -= 1
+    if len(taken) >= request.gpus:
+        return choose(request, taken) or ()
+    return next(held[n] for gpu in fitting for n in harmed[gpu.uuid]).would_be_delayed

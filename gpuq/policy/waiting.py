@@ -7,11 +7,17 @@ dependency, its begin time) is kept beside it. The job itself stays in the store
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import repeat
+from math import inf
 
-from gpuq.model import Job, Reason, Request, State
+from gpuq.model import DEFAULT_QUEUE, Job, Reason, Request, State
+from gpuq.policy.line import Line
+from gpuq.policy.predict import kind_of
+
+#: Most kinds of jobs that are told apart for the sake of predictions.
+MOST_KINDS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +29,17 @@ class GroupKey:
     request: Request
     #: (array id, most members at a time), where the array has such a limit
     array: tuple[int, int] | None = None
+    queue: str = DEFAULT_QUEUE
+    #: the group of jobs that stop together
+    group: str | None = None
+    #: what the run time is predicted by, where there is no limit
+    kind: str | None = None
     _hash: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         # a plan looks each key up several times, and the hash of nested records is made anew each time
-        object.__setattr__(self, "_hash", hash((self.priority, self.owner, self.request, self.array)))
+        parts = (self.priority, self.owner, self.request, self.array, self.queue, self.group, self.kind)
+        object.__setattr__(self, "_hash", hash(parts))
 
     def __hash__(self) -> int:
         return self._hash
@@ -35,7 +47,13 @@ class GroupKey:
 
 def key_of(job: Job) -> GroupKey:
     array = (job.array.array_id, job.array.limit) if job.array and job.array.limit else None
-    return GroupKey(job.priority, job.owner, job.request, array)
+    kind = kind_of(job.name) if job.name and job.time_limit is None else None
+    return GroupKey(job.priority, job.owner, job.request, array, job.queue, job.group, kind)
+
+
+def longest_run(time_limit: float | None, grace: float) -> float:
+    """Seconds after which a job has surely ended: its limit, and the grace period before what is left is killed."""
+    return inf if time_limit is None else time_limit + grace
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +68,31 @@ class Waits:
     tried: bool = False
     #: open dependencies
     unmet: int = 0
+    #: when it was submitted
+    since: float = 0.0
+    #: seconds that it may run for, with its grace period
+    length: float = inf
 
 
-def _waits(job: Job, unmet: int) -> Waits:
-    return Waits(job.id, job.state, key_of(job), job.begin_at, job.attempt > 0, unmet)
+@dataclass(slots=True)
+class Free:
+    """Jobs that are alike and may start, ascending: ids, and of each when it was submitted and how long it may run."""
+
+    ids: list[int] = field(default_factory=list)
+    since: list[float] = field(default_factory=list)
+    lengths: list[float] = field(default_factory=list)
 
 
 class Waiting:
     """All jobs in `held` and `queued`."""
 
-    def __init__(self, longest_pause: float = float("inf")) -> None:
-        """`longest_pause` is the longest that a retry may be put off, in seconds."""
-        #: ids that may start, oldest first
-        self.groups: dict[GroupKey, list[int]] = {}
+    def __init__(self, longest_pause: float = inf, grace: float = 0.0) -> None:
+        """`longest_pause` is the longest that a retry may be put off, `grace` a job's grace period where it has none
+        of its own, both in seconds."""
+        #: those that may start
+        self.groups: dict[GroupKey, Line] = {}
+        self.grace = grace
+        self._kinds: set[str] = set()
         self._key: dict[int, GroupKey] = {}
         #: what keeps a job out of the groups
         self._blocked: dict[int, Reason] = {}
@@ -75,7 +105,12 @@ class Waiting:
 
     def put(self, job: Job, unmet: int, now: float) -> None:
         """Add a job, or move it to where it belongs now. `unmet` counts its open dependencies."""
-        self.add(_waits(job, unmet), now)
+        self.add(self._waits(job, unmet), now)
+
+    def _waits(self, job: Job, unmet: int) -> Waits:
+        length = longest_run(job.time_limit, self.grace if job.grace is None else job.grace)
+        tried = job.attempt > 0
+        return Waits(job.id, job.state, key_of(job), job.begin_at, tried, unmet, job.submitted_at, length)
 
     def add(self, job: Waits, now: float) -> None:
         """The same of a job of which no more is known."""
@@ -97,7 +132,8 @@ class Waiting:
 
     def _put_all_free(self, alike: Job, ids: range, now: float) -> None:
         self.freed += 1
-        begin = self._begin_of(_waits(alike, 0), now)
+        waits = self._waits(alike, 0)
+        begin = self._begin_of(waits, now)
         if begin is not None:
             self._timed.update(ids)
         if begin is not None and begin > now:
@@ -105,11 +141,9 @@ class Waiting:
             self._begin += [(begin, job_id) for job_id in ids]
             heapq.heapify(self._begin)
         else:
-            key = key_of(alike)
+            key = self._known(waits.key)
             self._key.update(dict.fromkeys(ids, key))
-            there = self.groups.setdefault(key, [])
-            at = bisect_left(there, ids.start)  # larger ids may have been seen first
-            there[at:at] = ids
+            self.groups.setdefault(key, Line()).extend(ids, repeat(waits.since), repeat(waits.length))
 
     def _put_free(self, job: Waits, now: float) -> None:
         """One that only its begin time may keep from starting."""
@@ -121,8 +155,20 @@ class Waiting:
             self._blocked[job.job_id] = Reason.BEGIN_TIME
             heapq.heappush(self._begin, (begin, job.job_id))
         else:
-            self._key[job.job_id] = job.key
-            insort(self.groups.setdefault(job.key, []), job.job_id)
+            key = self._known(job.key)
+            self._key[job.job_id] = key
+            self.groups.setdefault(key, Line()).add(job.job_id, job.since, job.length)
+
+    def _known(self, key: GroupKey) -> GroupKey:
+        """The key; without its kind where there are too many of them to plan each by itself."""
+        if key.kind is None or key.kind in self._kinds:
+            return key
+        if not self.groups:
+            self._kinds.clear()
+        if len(self._kinds) >= MOST_KINDS:
+            return replace(key, kind=None)
+        self._kinds.add(key.kind)
+        return key
 
     def _begin_of(self, job: Waits, now: float) -> float | None:
         """When it may begin. A retry is put off for a while, which must not become a day because the clock was set."""
@@ -130,24 +176,14 @@ class Waiting:
             return min(job.begin_at, now + self._longest_pause)
         return job.begin_at
 
-    def add_free(self, key: GroupKey, job_ids: list[int]) -> None:
+    def add_free(self, key: GroupKey, jobs: Free) -> None:
         """Add jobs, ascending, that may start and are not known yet."""
-        ids = self.groups.setdefault(key, [])
-        after = bool(ids) and ids[-1] > job_ids[0]
-        ids += job_ids
-        if after:
-            ids.sort()
-        self._key.update(dict.fromkeys(job_ids, key))
+        key = self._known(key)
+        self.groups.setdefault(key, Line()).extend(jobs.ids, jobs.since, jobs.lengths)
+        self._key.update(dict.fromkeys(jobs.ids, key))
 
     def remove(self, job_id: int) -> None:
-        self._timed.discard(job_id)
-        self._blocked.pop(job_id, None)
-        key = self._key.pop(job_id, None)
-        if key is not None:
-            ids = self.groups[key]
-            del ids[bisect_left(ids, job_id)]
-            if not ids:
-                del self.groups[key]
+        self.remove_all([job_id])
 
     def remove_all(self, job_ids: Iterable[int]) -> None:
         """Take away many at once: each group is gone through once, not moved up for each."""
@@ -159,10 +195,9 @@ class Waiting:
             if key is not None:
                 gone.setdefault(key, []).append(job_id)
         for key, some in gone.items():
-            ids, members = self.groups[key], set(some)
-            start, end = bisect_left(ids, min(some)), bisect_right(ids, max(some))
-            ids[start:end] = [job_id for job_id in ids[start:end] if job_id not in members]
-            if not ids:
+            line = self.groups[key]
+            line.remove_all(sorted(some))
+            if not line:
                 del self.groups[key]
 
     def due(self, now: float) -> list[int]:
@@ -191,19 +226,6 @@ class Waiting:
 
     def key(self, job_id: int) -> GroupKey | None:
         return self._key.get(job_id)
-
-    def position(self, job_id: int) -> int | None:
-        """1 for the job that is looked at first, None for one that may not start."""
-        own = self._key.get(job_id)
-        if own is None:
-            return None
-        ahead = 0
-        for key, ids in self.groups.items():
-            if key.priority > own.priority:
-                ahead += len(ids)
-            elif key.priority == own.priority:
-                ahead += bisect_left(ids, job_id)
-        return ahead + 1
 
     def wants_gpus(self) -> bool:
         """Whether a job that may start asks for GPUs."""

@@ -159,6 +159,19 @@ def m009_slices(db: Database) -> None:
         db.conn.execute("UPDATE jobs SET submission = ? WHERE id BETWEEN ? AND ?", (first, first, last))
 
 
+def m010_scheduling(db: Database) -> None:
+    """What planning wants to know of a job: its queue and group, which GPUs it may have, and whether it gives way."""
+    for column, kind in {
+        "queue": "TEXT NOT NULL DEFAULT 'default'",
+        "job_group": "TEXT",
+        "stop_after": "INTEGER",
+        "preemptible": "INTEGER NOT NULL DEFAULT 0",
+        "most_gpus": "INTEGER NOT NULL DEFAULT 0",
+        "which_gpus": "TEXT",
+    }.items():
+        db.conn.execute(f"ALTER TABLE jobs ADD COLUMN {column} {kind}")
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_jobs,
     m002_attempts,
@@ -169,6 +182,7 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m007_unfinished,
     m008_lists,
     m009_slices,
+    m010_scheduling,
 )
 #: What the newest version has: a start looks for them, and to learn them from the migrations takes a fifth of its time.
 TABLES = frozenset({"jobs", "attempts", "claims", "submissions", "environments", "dependencies", "events"})
@@ -186,6 +200,7 @@ FINGERPRINTS = (
     0x125048EF,
     0xC8D58C33,
     0xBD625667,
+    0x9668451C,
 )
 #: A version beyond this is none that a newer gpuq may have reached, but damage.
 SANE_VERSION = 100_000

@@ -11,19 +11,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from gpuq.events import Event
-from gpuq.model import ENDED, LIVE, Attempt, Claim, Condition, Dependency, Job, Request, State
-from gpuq.policy.waiting import GroupKey, Waits
+from gpuq.model import ENDED, LIVE, Attempt, Claim, Condition, Dependency, Job, State
+from gpuq.policy.predict import kind_of
+from gpuq.policy.waiting import Free, GroupKey, Waits, longest_run
 from gpuq.protocol import MAX_ID, Selection
 from gpuq.store import history
 from gpuq.store.connection import Connection
 from gpuq.store.lists import LIVING, LOOK, Key, Order, Part, Row, Walk, in_states, inside, part_of, tagged, width
-from gpuq.store.rows import attempt_from_row, claim_from_row, dump, job_from_row
+from gpuq.store.rows import attempt_from_row, claim_from_row, dump, job_from_row, request_of
 from gpuq.store.staging import Staged, hidden, unvouched
 
 T = TypeVar("T")
 
 #: What memory keeps of a job that waits: itself, and what puts it with others.
-_OF_WAITS = "id, begin_at, state, attempt, priority, owner, gpus_asked, vram, cpus, ram, array_id, array_limit"
+_OF_WAITS = """id, begin_at, state, attempt, submitted_at, time_limit, grace,
+    priority, owner, gpus_asked, vram, cpus, ram, most_gpus, which_gpus, array_id, array_limit, queue, job_group,
+    CASE WHEN time_limit IS NULL AND name != '' THEN name END"""
+#: How many of these are the job's own.
+_OWN = 7
 
 
 class Queries:
@@ -90,11 +95,12 @@ class Queries:
         for row in self.conn.execute(live, (state.value,)):
             yield self.job_of(row)
 
-    def waiting(self) -> tuple[dict[GroupKey, list[int]], list[Waits]]:
-        """The jobs that wait: ids, oldest first, of those that may start, as they are planned; and the others.
+    def waiting(self, grace: float) -> tuple[dict[GroupKey, Free], list[Waits]]:
+        """The jobs that wait: those that may start, as they are planned; and the others.
 
-        A start reads a hundred thousand of them: nothing is made of one that is like others. Raises StoreDamaged where
-        they are of a submission that nobody was told of.
+        `grace` is the grace period, in seconds, of a job that has none of its own. A start reads a hundred thousand of
+        them: nothing is made of one that is like others. Raises StoreDamaged where they are of a submission that nobody
+        was told of.
         """
         rows = self.conn.execute(
             f"""SELECT {_OF_WAITS}, submission FROM jobs
@@ -102,26 +108,40 @@ class Queries:
         )
         rows.row_factory = None
         unmet = self.unmet_counts()
-        alike: dict[tuple[Any, ...], list[int]] = {}
-        free: dict[GroupKey, list[int]] = {}
+        alike: dict[tuple[Any, ...], Free] = {}
+        found: dict[GroupKey, Free] = {}
         others: list[Waits] = []
         submissions: set[int | None] = set()
         for row in rows:
-            job_id, begin_at, state, attempt = row[:4]
+            job_id, begin_at, state, _, since, limit, own_grace = row[:_OWN]
             submissions.add(row[-1])
-            if begin_at is None and state == "queued" and job_id not in unmet:
-                alike.setdefault(row[4:-1], []).append(job_id)
-            else:
-                others.append(
-                    Waits(job_id, State(state), _group_key(*row[4:-1]), begin_at, attempt > 0, unmet.get(job_id, 0))
-                )
+            if begin_at is not None or state != "queued" or job_id in unmet:
+                others.append(self._waits(row[:-1], unmet.get(job_id, 0), grace))
+                continue
+            free = alike.get(row[_OWN:-1])
+            if free is None:  # names, and arrays without a limit, do not set all of them apart
+                key = self._made(f"the row of job {job_id}", lambda row=row: _group_key(*row[_OWN:-1]))  # type: ignore[misc]
+                free = alike[row[_OWN:-1]] = found.setdefault(key, Free())
+            free.ids.append(job_id)
+            free.since.append(since)
+            free.lengths.append(longest_run(limit, grace if own_grace is None else own_grace))
         if lost := unvouched(self, submissions):
             raise self.conn.senseless(f"there are jobs of a submission from {lost[0]} on, and nothing that tells of it")
-        for columns, ids in alike.items():  # arrays without a limit are planned with all that ask for the same
-            free.setdefault(_group_key(*columns), []).extend(ids)
-        return {key: sorted(ids) for key, ids in free.items()}, others
+        return found, others
 
-    def waits(self, ids: Sequence[int]) -> list[Waits]:
+    def last_runs(self, most: int) -> list[tuple[str, float]]:
+        """Names of jobs that succeeded, and how many seconds they ran: those that ended last, in that order."""
+        rows = self.conn.execute(
+            """SELECT name, ended_at - started_at - suspended_seconds FROM (
+                   SELECT * FROM jobs
+                   WHERE state = 'succeeded' AND ended_at IS NOT NULL ORDER BY ended_at DESC LIMIT ?)
+               WHERE name != '' AND started_at IS NOT NULL ORDER BY ended_at""",
+            (most,),
+        )
+        rows.row_factory = None
+        return rows.fetchall()
+
+    def waits(self, ids: Sequence[int], grace: float) -> list[Waits]:
         """Those of the jobs that wait, ascending, as they are kept in memory."""
         if not ids:
             return []
@@ -139,10 +159,13 @@ class Queries:
             (listed,),
         )
         rows.row_factory = None
-        return [
-            Waits(job_id, State(state), _group_key(*key), begin_at, attempt > 0, open_.get(job_id, 0))
-            for job_id, begin_at, state, attempt, *key in rows
-        ]
+        return [self._waits(row, open_.get(row[0], 0), grace) for row in rows]
+
+    def _waits(self, row: Sequence[Any], unmet: int, grace: float) -> Waits:
+        job_id, begin_at, state, attempt, since, limit, own_grace = row[:_OWN]
+        key = self._made(f"the row of job {job_id}", lambda: _group_key(*row[_OWN:]))
+        length = longest_run(limit, grace if own_grace is None else own_grace)
+        return Waits(job_id, State(state), key, begin_at, attempt > 0, unmet, since, length)
 
     def live_attempts(self) -> Iterator[tuple[int, int]]:
         """Id and number of the newest attempt of each job that has not ended."""
@@ -402,8 +425,14 @@ def _group_key(
     vram: int | None,
     cpus: int,
     ram: int,
+    most: int,
+    which: str | None,
     array_id: int | None,
     array_limit: int | None,
+    queue: str,
+    group: str | None,
+    name: str | None,
 ) -> GroupKey:
     array = (array_id, array_limit) if array_id is not None and array_limit else None
-    return GroupKey(priority, owner, Request(gpus, vram, cpus, ram), array)
+    kind = None if name is None else kind_of(name)
+    return GroupKey(priority, owner, request_of(gpus, vram, cpus, ram, most, which), array, queue, group, kind)

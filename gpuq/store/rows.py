@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, TypeVar
 
 from gpuq.events import Event, Kind
 from gpuq.model import (
+    ANY_GPU,
     ArrayPlace,
     Attempt,
     Claim,
@@ -21,6 +23,7 @@ from gpuq.model import (
     Request,
     RetryRule,
     State,
+    Wishes,
 )
 
 Row = Mapping[str, Any]
@@ -46,10 +49,16 @@ def job_values(job: Job) -> dict[str, Any]:
         "command": dump(job.command),
         "cwd": dump(job.cwd),
         "gpus_asked": job.request.gpus,
+        "most_gpus": job.request.most,
+        "which_gpus": _which(job.request.which),
         "cpus": job.request.cpus,
         "env_hash": job.env_hash,
         "submitted_at": job.submitted_at,
         "priority": job.priority,
+        "queue": job.queue,
+        "job_group": job.group,
+        "stop_after": job.stop_after,
+        "preemptible": int(job.preemptible),
         "time_limit": job.time_limit,
         "after": dump([str(d) for d in job.after]),
         "tags": dump(job.tags),
@@ -133,10 +142,16 @@ def job_from_row(row: Row) -> Job:
         state=_STATES[row["state"]],
         command=_strings(row["command"]),
         cwd=_load(row["cwd"]),
-        request=Request(row["gpus_asked"], row["vram"], row["cpus"], row["ram"]),
+        request=request_of(
+            row["gpus_asked"], row["vram"], row["cpus"], row["ram"], row["most_gpus"], row["which_gpus"]
+        ),
         env_hash=row["env_hash"],
         submitted_at=row["submitted_at"],
         priority=row["priority"],
+        queue=row["queue"],
+        group=row["job_group"],
+        stop_after=row["stop_after"],
+        preemptible=bool(row["preemptible"]),
         time_limit=row["time_limit"],
         begin_at=row["begin_at"],
         after=_dependencies(row["after"]),
@@ -165,6 +180,21 @@ def job_from_row(row: Row) -> Job:
         peak_ram=row["peak_ram"],
         log_path=_load(row["log_path"]),
     )
+
+
+def _which(wishes: Wishes) -> str | None:
+    return None if wishes == ANY_GPU else dump(asdict(wishes))
+
+
+@lru_cache(maxsize=1024)
+def request_of(gpus: int, vram: int | None, cpus: int, ram: int, most: int, which: str | None) -> Request:
+    """A request from its columns. Raises ValueError, TypeError."""
+    if which is None:
+        return Request(gpus, vram, cpus, ram, most, ANY_GPU)
+    found = json.loads(which)
+    lists = {name: tuple(_one(item, str) for item in found[name]) for name in ("types", "only", "exclude")}
+    wishes = Wishes(**lists, min_memory=_one(found["min_memory"], int), spread=_one(found["spread"], bool))
+    return Request(gpus, vram, cpus, ram, most, wishes)
 
 
 # What jobs have in common, folder, tags, limits and so on, is parsed once for a list of thousands.

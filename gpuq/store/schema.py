@@ -7,7 +7,7 @@ millisecond, and to import sqlite-utils, which the migrations need, took a quart
 from __future__ import annotations
 
 #: The version that the statements make.
-VERSION = 9
+VERSION = 10
 
 STATEMENTS = (
     # AUTOINCREMENT: an id is never used again, not even after the newest is deleted
@@ -55,7 +55,13 @@ STATEMENTS = (
         spent TEXT NOT NULL DEFAULT '[]',
         suspended_at REAL,
         suspended_seconds REAL NOT NULL DEFAULT 0,
-        submission INTEGER
+        submission INTEGER,
+        queue TEXT NOT NULL DEFAULT 'default',
+        job_group TEXT,
+        stop_after INTEGER,
+        preemptible INTEGER NOT NULL DEFAULT 0,
+        most_gpus INTEGER NOT NULL DEFAULT 0,
+        which_gpus TEXT
     )""",
     "CREATE INDEX jobs_live ON jobs (state, priority DESC, id) WHERE ended_at IS NULL",
     "CREATE INDEX jobs_ended ON jobs (state, ended_at, id) WHERE ended_at IS NOT NULL",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from math import inf
 from pathlib import Path
 
 from gpuq import protocol
@@ -16,7 +17,7 @@ from gpuq.events import Event, Kind
 from gpuq.model import ACTIVE, ENDED, WAITING, Claim, Driver, GiB, GpuReading, Host, Readings, Request, Settings, State
 from gpuq.policy import ledger, scheduler
 from gpuq.policy.lifecycle import Cancelled
-from gpuq.policy.waiting import Waiting, key_of
+from gpuq.policy.waiting import Free, Waiting, key_of
 from gpuq.protocol import Selection
 from gpuq.store import check
 from gpuq.store.lists import Order
@@ -84,7 +85,7 @@ def looked(core: Core) -> dict[str, Callable[[], object]]:
         "an id that is named": lambda: store.unknown([(last, last)]),
         "new events": lambda: store.events(store.last_event() - 5, None, None),
         "newest events": lambda: store.events(0, None, 20),
-        "why": lambda: (core.reason(job), core.waiting.position(last)),
+        "why": lambda: (core.reason(job), views.explanation(core, job)),
         "@last": lambda: store.last_job(job.owner),
         "environments": lambda: store.erase_environments(0.0),
     }
@@ -185,7 +186,7 @@ def plan_calls(count: int) -> int:
     for n in range(200):
         request = Request(1 + n % 4, (40 + n) * GiB // 2, 0, 0)
         ids = list(range(1000 + n, 1000 + count, 200))
-        waiting.add_free(key_of(make_job(request=request)), ids)
+        waiting.add_free(key_of(make_job(request=request)), Free(ids, [0.0] * len(ids), [inf] * len(ids)))
     calls = 0
 
     def another(_frame: object, event: str, _argument: object) -> None:

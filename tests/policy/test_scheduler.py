@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from math import inf
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,8 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gpuq.model import Claim, GiB, GpuProcess, Host, Reason, Request
 from gpuq.policy.ledger import GpuState
+from gpuq.policy.line import Line
 from gpuq.policy.neighbours import NeighbourClaim, NeighbourUse
-from gpuq.policy.scheduler import Plan, Snapshot, place, plan
+from gpuq.policy.placing import place
+from gpuq.policy.scheduler import Plan, Snapshot, plan
 from gpuq.policy.waiting import GroupKey, Waiting
 from tests.policy.build import HOST, Card, make_gpu, make_job, mine, reading, stranger
 
@@ -92,7 +95,7 @@ def test_gpu_jobs_count_no_cpus_unless_asked() -> None:
 
 def test_an_array_runs_as_many_as_its_limit() -> None:
     key = GroupKey(0, 1000, share(1), (1, 2))
-    result = plan(Snapshot({key: [1, 2, 3, 4]}, HOST, array_running={1: 1}), [make_gpu(0)])
+    result = plan(Snapshot({key: Line.of([1, 2, 3, 4])}, HOST, array_running={1: 1}), [make_gpu(0)])
     assert started(result) == {1: ("GPU-0",)}
     assert result.verdicts[key].reason is Reason.LIMIT
 
@@ -105,7 +108,7 @@ def test_without_a_reading_gpu_jobs_are_left_and_cpu_jobs_start() -> None:
 
 def verdict(gpus: list[GpuState], request: Request, fault: str | None = None) -> tuple[Reason, str]:
     key = GroupKey(0, 1000, request)
-    found = plan(Snapshot({key: [1]}, HOST, gpu_fault=fault), gpus).verdicts[key]
+    found = plan(Snapshot({key: Line.of([1])}, HOST, gpu_fault=fault), gpus).verdicts[key]
     return found.reason, found.text
 
 
@@ -256,9 +259,9 @@ class Host24(RuleBasedStateMachine):
     def time_passes_and_the_planner_runs(self, seconds: float) -> None:
         self.at += seconds
         gpu = self._reading()
-        groups: dict[GroupKey, list[int]] = {}
+        groups: dict[GroupKey, Line] = {}
         for job_id, request in self.queue.items():
-            groups.setdefault(GroupKey(0, 1, request), []).append(job_id)
+            groups.setdefault(GroupKey(0, 1, request), Line()).add(job_id, 0.0, inf)
         result = plan(Snapshot(groups, HOST), [gpu])
         headroom, was_idle = gpu.headroom, not (gpu.claims or gpu.foreign or gpu.neighbours)
         for start in result.starts:

@@ -375,7 +375,7 @@ def damaged(folder: Path, *statements: str) -> None:
 def recovered(folder: Path) -> Store:
     """As a daemon's start: what it meets in memory's first look is damage, and the next one has recovered."""
     with closing(opened_in(folder)) as store, pytest.raises(StoreDamaged, match="nothing that tells of it") as met:
-        store.waiting()
+        store.waiting(10.0)
     recovery.mark(folder, met.value.message)
     return opened_in(folder)
 
@@ -407,7 +407,7 @@ def test_jobs_that_nobody_was_shown_do_not_count_when_their_row_is_lost(
         seen = store.select(ALL)
         assert set(seen) & set(range(left.first, left.last + 1)) == set()
         assert set(seen) == {1, *range(two.first, two.last + 1)}
-        assert sum(map(len, store.waiting()[0].values())) == len(seen)
+        assert sum(len(free.ids) for free in store.waiting(10.0)[0].values()) == len(seen)
         told = {n for low, high in store.pruned() for n in range(low, high + 1)}
         assert told >= set(range(left.first, left.last + 1)), "they are not called missing"
         assert store.next_id() > left.last
@@ -429,14 +429,16 @@ def test_jobs_that_were_shown_count_though_what_tells_of_it_is_lost(tmp_path: Pa
     )
     with closing(recovered(tmp_path)) as store:
         assert store.select(ALL) == [*expected, one.last + 1]
-        assert sum(map(len, store.waiting()[0].values())) == len(expected) + 1, "and the next start asks no more"
+        assert sum(len(free.ids) for free in store.waiting(10.0)[0].values()) == len(expected) + 1, (
+            "and the next start asks no more"
+        )
 
 
 def test_that_jobs_were_shown_is_asked_of_each_submission_once(store: Store) -> None:
     costs = []
     for _ in range(2):
         show(staged(store), f"key {store.next_id()}")
-        costs.append(len(statements(store, store.waiting)))
+        costs.append(len(statements(store, lambda: store.waiting(10.0))))
     assert costs[0] == costs[1] <= 3
 
 
@@ -451,4 +453,4 @@ def test_what_an_older_gpuq_left_unfinished_is_removed_by_the_one_that_follows(t
     with closing(opened_in(tmp_path)) as store:
         assert store.select(ALL) == list(range(1, shown.last + 1))
         assert store.conn.execute("SELECT count(*) FROM jobs").fetchone()[0] == shown.last
-        assert sum(map(len, store.waiting()[0].values())) == shown.last
+        assert sum(len(free.ids) for free in store.waiting(10.0)[0].values()) == shown.last

@@ -255,7 +255,7 @@ def test_look_ups_are_made_in_the_order_of_an_index(store: Store) -> None:
     seen: list[str] = []
     store.conn.set_trace_callback(seen.append)
     list(store.live_jobs(State.QUEUED))
-    list(store.waiting())
+    list(store.waiting(10.0))
     store.counts()
     store.walk(Selection(), ACTIVE, Order.AGE, 5)
     store.walk(Selection(), WAITING, Order.URGENCY, 5)
