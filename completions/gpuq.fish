@@ -104,6 +104,7 @@ complete -c gpuq -n '__gpuq_options submit' -l grace -d 'Time between TERM and K
 complete -c gpuq -n '__gpuq_options submit' -l log-limit -d 'Keep this much of the log (64KiB at least): its beginning and end' -x
 complete -c gpuq -n '__gpuq_options submit' -l retry -d 'Try again after a failure: 2 (any but lost), vram-oom:2*1.5 (a larger claim each time), lost,gpu-lost:3. Repeat; each rule has its own count, and a named failure goes by its own rule. Failures: exit, signal, timeout, vram-oom, host-oom, gpu-lost, over-memory, launch, lost' -x
 complete -c gpuq -n '__gpuq_options submit' -l requeue -d 'Try again, up to 10 times, when lost to a crash or reboot'
+complete -c gpuq -n '__gpuq_options submit' -l preemptible -d 'Give way to jobs of higher priority that cannot start otherwise: TERM, --grace, and queued again'
 complete -c gpuq -n '__gpuq_options submit' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options submit' -s q -l quiet -d 'Print ids only, one per line'
 complete -c gpuq -n '__gpuq_options submit' -s h -l help -d 'Show the help.'
@@ -128,6 +129,7 @@ complete -c gpuq -n '__gpuq_options run' -l grace -d 'Time between TERM and KILL
 complete -c gpuq -n '__gpuq_options run' -l log-limit -d 'Keep this much of the log (64KiB at least): its beginning and end' -x
 complete -c gpuq -n '__gpuq_options run' -l retry -d 'Try again after a failure: 2 (any but lost), vram-oom:2*1.5 (a larger claim each time), lost,gpu-lost:3. Repeat; each rule has its own count, and a named failure goes by its own rule. Failures: exit, signal, timeout, vram-oom, host-oom, gpu-lost, over-memory, launch, lost' -x
 complete -c gpuq -n '__gpuq_options run' -l requeue -d 'Try again, up to 10 times, when lost to a crash or reboot'
+complete -c gpuq -n '__gpuq_options run' -l preemptible -d 'Give way to jobs of higher priority that cannot start otherwise: TERM, --grace, and queued again'
 complete -c gpuq -n '__gpuq_options run' -s h -l help -d 'Show the help.'
 complete -c gpuq -n __gpuq_no_verb -a cancel -d 'Cancel waiting or running jobs.'
 complete -c gpuq -n '__gpuq_options cancel' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'

@@ -114,7 +114,9 @@ def _refuse_other_use(path: Path, found: os.stat_result) -> None:
     with contextlib.suppress(OSError):
         if any(os.path.lexists(path / name) for name in _MARKS):
             return
-        if other := next(os.scandir(path), None):
+        with os.scandir(path) as entries:
+            other = next(entries, None)
+        if other is not None:
             raise StateFolderError(f"the state folder {path} holds other things ({other.name!r}); {advice}")
 
 
@@ -285,6 +287,7 @@ SETTINGS: Mapping[str, Setting] = {
     "reserve_after": Setting(
         _time_or_zero, format_duration, "a job whose start nobody can foresee has GPUs kept free after this long"
     ),
+    "preempt_after": Setting(_time_or_zero, format_duration, "a preemptible job runs this long before it gives way"),
     "list_rows": Setting(_count, str, "rows that `list` shows on a terminal"),
     "default_gpus": Setting(_count, str, "`--gpus` where it is not given (default: 1 where there are GPUs)"),
     "default_vram": Setting(parse_size, format_size, "`--vram` where it is not given (default: whole GPUs)"),

@@ -15,7 +15,7 @@ class Kind(StrEnum):
     #: a dependency was met, and none is left
     READY = "ready"
     STARTED = "started"
-    #: `cancel` or the settings asked a running attempt to end
+    #: `cancel`, the settings or a job of higher priority asked a running attempt to end
     ENDING = "ending"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -25,6 +25,8 @@ class Kind(StrEnum):
     RESUMED = "resumed"
     #: an attempt failed, and the job was queued again by its own rules
     RETRYING = "retrying"
+    #: a preemptible attempt gave way to a job of higher priority, and its job was queued again
+    PREEMPTED = "preempted"
     #: an ended job was queued again by its owner
     RETRIED = "retried"
     #: an attempt that never started was queued again

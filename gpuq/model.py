@@ -84,6 +84,8 @@ class Failure(StrEnum):
     GPU_LOST = "gpu-lost"
     #: used more GPU memory than its claim, where the settings say kill
     OVER_MEMORY = "over-memory"
+    #: gave way to a job of higher priority; the job is queued again
+    PREEMPTED = "preempted"
     #: could not be started: no such file, not executable, folder gone
     LAUNCH = "launch"
     #: its supervisor vanished without a result, or was ended with it from outside
@@ -103,6 +105,7 @@ class Ending(StrEnum):
 
     CANCEL = "cancel"
     OVER_MEMORY = "over-memory"
+    PREEMPT = "preempt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,6 +450,7 @@ class Settings:
     order: Order = Order.EASY
     ageing: float = 3600.0
     reserve_after: float = 600.0
+    preempt_after: float = 300.0
     list_rows: int = 50
     default_gpus: int | None = None
     default_vram: int | None = None

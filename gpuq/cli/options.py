@@ -116,6 +116,14 @@ Requeue = Annotated[
     bool, typer.Option("--requeue", help=f"Try again, up to {REQUEUES} times, when lost to a crash or reboot.")
 ]
 
+Preemptible = Annotated[
+    bool,
+    typer.Option(
+        "--preemptible",
+        help="Give way to jobs of higher priority that cannot start otherwise: TERM, --grace, and queued again.",
+    ),
+]
+
 
 class Resources(NamedTuple):
     """The values of the options, as they were typed."""
@@ -138,6 +146,7 @@ class Resources(NamedTuple):
     log_limit: str | None = None
     retry: Sequence[str] = ()
     requeue: bool = False
+    preemptible: bool = False
 
 
 def make_template(options: Resources, now: float) -> dict[str, Any]:
@@ -170,6 +179,7 @@ def make_template(options: Resources, now: float) -> dict[str, Any]:
         "grace": units.parse_duration(options.grace, "--grace") if options.grace is not None else None,
         "log_limit": units.parse_size(options.log_limit, "--log-limit") if options.log_limit is not None else None,
         "retry": _retry(options),
+        "preemptible": options.preemptible,
         "umask": _umask(),
         "limits": _limits(),
     }

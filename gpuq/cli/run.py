@@ -47,6 +47,7 @@ def run(
     log_limit: opt.LogLimit = None,
     retry: opt.Retry = None,
     requeue: opt.Requeue = False,
+    preemptible: opt.Preemptible = False,
 ) -> int:
     """Submit a command, print its log, and exit with its code.
 
@@ -73,6 +74,7 @@ def run(
         log_limit,
         retry or [],
         requeue,
+        preemptible,
     )
     template = opt.make_template(resources, clock.time())
     environment = opt.make_environment(export, env or [])

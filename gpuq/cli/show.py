@@ -67,6 +67,7 @@ def _about(job: Mapping[str, Any], now: float) -> Iterator[tuple[str, str]]:
     yield "peak GPU memory", _peak(job)
     yield "peak host memory", _size(job.get("peak_ram_bytes"))
     yield "priority", str(job["priority"]) if job["priority"] else ""
+    yield "preemptible", "yes" if job.get("preemptible") else ""
     yield "tags", printable(", ".join(job["tags"]))
     yield "after", ", ".join(job["after"])
     yield "array", _array(job.get("array"))

@@ -78,6 +78,7 @@ def submit(
     log_limit: opt.LogLimit = None,
     retry: opt.Retry = None,
     requeue: opt.Requeue = False,
+    preemptible: opt.Preemptible = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -112,6 +113,7 @@ def submit(
         log_limit,
         retry or [],
         requeue,
+        preemptible,
     )
     template = opt.make_template(resources, clock.time())
     environment = opt.make_environment(export, env or [])

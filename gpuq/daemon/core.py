@@ -30,6 +30,7 @@ from gpuq.model import (
     Claim,
     Driver,
     Ending,
+    Failure,
     GpuReading,
     Host,
     Job,
@@ -97,7 +98,9 @@ class Core:
         self.verdicts: dict[GroupKey, Verdict] = {}
         #: jobs that the last plan keeps GPUs for
         self.reserved: tuple[Reservation, ...] = ()
-        self.policy = Policy(settings.order, settings.ageing, settings.reserve_after, RESERVATIONS)
+        self.policy = Policy(
+            settings.order, settings.ageing, settings.reserve_after, settings.preempt_after, RESERVATIONS
+        )
         self.predictions = Predictions()
         self.readings: Readings | None = None
         self.history: ledger.History = {}
@@ -246,7 +249,7 @@ class Core:
 
     def _again(self, job: Job, now: float) -> TriedAgain | GivenUp | None:
         """Whether a job that has just failed is tried again."""
-        if not job.retry:
+        if not job.retry and job.failure is not Failure.PREEMPTED:
             return None
         capacities = [size - self.settings.margin for size in self.host.capacities.values()]
         return retry.try_again(job, self.settings.retry_backoff, capacities, self.host.ram, now)
@@ -442,11 +445,12 @@ class Core:
 
     def snapshot(self, over: Container[int] = ()) -> Snapshot:
         """The queue as it is, or as it will be without the running jobs that are `over`."""
-        running = [r.job for r in self.running.values() if r.job.id not in over]
+        running = [r for r in self.running.values() if r.job.id not in over]
         now = time.time()
         arrays: dict[int, int] = {}
         queues: dict[str, tuple[int, int]] = {}
-        for job in running:
+        for one in running:
+            job = one.job
             if job.array is not None:
                 arrays[job.array.array_id] = arrays.get(job.array.array_id, 0) + 1
             jobs, gpus = queues.get(job.queue, (0, 0))
@@ -456,7 +460,7 @@ class Core:
             host=self.host,
             now=now,
             policy=self.policy,
-            ongoing=[Ongoing(job.id, job.request.cpus, job.request.ram, self.ends(job, now)) for job in running],
+            ongoing=[self._ongoing(one, now) for one in running],
             array_running=arrays,
             queue_running=queues,
             predictions=self.predictions,
@@ -464,17 +468,35 @@ class Core:
             gpu_fault=self.gpu_fault(),
         )
 
-    def ends(self, job: Job, now: float) -> float:
-        """When a running job has ended at the latest: by its limit, or without one by the prediction."""
+    def _ongoing(self, running: Running, now: float) -> Ongoing:
+        """A running job as planning sees it."""
+        job = running.job
+        ran = 0.0
+        if job.started_at is not None:
+            ran = max(0.0, (job.suspended_at or now) - job.started_at - job.suspended_seconds)
+        return Ongoing(
+            job.id,
+            job.request.cpus,
+            job.request.ram,
+            self._ends(running, ran, now),
+            len(job.gpus),
+            job.preemptible and job.ending is None,
+            job.priority,
+            ran,
+            self.grace(job),
+        )
+
+    def _ends(self, running: Running, ran: float, now: float) -> float:
+        """When it has ended at the latest: by what it was told, by its limit, or without one by the prediction."""
+        job = running.job
         if job.ending is not None:
-            return now + self.grace(job)
-        if job.state is State.SUSPENDED or job.started_at is None:
+            return now + self.grace(job) if running.ends_at is None else running.ends_at
+        if job.state is State.SUSPENDED:
             return inf
-        elapsed = max(0.0, now - job.started_at - job.suspended_seconds)
         if job.time_limit is not None:
-            return now + max(0.0, job.time_limit - elapsed) + self.grace(job)
+            return now + max(0.0, job.time_limit - ran) + self.grace(job)
         known = self.predictions.of(kind_of(job.name)) if job.name else None
-        return inf if known is None else now + known.left(elapsed)
+        return inf if known is None else now + known.left(ran)
 
     def reason(self, job: Job) -> Verdict | None:
         """Why a job waits; None when it does not."""

@@ -34,6 +34,7 @@ from gpuq.model import Ending, Failure, Identity, Job, OverClaim, Reason, State
 from gpuq.policy import scheduler
 from gpuq.policy.explain import Verdict
 from gpuq.policy.lifecycle import EndAsked, Ended, Fact, NeverStarted, Resumed, Suspended
+from gpuq.policy.preempt import Preemption
 from gpuq.policy.waiting import GroupKey
 
 log = logging.getLogger("gpuq.runner")
@@ -147,6 +148,18 @@ class Runner:
         self._record({}, plan)
         self._turns.planned.clear()
         self._publish()
+        self._preempt(plan.preemptions)
+
+    def _preempt(self, preemptions: Iterable[Preemption]) -> None:
+        """Ask running jobs to end for others. What cannot be recorded now is planned again."""
+        for one in preemptions:
+            running = self.core.running.get(one.job_id)
+            if running is None or running.job.ending is not None:
+                continue
+            try:
+                self.direct(running.job, EndAsked(Ending.PREEMPT, f"gives way to job {one.for_job}"))
+            except GpuqError as error:
+                log.error("job %d cannot be asked to give way: %s", one.job_id, error)
 
     def _nothing_starts(self) -> bool:
         """Whether nothing is started now, for a reason that is then told of every waiting job."""
@@ -349,7 +362,10 @@ class Runner:
     def direct(self, job: Job, fact: EndAsked | Suspended | Resumed) -> None:
         """Have a running attempt ended (its result tells when it has), suspended or resumed."""
         self.core.apply([(job, fact)])
-        self._steer(self.core.running[job.id])
+        running = self.core.running[job.id]
+        if job.ending is None and isinstance(fact, EndAsked):
+            running.ends_at = time.time() + self.core.grace(job)
+        self._steer(running)
 
     def _steer(self, running: Running) -> None:
         """Tell the supervisor what the store says of its attempt. Saying it again changes nothing."""
@@ -489,6 +505,7 @@ class Runner:
         waiting = self.core.waiting
         freed = waiting.freed
         self._record(ended, plan)
+        self._preempt(plan.preemptions)
         if not waiting.wants_gpus():  # or else with the reading that comes
             self._publish()
         if waiting.freed != freed:

@@ -27,6 +27,8 @@ class Running:
     #: bytes in use now, by GPU, as of the last reading
     use: dict[str, int] = field(default_factory=dict)
     over_told: bool = False
+    #: when what is left of it is killed, in seconds since the epoch, where it was asked to end since the daemon started
+    ends_at: float | None = None
     #: GPUs of its own that broke while it ran, with what NVML said
     broken: dict[str, str] = field(default_factory=dict)
 

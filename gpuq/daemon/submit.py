@@ -168,6 +168,7 @@ def check_template(t: Mapping[str, Any], owner: int, driver: Driver | None, gpu_
         early_signal=_early_signal(t.get("early_signal"), time_limit),
         log_limit=_log_limit(t),
         retry=_retry(t.get("retry") or []),
+        preemptible=t.get("preemptible") is True,
     )
 
 

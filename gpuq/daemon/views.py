@@ -91,6 +91,7 @@ def job_view(core: Core, job: Job) -> View:
         "log_limit_bytes": job.log_limit,
         "retry": [str(rule) for rule in job.retry],
         "retries": sum(job.spent),
+        "preemptible": job.preemptible,
         "begin_at": moment(job.begin_at),
         "attempt": job.attempt,
         "ending": str(job.ending) if job.ending else None,

@@ -224,7 +224,8 @@ def _tried_again(job: Job, fact: TriedAgain, now: float) -> Step:
     if fact.request.ram != job.request.ram:
         data["ram"] = fact.request.ram
     changes = {"begin_at": fact.not_before, "request": fact.request, "spent": fact.spent, **_NOT_STARTED}
-    return _step(job, State.QUEUED, Kind.RETRYING, now, data, **changes, **{**NOT_ENDED, "note": fact.note})
+    kind = Kind.PREEMPTED if job.failure is Failure.PREEMPTED else Kind.RETRYING
+    return _step(job, State.QUEUED, kind, now, data, **changes, **{**NOT_ENDED, "note": fact.note})
 
 
 def ended_words(state: State) -> str:
@@ -237,6 +238,12 @@ def _ended(job: Job, fact: Ended, now: float) -> Step:
     if job.ending is Ending.CANCEL and (fact.asked or fact.failure is Failure.LOST):
         # its owner had asked, and whatever took the supervisor, the job did not come to its end
         state, failure, note = State.CANCELLED, None, None if fact.asked else fact.note
+    elif (
+        job.ending is Ending.PREEMPT
+        and fact.failure is not Failure.TIMEOUT
+        and (fact.asked or fact.failure is Failure.LOST)
+    ):
+        failure, note = Failure.PREEMPTED, job.note
     elif fact.asked and job.ending is Ending.OVER_MEMORY:
         failure, note = Failure.OVER_MEMORY, job.note
     elif fact.asked and fact.failure is not Failure.TIMEOUT:

@@ -31,6 +31,13 @@ class Ongoing:
     ram: int = 0
     #: when it has ended at the latest, in seconds since the epoch; infinity where nothing says so
     ends: float = inf
+    gpus: int = 0
+    #: whether it gives way to jobs of a priority above its own
+    preemptible: bool = False
+    priority: int = 0
+    #: seconds that its attempt has run, and that it has to save its work once it is asked to end
+    ran: float = 0.0
+    grace: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

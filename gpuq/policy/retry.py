@@ -57,6 +57,8 @@ def parse_rules(texts: Sequence[str]) -> tuple[RetryRule, ...]:
 
 
 def _failure(name: str, text: str) -> Failure:
+    if name == Failure.PREEMPTED:
+        raise UsageError(f"--retry {text!r}: a job that gave way is queued again without a rule, and spends no retry")
     try:
         return Failure(name)
     except ValueError:
@@ -92,6 +94,8 @@ def try_again(job: Job, backoff: float, capacities: Iterable[int], ram: int, now
     `backoff` is the pause before the first retry, in seconds; each further one is twice as long. `capacities` are the
     largest claims that the host's GPUs can hold, and `ram` what it has, in bytes: claims do not grow past them.
     """
+    if job.failure is Failure.PREEMPTED:  # it goes on whatever its rules say, and at their cost neither
+        return TriedAgain(now, job.request, job.spent, job.note or "gave way to a job of higher priority")
     number = _rule(job)
     if number is None or job.failure is None:
         return None

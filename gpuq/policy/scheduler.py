@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from gpuq.model import Host, Order, Queue, Reason, Request
@@ -17,6 +17,7 @@ from gpuq.policy.ledger import GpuState
 from gpuq.policy.line import Line
 from gpuq.policy.placing import choose, fits, permitted, ranked
 from gpuq.policy.predict import Predictions
+from gpuq.policy.preempt import Preemption, victims
 from gpuq.policy.reserve import Books, Held, Ongoing, Reservation, domain_of, enough, reserve
 from gpuq.policy.waiting import GroupKey
 
@@ -35,6 +36,8 @@ class Policy:
     ageing: float = 0.0
     #: seconds after which a job whose start nobody can foresee has GPUs kept free for it
     reserve_after: float = 600.0
+    #: seconds that a preemptible job runs before it gives way
+    preempt_after: float = 300.0
     #: of so many that cannot start, the first, each may have a reservation, on GPUs of its own
     reservations: int = 1
 
@@ -101,6 +104,8 @@ class Plan:
     #: why each group with jobs left waits; groups that were not looked at are not in it
     verdicts: Mapping[GroupKey, Verdict]
     reservations: tuple[Reservation, ...] = ()
+    #: running jobs that give way to waiting ones, which have a reservation for when these have ended
+    preemptions: tuple[Preemption, ...] = ()
 
 
 def plan(snapshot: Snapshot, gpus: Sequence[GpuState] | None) -> Plan:
@@ -144,6 +149,7 @@ class _Planner:
         self._starts: list[Start] = []
         self._verdicts: dict[GroupKey, Verdict] = {}
         self._held: list[Held] = []
+        self._preemptions: list[Preemption] = []
         #: of the next job of each group: rank, id to rank by, a number of the group's, the group, id
         self._order: list[tuple[float, int, int, GroupKey, int]] = []
         #: groups of which only jobs that are over in time are still looked at, in seconds that they may take
@@ -171,7 +177,7 @@ class _Planner:
             if following is not None:
                 self._put(key, number, following)
         reservations = (*kept, *(held.reservation for held in self._held[len(kept) :]))
-        return Plan(tuple(self._starts), self._verdicts, reservations)
+        return Plan(tuple(self._starts), self._verdicts, reservations, tuple(self._preemptions))
 
     def _put(self, key: GroupKey, number: int, job_id: int) -> None:
         rank, tie = self._snapshot.rank(key, job_id)
@@ -257,22 +263,42 @@ class _Planner:
             held.book(key.request, chosen, ends)
 
     def _cannot_start(self, key: GroupKey, job_id: int) -> None:
-        """The job would start if others had ended: what that means for those behind it."""
+        """The job would start if others had ended: what that means for those behind it, and for those who run."""
         policy = self._snapshot.policy
-        if policy.order is Order.FIFO:
-            self._first = job_id
-        if policy.order is not Order.EASY or self._behind >= policy.reservations:
+        if policy.order is Order.FIT_FIRST or self._behind >= policy.reservations:
             return
         self._behind += 1
         if not key.request.gpus and any(not held.reservation.key.request.gpus for held in self._held):
             return  # all that it could have is reserved
         domain = domain_of(key, self._books, self._subset(key), self._held) if key.request.gpus else []
         waited = self._snapshot.now - self._snapshot.groups[key].since(job_id)
-        held = reserve(key, job_id, self._books, domain, nameless=waited < policy.reserve_after)
-        if held is not None:
+        nameless = waited < policy.reserve_after
+        held = reserve(key, job_id, self._books, domain, nameless=nameless)
+        if self._preempt(key, job_id, domain, inf if held is None else held.reservation.at):
+            held = reserve(key, job_id, self._books, domain, nameless=nameless)
+        if policy.order is Order.FIFO:
+            self._first = job_id
+        elif held is not None:
             for other in self._held:
                 other.leave(held.reservation.gpus)
             self._held.append(held)
+
+    def _preempt(self, key: GroupKey, job_id: int, domain: Sequence[GpuState], otherwise: float) -> bool:
+        """Have running jobs give way to this one, if it could then start before the time when it could `otherwise`."""
+        books, policy, priority = self._books, self._snapshot.policy, self._snapshot.priority(key)
+        candidates = [
+            one
+            for one in books.ongoing.values()
+            if one.preemptible
+            and one.priority < priority
+            and one.ran >= policy.preempt_after
+            and books.now + one.grace < otherwise
+        ]
+        chosen = victims(key.request, domain, books.ongoing.values(), books.host, candidates) if candidates else None
+        for one in chosen or ():
+            self._preemptions.append(Preemption(one.job_id, job_id))
+            books.ongoing[one.job_id] = replace(one, preemptible=False, ends=min(one.ends, books.now + one.grace))
+        return bool(chosen)
 
 
 def _queue_gate(queue: Queue, request: Request, jobs: int, gpus: int) -> Verdict | None:

@@ -171,12 +171,21 @@ def test_a_plain_number_stands_beside_named_rules_each_with_its_own_count() -> N
     ]
 
 
+#: One that gave way is queued again whatever its rules say.
+FAILURES = sorted(set(Failure) - {Failure.PREEMPTED})
+
+
+def test_who_gave_way_spends_no_retry() -> None:
+    job = make_job(state=State.FAILED, failure=Failure.PREEMPTED, retry=(RetryRule((), 1),), spent=(1,), note="why")
+    assert try_again(job, 1.0, [], 0, 5.0) == TriedAgain(5.0, job.request, (1,), "why")
+
+
 @given(
-    failures=st.lists(st.sampled_from(Failure), max_size=60),
+    failures=st.lists(st.sampled_from(FAILURES), max_size=60),
     rules=st.lists(
         st.builds(
             RetryRule,
-            st.lists(st.sampled_from(Failure), max_size=3, unique=True).map(tuple),
+            st.lists(st.sampled_from(FAILURES), max_size=3, unique=True).map(tuple),
             st.integers(1, 4),
             st.sampled_from([1.0, 1.1, 2.0, MAX_GROWTH]),
         ),
