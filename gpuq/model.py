@@ -128,7 +128,7 @@ class Wishes:
     #: UUIDs: none but these, where there are any, and none of those
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    #: take the emptiest GPU instead of the fullest that has room
+    #: take the emptiest GPUs instead of the fullest that have room
     spread: bool = False
 
 
@@ -467,3 +467,5 @@ class Host:
     foreign_pids: bool = False
     #: GPU capacities by UUID, of every GPU seen since the daemon started, lost ones included; 0 is not told yet
     capacities: Mapping[str, int] = field(default_factory=dict)
+    #: their product names, empty where the capacity is not told yet
+    names: Mapping[str, str] = field(default_factory=dict)

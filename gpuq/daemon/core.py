@@ -40,7 +40,7 @@ from gpuq.model import (
     Settings,
     State,
 )
-from gpuq.policy import ledger, retry
+from gpuq.policy import ledger, placing, retry
 from gpuq.policy.explain import Verdict
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.lifecycle import (
@@ -251,7 +251,8 @@ class Core:
         """Whether a job that has just failed is tried again."""
         if not job.retry and job.failure is not Failure.PREEMPTED:
             return None
-        capacities = [size - self.settings.margin for size in self.host.capacities.values()]
+        cards = [card for card in placing.permitted(job.request, placing.seen(self.host)) if card.total]
+        capacities = [card.total - self.settings.margin for card in cards]
         return retry.try_again(job, self.settings.retry_backoff, capacities, self.host.ram, now)
 
     def _close_attempt(self, job: Job, fact: Fact, now: float) -> None:
@@ -295,12 +296,14 @@ class Core:
         events = self._gpu_events(readings)
         self.readings = readings
         self.silent_since = None
-        known = self.host.capacities
-        capacities = {gpu.uuid: gpu.total if gpu.fault is None else known.get(gpu.uuid, 0) for gpu in readings.gpus}
+        sizes, names = dict(self.host.capacities), dict(self.host.names)
+        for gpu in readings.gpus:
+            sizes[gpu.uuid] = gpu.total if gpu.fault is None else sizes.get(gpu.uuid, 0)
+            names[gpu.uuid] = gpu.name if gpu.fault is None else names.get(gpu.uuid, "")
         # a process of ours that NVML lists by its pid here shows that it speaks of our PID namespace
         seen = any(p.job_id is not None for gpu in readings.gpus for p in (*gpu.before, *gpu.after))
         foreign_pids = self.host.foreign_pids and not seen
-        self.host = replace(self.host, capacities={**known, **capacities}, foreign_pids=foreign_pids)
+        self.host = replace(self.host, capacities=sizes, names=names, foreign_pids=foreign_pids)
         self.history = ledger.observe(self.history, readings, self.claims(), self.settings, self.host, self.neighbours)
         use = ledger.observed_use(readings)
         by_uuid = {gpu.uuid: gpu for gpu in readings.gpus}

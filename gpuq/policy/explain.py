@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gpuq.model import Host, Reason, Request, Settings, Wishes
+from gpuq.model import ANY_GPU, Host, Reason, Request, Settings, Wishes
 from gpuq.policy.ledger import GpuState
-from gpuq.policy.placing import fits
+from gpuq.policy.placing import Seen, Wish, fits, largest, seen, wishes
 from gpuq.units import format_size
 
 #: Neighbours that a reason names.
@@ -136,25 +136,42 @@ def impossible(request: Request, host: Host, settings: Settings, *, gpus_known: 
         return f"{request.cpus} CPUs asked for with --cpus, and gpuq may use {host.cpus} here"
     if request.ram > host.ram:
         return f"{format_size(request.ram)} asked for with --ram, and this host has {format_size(host.ram)}"
-    if not gpus_known:
+    if not gpus_known or not request.gpus:
         return None
-    if request.gpus and not host.capacities:
-        return f"{asked(request)} asked for, and this host has no GPUs: without --vram, --gpus 0 runs it on CPUs"
+    if not host.capacities:
+        on_cpus = ": without --vram, --gpus 0 runs it on CPUs" if request.which == ANY_GPU else ""
+        return f"{asked(request)} asked for, and this host has no GPUs{on_cpus}"
     if request.gpus > len(host.capacities):
         has = f"{len(host.capacities)} GPU{'s' if len(host.capacities) != 1 else ''}"
         return f"{request.gpus} GPU{'s' if request.gpus != 1 else ''} asked for with --gpus, and this host has {has}"
-    if request.gpus and request.vram is not None:
-        # a GPU that has been out of order since the daemon started may turn out to be large enough
-        able = sum(not total or total - settings.margin >= request.vram for total in host.capacities.values())
-        if able < request.gpus:
-            most = max(host.capacities.values()) - settings.margin
-            return (
-                f"{format_size(request.vram)} asked for with --vram on {asked_gpus(request)}, and this host has "
-                f"{able} such; at most {format_size(most)} can be claimed on a GPU "
-                f"(its memory less {format_size(settings.margin)} margin)"
-            )
+    return _too_few(request, seen(host), settings.margin)
+
+
+def _too_few(request: Request, gpus: Sequence[Seen], margin: int) -> str | None:
+    """Which condition leaves too few GPUs, each counted on those that the conditions before it leave."""
+    told: list[str] = []
+    left = gpus
+    for wish in _conditions(request, margin):
+        before, left = left, [gpu for gpu in left if wish.passes(gpu)]
+        of = "of them" if told else f"of {len(gpus)} GPU{'s' if len(gpus) != 1 else ''}"
+        told.append(f"{len(left)} {of} {wish.singular if len(left) == 1 else wish.plural} {wish.what}")
+        if len(left) < request.gpus:
+            asks = f"{request.gpus} {'is' if request.gpus == 1 else 'are'} asked for"
+            return "; ".join([f"{', '.join(told)}: {asks}", *wish.instead(before)])
     return None
 
 
-def asked_gpus(request: Request) -> str:
-    return f"{request.gpus} GPU{'s' if request.gpus != 1 else ''}"
+def _conditions(request: Request, margin: int) -> Iterator[Wish]:
+    """All that a request asks of a GPU, whatever is on it."""
+    yield from wishes(request.which)
+    if (vram := request.vram) is not None:
+        yield Wish(
+            "can",
+            "can",
+            f"hold the {format_size(vram)} of --vram",
+            lambda card: not card.total or card.total - margin >= vram,
+            lambda cards: [
+                f"at most {format_size(max(0, largest(cards) - margin))} can be claimed on one "
+                f"(its memory less {format_size(margin)} margin)"
+            ],
+        )

@@ -88,7 +88,7 @@ def test_what_no_card_can_hold_is_refused_with_what_the_host_has(box: Box, quick
     quick.set(gpus=fake_gpus(24 * GiB, 80 * GiB))
     for request, said in (
         ({"gpus": 1, "vram": 80 * GiB}, "at most 79.8GiB"),
-        ({"gpus": 2, "vram": 24 * GiB}, "1 such"),
+        ({"gpus": 2, "vram": 24 * GiB}, "1 of 2 GPUs can hold the 24GiB of --vram: 2 are asked for"),
         ({"gpus": 3}, "this host has 2 GPUs"),
     ):
         with pytest.raises(CannotFit, match=said):
