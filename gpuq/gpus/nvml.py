@@ -1,4 +1,4 @@
-"""Readings through NVML: the only importer of `pynvml`, and one gate that every call goes through.
+"""Readings through NVML, and one gate that every call goes through.
 
 What a call may return is in NVIDIA's `nvml.h`. Every reading enumerates afresh, so that GPUs which change their index,
 go away or come back are noticed; what was seen once stays in the readings, with a fault, when it can be seen no more.
@@ -130,6 +130,11 @@ class Gate:
         #: monotonic time of the last answer, whatever it was
         self.answered_at = float("-inf")
 
+    def init(self) -> Answer:
+        """Open a session, by the older call where the library has no other."""
+        answer = self.call("nvmlInit")
+        return self.call("nvmlInit_v2") if answer.code == pynvml.NVML_ERROR_FUNCTION_NOT_FOUND else answer
+
     def call(self, name: str, *arguments: Any) -> Answer:
         """Call the pynvml function of this name. A function that this pynvml lacks is not supported."""
         function = _init_v2 if name == "nvmlInit_v2" else getattr(pynvml, name, None)
@@ -238,10 +243,8 @@ class NvmlSource:
     def _start(self, at: float) -> Readings | None:
         """Open NVML; the reading to return where that fails."""
         self._load()
-        init = self.gate.call("nvmlInit")
+        init = self.gate.init()
         self._library.note_loaded()
-        if init.code == pynvml.NVML_ERROR_FUNCTION_NOT_FOUND:
-            init = self.gate.call("nvmlInit_v2")
         if init.code == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
             if not any(path.exists() for path in self._kernel_module):
                 return Readings(Driver.NONE, at)

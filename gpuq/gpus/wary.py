@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpuq.gpus.apart import crash_text, read_apart
+from gpuq.gpus.distances import Inquirer
 from gpuq.gpus.nvml import NvmlSource
 from gpuq.model import Driver, Readings
 
@@ -64,6 +65,7 @@ class WaryNvml:
     def __init__(self, folder: Path) -> None:
         """`folder` is the state folder."""
         self._nvml = NvmlSource()
+        self._inquirer = Inquirer()
         self._mark = Mark(folder)
         was = self._mark.read()
         #: daemons that died in the library
@@ -85,11 +87,16 @@ class WaryNvml:
 
     @property
     def answered_at(self) -> float:
-        """Monotonic time of the last answer of the driver."""
+        """Monotonic time of the last answer of the driver; now, while it is not the driver that keeps a reading."""
+        if self._inquirer.waits:
+            return time.monotonic()
         return max(self._answered_at, self._nvml.gate.answered_at)
 
     def read(self) -> Readings:
         """One reading of all GPUs. Blocks while the driver does."""
+        return self._inquirer.complete(self._read())
+
+    def _read(self) -> Readings:
         if not self._trusts:
             return self._read_apart()
         self._mark.write(_WITHIN | self._deaths)

@@ -8,6 +8,7 @@
 
 The description is one line per thing, `driver 560.35.03`, `init CODE`, `count_error CODE`, `every CODE`,
 `count N` (a lie), `hang SECONDS` (of the count), `gpu UUID key=value…`, `proc UUID pid= used=BYTES|na type=C|G|CG`,
+`pair UUID UUID links=N level=N p2p=N`, `links_down`, `fate FUNCTION code=CODE crash=SIGNAL hang=1`,
 where CODE is what the NVML function returns (0 is success). It is replaced as a whole, by rename, so no call sees
 half of it.
 """
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ PROCESSES_V2 = "NO_PROCESSES_V2"
 GRAPHICS = "NO_GRAPHICS"
 FIELDS = "NO_FIELDS"
 INIT_FLAGS = "NO_INIT_FLAGS"
+LINKS = "NO_LINKS"
+LINK_TYPES = "NO_LINK_TYPES"
+P2P = "NO_P2P"
+TOPOLOGY = "NO_TOPOLOGY"
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,8 @@ class FakeGpu:
     graphics: int = 0
     #: what the driver wants done about the GPU: nvmlDeviceGpuRecoveryAction_t
     recovery: int = 0
+    #: NVLinks to switches
+    switched: int = 0
     #: the memory call ends the process by this signal
     crash: int = 0
     #: the memory call blocks for so many seconds, or until this is taken back
@@ -102,6 +109,40 @@ class FakeGpu:
             used = "na" if process.used is None else process.used
             found.append(f"proc {self.uuid} pid={process.pid} used={used} type={process.type}".encode())
         return found
+
+
+@dataclass(frozen=True)
+class FakePair:
+    """What is between the GPUs at two places; None for what the driver does not tell."""
+
+    one: int
+    other: int
+    #: NVLinks from one to the other
+    links: int = 0
+    #: nvmlGpuTopologyLevel_t
+    level: int | None = None
+    #: nvmlGpuP2PStatus_t over NVLink, 0 for reached
+    p2p: int | None = None
+
+    def line(self, gpus: Sequence[FakeGpu]) -> bytes:
+        told = {"links": self.links, "level": self.level, "p2p": self.p2p}
+        words = [f"{name}={value}" for name, value in told.items() if value is not None]
+        return " ".join(["pair", gpus[self.one].uuid, gpus[self.other].uuid, *words]).encode()
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What befalls every call of an NVML function."""
+
+    function: str
+    code: int = 0
+    #: it ends the process by this signal
+    crash: int = 0
+    #: it blocks until this is taken back
+    hang: bool = False
+
+    def line(self) -> bytes:
+        return f"fate {self.function} code={self.code} crash={self.crash} hang={self.hang:d}".encode()
 
 
 def fake_uuid(number: int) -> str:
@@ -129,6 +170,10 @@ class Box:
     hang: float = 0
     #: seconds that every call takes
     slow: float = 0
+    pairs: tuple[FakePair, ...] = ()
+    #: no NVLink is up
+    links_down: bool = False
+    fates: tuple[Fate, ...] = ()
 
     def text(self) -> bytes:
         lines = [f"driver {self.driver}".encode(), b"init %d" % self.init, b"every %d" % self.every]
@@ -136,6 +181,8 @@ class Box:
         lines += [b"count_error %d" % self.count_error, f"hang {self.hang}".encode(), f"slow {self.slow}".encode()]
         for gpu in self.gpus:
             lines += gpu.lines()
+        lines += [pair.line(self.gpus) for pair in self.pairs] + [fate.line() for fate in self.fates]
+        lines += [b"links_down"] if self.links_down else []
         return b"\n".join(lines) + b"\n"
 
 
@@ -208,7 +255,7 @@ class FakeNvml:
         temporary.rename(self.description)
 
     def set(self, **changes: Any) -> None:
-        """Change fields of the whole: `gpus`, `driver`, `init`, `count_error`, `every`, `count`, `hang`."""
+        """Change fields of the whole, of the `Box`."""
         self.box = replace(self.box, **changes)
         self.write()
 

@@ -5,7 +5,7 @@
  * count while that process lives. Names of called functions are appended to the file FAKE_NVML_LOG.
  *
  * Signatures, structures and return codes are those of NVIDIA's nvml.h (driver 560). Functions can be left out with
- * -DNO_MEMORY_V2, -DNO_PROCESSES_V3, -DNO_PROCESSES_V2, -DNO_GRAPHICS and -DNO_FIELDS. With -DVERSION="560.35.03" it
+ * -DNO_MEMORY_V2, -DNO_PROCESSES_V3, -DNO_PROCESSES_V2, -DNO_GRAPHICS and -DNO_FIELDS; links.c has more. With -DVERSION="560.35.03" it
  * works only with the driver that the description names so, as a library does that an upgrade left behind.
  */
 #include <dirent.h>
@@ -35,6 +35,8 @@ enum {
 
 #define MAX_GPUS 64
 #define MAX_PROCS 1024
+#define MAX_PAIRS 512
+#define MAX_FATES 16
 #define MAX_LINE 1024
 #define MAX_TEXT 96
 #define NOT_AVAILABLE (~0ULL)
@@ -46,7 +48,22 @@ struct gpu {
     bytes total, reserved, used, used_extra;
     bool used_given, tell;
     int handle, uuid_error, name_error, memory, memory_v2, processes, graphics, recovery, crash;
+    unsigned switched;
     double hang;
+};
+
+/* What is between two GPUs; -1 for what the driver does not tell. */
+struct pair {
+    char one[MAX_TEXT], other[MAX_TEXT];
+    unsigned links;
+    int level, p2p;
+};
+
+/* What befalls every call of a function. */
+struct fate {
+    char function[MAX_TEXT];
+    int code, crash;
+    bool hang;
 };
 
 struct proc {
@@ -60,8 +77,11 @@ struct box {
     int init, count_error, every;
     double hang, slow;
     unsigned count; /* said instead of the true one, unless 0 */
-    int gpus, procs;
+    int gpus, procs, pairs, fates;
+    bool links_down;
     struct gpu gpu[MAX_GPUS];
+    struct pair pair[MAX_PAIRS];
+    struct fate fate[MAX_FATES];
     struct proc proc[MAX_PROCS];
 };
 
@@ -113,9 +133,12 @@ static bytes number(const char *line, const char *key, bytes otherwise) {
     return strcmp(value, "na") == 0 ? NOT_AVAILABLE : strtoull(value, NULL, 10);
 }
 
-static void second_word(const char *line, char *into) {
+/* Copies the second word of a line; what follows it, or NULL. */
+static const char *second_word(const char *line, char *into) {
     const char *start = strchr(line, ' ');
-    if (start) copy(into, start + 1, strcspn(start + 1, " "));
+    if (!start) return NULL;
+    copy(into, start + 1, strcspn(start + 1, " "));
+    return strchr(start + 1, ' ');
 }
 
 static void parse_gpu(struct box *box, const char *line) {
@@ -139,6 +162,7 @@ static void parse_gpu(struct box *box, const char *line) {
     gpu->graphics = (int)number(line, "graphics", SUCCESS);
     gpu->recovery = (int)number(line, "recovery", 0);
     gpu->crash = (int)number(line, "crash", 0);
+    gpu->switched = (unsigned)number(line, "switched", 0);
     gpu->hang = find(line, "hang", value) ? strtod(value, NULL) : 0;
 }
 
@@ -153,9 +177,31 @@ static void parse_proc(struct box *box, const char *line) {
     proc->used = number(line, "used", 0);
 }
 
+static void parse_pair(struct box *box, const char *line) {
+    if (box->pairs == MAX_PAIRS) return;
+    struct pair *pair = &box->pair[box->pairs++];
+    const char *rest = second_word(line, pair->one);
+    if (rest) copy(pair->other, rest + 1, strcspn(rest + 1, " "));
+    pair->links = (unsigned)number(line, "links", 0);
+    pair->level = (int)number(line, "level", (bytes)-1);
+    pair->p2p = (int)number(line, "p2p", (bytes)-1);
+}
+
+static void parse_fate(struct box *box, const char *line) {
+    if (box->fates == MAX_FATES) return;
+    struct fate *fate = &box->fate[box->fates++];
+    second_word(line, fate->function);
+    fate->code = (int)number(line, "code", SUCCESS);
+    fate->crash = (int)number(line, "crash", 0);
+    fate->hang = number(line, "hang", 0) != 0;
+}
+
 static void parse_line(struct box *box, const char *line) {
     if (strncmp(line, "gpu ", 4) == 0) parse_gpu(box, line);
     else if (strncmp(line, "proc ", 5) == 0) parse_proc(box, line);
+    else if (strncmp(line, "pair ", 5) == 0) parse_pair(box, line);
+    else if (strncmp(line, "fate ", 5) == 0) parse_fate(box, line);
+    else if (strncmp(line, "links_down", 10) == 0) box->links_down = true;
     else if (strncmp(line, "driver ", 7) == 0) second_word(line, box->driver);
     else if (strncmp(line, "init ", 5) == 0) box->init = atoi(line + 5);
     else if (strncmp(line, "count_error ", 12) == 0) box->count_error = atoi(line + 12);
@@ -244,6 +290,27 @@ static int fit(const struct box *box) {
     return box->every;
 }
 
+static const struct fate *fate_of(const struct box *box, const char *function) {
+    for (int i = 0; box && i < box->fates; i++)
+        if (strcmp(box->fate[i].function, function) == 0) return &box->fate[i];
+    return NULL;
+}
+
+/* Crash, block until the description lets go, or go on with a code, as the description says of this function. */
+static int meet(const char *function, struct box **box) {
+    const struct timespec pause = {0, 50 * 1000 * 1000};
+    const struct fate *fate = fate_of(*box, function);
+    if (!fate) return SUCCESS;
+    if (fate->crash) raise(fate->crash);
+    while (fate && fate->hang) {
+        nanosleep(&pause, NULL);
+        free(*box);
+        *box = look();
+        fate = fate_of(*box, function);
+    }
+    return fate ? fate->code : *box ? SUCCESS : UNKNOWN;
+}
+
 /* Begin a call: 0 and the box, or the code that the call returns. */
 static int begin(const char *function, struct box **box) {
     note(function);
@@ -254,7 +321,8 @@ static int begin(const char *function, struct box **box) {
     const double slow = (*box)->slow;
     const struct timespec pause = {(time_t)slow, (long)((slow - (double)(time_t)slow) * 1e9)};
     if (slow > 0) nanosleep(&pause, NULL); /* a sleep of no time would be a wake-up, too */
-    return fit(*box);
+    const int code = meet(function, box);
+    return code ? code : fit(*box);
 }
 
 /* Begin a call on a GPU; the code is GPU_IS_LOST where the description no longer names it. */
@@ -287,6 +355,7 @@ const char *nvmlErrorString(int code);
 int nvmlSystemGetDriverVersion(char *version, unsigned length);
 int nvmlDeviceGetCount_v2(unsigned *count);
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, char **handle);
+int nvmlDeviceGetHandleByUUID(const char *uuid, char **handle);
 int nvmlDeviceGetUUID(const char *handle, char *uuid, unsigned length);
 int nvmlDeviceGetName(const char *handle, char *name, unsigned length);
 int nvmlDeviceGetMemoryInfo(const char *handle, memory_v1 *memory);
@@ -340,17 +409,28 @@ int nvmlDeviceGetCount_v2(unsigned *count) {
     return code;
 }
 
+static char *handle_of(const char *uuid) {
+    int slot = 0;
+    while (slot < MAX_GPUS - 1 && handles[slot][0] && strcmp(handles[slot], uuid) != 0) slot++;
+    copy(handles[slot], uuid, strlen(uuid));
+    return handles[slot];
+}
+
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, char **handle) {
     struct box *box;
     int code = begin("nvmlDeviceGetHandleByIndex_v2", &box);
     if (!code) code = index < (unsigned)box->gpus ? box->gpu[index].handle : INVALID_ARGUMENT;
-    if (!code) {
-        const char *uuid = box->gpu[index].uuid;
-        int slot = 0;
-        while (slot < MAX_GPUS - 1 && handles[slot][0] && strcmp(handles[slot], uuid) != 0) slot++;
-        copy(handles[slot], uuid, strlen(uuid));
-        *handle = handles[slot];
-    }
+    if (!code) *handle = handle_of(box->gpu[index].uuid);
+    free(box);
+    return code;
+}
+
+int nvmlDeviceGetHandleByUUID(const char *uuid, char **handle) {
+    struct box *box;
+    const struct gpu *gpu;
+    int code = begin_gpu("nvmlDeviceGetHandleByUUID", uuid, &box, &gpu);
+    if (!code) code = gpu->handle;
+    if (!code) *handle = handle_of(uuid);
     free(box);
     return code;
 }
@@ -480,3 +560,5 @@ LISTING(nvmlDeviceGetGraphicsRunningProcesses_v2, 'G')
 #endif
 #endif
 #endif
+
+#include "links.c"

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.fakenvml import FakeNvml, fake_gpus
-from tests.gpus.reader import Reader, Start
+from gpuq.model import GiB
+from tests.fakenvml import FakeNvml, FakePair, fake_gpus
+from tests.gpus.reader import Reader, Start, StartWary
 
 
 @pytest.fixture
@@ -23,5 +24,18 @@ def start(tmp_path: Path) -> Iterator[Start]:
         ) -> tuple[FakeNvml, Reader]:
             fake = FakeNvml(tmp_path / "nvml", fake_gpus(*totals, **every), without)
             return fake, stack.enter_context(Reader(fake, reopen_after))
+
+        yield make
+
+
+@pytest.fixture
+def start_wary(tmp_path: Path) -> Iterator[StartWary]:
+    """Make a fake driver with so many GPUs and what is between them, and a process that reads it as a daemon does."""
+    with ExitStack() as stack:
+
+        def make(count: int, *pairs: FakePair) -> tuple[FakeNvml, Reader]:
+            fake = FakeNvml(tmp_path / "nvml", fake_gpus(*[24 * GiB] * count))
+            fake.set(pairs=pairs)
+            return fake, stack.enter_context(Reader(fake, None))
 
         yield make

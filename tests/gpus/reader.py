@@ -1,11 +1,10 @@
-"""A process that reads GPUs through `NvmlSource` when told to: one line in, one line of JSON out.
+"""A process that reads GPUs through `NvmlSource`, or as a daemon does, when told to: one line in, one line of JSON out.
 
 A process of its own, because a library that the dynamic loader has found once stays loaded.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import select
@@ -15,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gpuq.gpus.apart import packed, unpacked
 from gpuq.gpus.nvml import NvmlSource
+from gpuq.gpus.wary import WaryNvml
 from gpuq.model import Driver, GpuProcess, GpuReading, Readings
 from tests.fakenvml import FakeNvml
 
@@ -24,11 +25,14 @@ MEMORY = "nvmlDeviceGetMemoryInfo_v2"
 
 
 def main() -> None:
-    source = NvmlSource(float(sys.argv[1]), (Path(sys.argv[2]),))
+    if sys.argv[1] == "wary":
+        source: NvmlSource | WaryNvml = WaryNvml(Path(sys.argv[2]))
+    else:
+        source = NvmlSource(float(sys.argv[1]), (Path(sys.argv[2]),))
     for line in sys.stdin:
         if line == "read\n":
-            print(json.dumps(dataclasses.asdict(source.read())), flush=True)
-        elif line == "calls\n":
+            print(json.dumps(packed(source.read())), flush=True)
+        elif line == "calls\n" and isinstance(source, NvmlSource):
             print(json.dumps(source.gate.calls), flush=True)
         else:
             source.close()
@@ -38,9 +42,11 @@ def main() -> None:
 class Reader:
     """The parent's side. Use as a context manager."""
 
-    def __init__(self, fake: FakeNvml, reopen_after: float) -> None:
+    def __init__(self, fake: FakeNvml, reopen_after: float | None) -> None:
+        """`reopen_after` as `NvmlSource` has it; None reads as a daemon does."""
+        how = ["wary", str(fake.folder)] if reopen_after is None else [str(reopen_after), str(fake.kernel_module)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.gpus.reader", str(reopen_after), str(fake.kernel_module)],
+            [sys.executable, "-m", "tests.gpus.reader", *how],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **fake.env},
@@ -80,25 +86,13 @@ class Reader:
 
     def read(self) -> Readings:
         self.send("read")
-        return readings_from(self.receive())
+        return unpacked(self.receive())
 
 
 #: Makes a fake driver with GPUs of these sizes, and a process that reads it.
 Start = Callable[..., tuple[FakeNvml, Reader]]
-
-
-def readings_from(data: dict[str, Any]) -> Readings:
-    """The record that `dataclasses.asdict` took apart."""
-    gpus = tuple(GpuReading(**{**gpu, **_processes(gpu)}) for gpu in data["gpus"])
-    return Readings(**{**data, "driver": Driver(data["driver"]), "gpus": gpus})
-
-
-def _processes(gpu: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(map(_process, gpu[name])) for name in ("before", "after")}
-
-
-def _process(process: dict[str, Any]) -> GpuProcess:
-    return GpuProcess(**{**process, "lineage": tuple(process["lineage"])})
+#: Makes a fake driver with so many GPUs and these pairs, and a process that reads it as a daemon does.
+StartWary = Callable[..., tuple[FakeNvml, Reader]]
 
 
 # --- what tests say of readings ---------------------------------------------------------------------
