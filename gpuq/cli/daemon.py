@@ -38,7 +38,12 @@ def daemon() -> None:
 )
 def start() -> None:
     """Start the daemon if it does not run."""
-    with Client.connect() as client:
+    try:
+        client = Client.connect()
+    except DaemonUnreachable:
+        _check_settings()  # what is wrong here is wrong usage
+        raise
+    with client:
         status = client.request("status")
     tell(f"the daemon runs: pid {status['pid']}, state in {status['state_dir']}")
     if status.get("gpus_note"):

@@ -214,6 +214,7 @@ def gpu_view(gpu: GpuState) -> View:
         "neighbours": [
             {"owner": use.owner, "claimed_bytes": use.claimed, "used_bytes": use.used} for use in gpu.neighbours
         ],
+        "near": dict(gpu.near),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -19,27 +20,59 @@ from pathlib import Path
 
 from gpuq.errors import GpuqError, UsageError
 from gpuq.launch.identity import alive
-from gpuq.model import Driver, GpuProcess, GpuReading, Identity, Readings
+from gpuq.model import FARTHEST, ON_ONE_BOARD, Distances, Driver, GpuProcess, GpuReading, Identity, Readings
 from gpuq.units import format_size, parse_size
 
 EXAMPLE = "sim:2x24GiB"
+NAMED_EXAMPLE = "sim:2x24GiB,2x80GiB=H100"
 MAX_GPUS = 64
+NAME = "Simulated GPU"
+LONGEST_NAME = 64
 
-_GROUP = re.compile(r"(\d{1,4})x(.+)", re.ASCII)
+#: Distance of two GPUs of one group, as behind one PCIe switch, and of two groups, as on two processors.
+WITHIN = ON_ONE_BOARD + 10
+BETWEEN = FARTHEST
+
+_GROUP = re.compile(r"(\d{1,4})x([^=]+)(?:=(.*))?", re.ASCII | re.DOTALL)
 
 
-def parse_spec(spec: str) -> tuple[int, ...]:
-    """Bytes of each GPU of `sim:2x24GiB` or `sim:2x24GiB,1x80GiB`. Raises UsageError."""
-    totals: list[int] = []
-    for group in spec.removeprefix("sim:").split(","):
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A GPU as the spec describes it."""
+
+    total: int
+    name: str
+    #: which group of the spec it is in, from 0
+    group: int
+
+
+def parse_spec(spec: str) -> tuple[Card, ...]:
+    """The GPUs of `sim:2x24GiB` or `sim:2x24GiB,2x80GiB=H100`: groups of a count, a size and, if need be, a name.
+
+    Raises UsageError, which names the group that is wrong.
+    """
+    cards: list[Card] = []
+    for number, group in enumerate(spec.removeprefix("sim:").split(",")):
         match = _GROUP.fullmatch(group.strip())
         if match is None:
             raise UsageError(f"GPUQ_GPUS={spec!r}: {group!r} is not a count and a size; write {EXAMPLE}")
         size = parse_size(match[2], f"GPUQ_GPUS={spec!r}: the size")
-        totals += [size] * int(match[1])
-    if not 1 <= len(totals) <= MAX_GPUS:
-        raise UsageError(f"GPUQ_GPUS={spec!r} makes {len(totals)} GPUs, and 1 to {MAX_GPUS} can be simulated")
-    return tuple(totals)
+        cards += [Card(size, _name(spec, group, match[3]), number)] * int(match[1])
+    if not 1 <= len(cards) <= MAX_GPUS:
+        raise UsageError(f"GPUQ_GPUS={spec!r} makes {len(cards)} GPUs, and 1 to {MAX_GPUS} can be simulated")
+    return tuple(cards)
+
+
+def _name(spec: str, group: str, given: str | None) -> str:
+    if given is None:
+        return NAME
+    name = given.strip()
+    if not 1 <= len(name) <= LONGEST_NAME or not name.isprintable() or "=" in name:
+        raise UsageError(
+            f"GPUQ_GPUS={spec!r}: {group!r} gives no name of 1 to {LONGEST_NAME} printable characters without = "
+            f"after the size; write {NAMED_EXAMPLE}"
+        )
+    return name
 
 
 def uuid_of(index: int) -> str:
@@ -143,6 +176,14 @@ def _write(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
+def _distances(cards: tuple[Card, ...]) -> Distances:
+    """GPUs of one group are closer than those of two."""
+    return {
+        (uuid_of(one), uuid_of(other)): WITHIN if cards[one].group == cards[other].group else BETWEEN
+        for one, other in itertools.combinations(range(len(cards)), 2)
+    }
+
+
 class SimulatedGpus:
     """The source of `GPUQ_GPUS=sim:…`: GPUs of this daemon's own, or, with `look_only`, those that it would have."""
 
@@ -152,13 +193,16 @@ class SimulatedGpus:
     def __init__(self, spec: str, folder: Path, *, look_only: bool = False) -> None:
         """Raises UsageError for the spec, OSError where the folder cannot be written."""
         self._look_only = look_only
-        self._cards = (Cards.of if look_only else Cards.create)(folder, parse_spec(spec))
+        self._described = parse_spec(spec)
+        totals = tuple(card.total for card in self._described)
+        self._cards = (Cards.of if look_only else Cards.create)(folder, totals)
+        self._distances = _distances(self._described)
 
     def read(self) -> Readings:
         """One reading of all GPUs."""
         at = time.monotonic()
         gpus = tuple(self._read_gpu(index, uuid) for index, uuid in enumerate(self._cards.totals))
-        return Readings(Driver.OK, at, gpus, version="simulated")
+        return Readings(Driver.OK, at, gpus, version="simulated", distances=self._distances)
 
     def close(self) -> None:
         return None
@@ -173,10 +217,10 @@ class SimulatedGpus:
             return self._cards.held(uuid)
 
     def _read_gpu(self, index: int, uuid: str) -> GpuReading:
-        total = self._cards.totals[uuid]
+        total, name = self._cards.totals[uuid], self._described[index].name
         try:
             held = self._held(uuid)
         except (OSError, ValueError) as error:
-            return GpuReading(uuid, index, "Simulated GPU", total, 0, told=False, fault=f"cannot be read: {error}")
+            return GpuReading(uuid, index, name, total, 0, told=False, fault=f"cannot be read: {error}")
         processes = tuple(GpuProcess(pid, used, True, False) for pid, used in sorted(held.items()))
-        return GpuReading(uuid, index, "Simulated GPU", total, sum(held.values()), processes, processes)
+        return GpuReading(uuid, index, name, total, sum(held.values()), processes, processes)

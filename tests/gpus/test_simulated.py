@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import re
 import shutil
@@ -15,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from gpuq.errors import UsageError
-from gpuq.gpus.simulated import SimulatedGpus, parse_spec
+from gpuq.gpus.simulated import NAME, Card, SimulatedGpus, parse_spec
 from gpuq.gpus.source import NoGpus, open_source
 from gpuq.launch.identity import identity_of
 from gpuq.model import Driver, GiB, MiB
-from tests.harness import wait_until
+from tests.harness import Box, wait_until
 
 JOB = "import sys; from gpuq.gpus.simjob import run; sys.exit(run(int(sys.argv[1]), *map(float, sys.argv[2:])))"
 LONG = 600.0
@@ -65,15 +66,17 @@ def used(source: SimulatedGpus) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("spec", "totals"),
+    ("spec", "cards"),
     [
-        ("sim:2x24GiB", (24 * GiB, 24 * GiB)),
-        ("sim:2x24GiB,1x80G", (24 * GiB, 24 * GiB, 80 * GiB)),
-        ("sim:1x512M, 1x1GiB", (512 * MiB, GiB)),
+        ("sim:2x24GiB", (Card(24 * GiB, NAME, 0), Card(24 * GiB, NAME, 0))),
+        ("sim:2x24GiB,1x80G", (Card(24 * GiB, NAME, 0), Card(24 * GiB, NAME, 0), Card(80 * GiB, NAME, 1))),
+        ("sim:1x512M, 1x1GiB", (Card(512 * MiB, NAME, 0), Card(GiB, NAME, 1))),
+        ("sim:0x1GiB,1x2GiB=RTX 4090", (Card(2 * GiB, "RTX 4090", 1),)),
+        ("sim:1x1GiB= H100 ,1x1GiB=" + "é" * 64, (Card(GiB, "H100", 0), Card(GiB, "é" * 64, 1))),
     ],
 )
-def test_spec(spec: str, totals: tuple[int, ...]) -> None:
-    assert parse_spec(spec) == totals
+def test_spec(spec: str, cards: tuple[Card, ...]) -> None:
+    assert parse_spec(spec) == cards
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,31 @@ def test_spec(spec: str, totals: tuple[int, ...]) -> None:
 def test_bad_spec_is_named(spec: str) -> None:
     with pytest.raises(UsageError, match=f"GPUQ_GPUS='{spec}'"):
         parse_spec(spec)
+
+
+@pytest.mark.parametrize(
+    "group", ["1x1GiB=", "1x1GiB= ", "1x1GiB=A=B", "1x1GiB=A\tB", "1x1GiB=" + "x" * 65, "1x=H100", "=H"]
+)
+def test_of_a_bad_spec_the_group_is_named(group: str) -> None:
+    for spec in (f"sim:2x24GiB,{group}", f"sim:{group},2x24GiB=A100"):
+        with pytest.raises(UsageError) as error:
+            parse_spec(spec)
+        assert f"GPUQ_GPUS={spec!r}" in str(error.value) and repr(group) in str(error.value)
+
+
+def test_a_daemon_on_a_bad_spec_is_wrong_usage(box: Box) -> None:
+    message = box.fails(2, "daemon", "start", env={"GPUQ_GPUS": "sim:1x24GiB,1x80GiB="})
+    assert "'1x80GiB='" in message and "=H100" in message
+
+
+def test_groups_have_names_and_are_closer_among_themselves(tmp_path: Path) -> None:
+    readings = cards(tmp_path, "sim:2x24GiB=RTX 4090,2x80GiB=H100,1x80GiB=H100").read()
+    assert [gpu.name for gpu in readings.gpus] == ["RTX 4090"] * 2 + ["H100"] * 3
+    uuids = [gpu.uuid for gpu in readings.gpus]
+    close = {pair for pair, distance in readings.distances.items() if distance == 110}
+    far = {pair for pair, distance in readings.distances.items() if distance == 150}
+    assert close == {(uuids[0], uuids[1]), (uuids[2], uuids[3])}
+    assert close | far == set(itertools.combinations(sorted(uuids), 2))
 
 
 def test_open_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
