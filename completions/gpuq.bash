@@ -49,7 +49,7 @@ _gpuq() {
         "")
             options="-h --help --version"
             values=""
-            argument="words:submit run cancel hold release suspend resume retry wait list show why logs gpus top events prune db daemon doctor config completion sim-job"
+            argument="words:submit run cancel hold release suspend resume retry wait list show why logs gpus top events simulate prune db daemon doctor config completion sim-job"
             ;;
         "submit")
             options="--from -a --array -J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin -H --hold --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --requeue --preemptible --json -q --quiet -h --help"
@@ -131,6 +131,11 @@ _gpuq() {
             values="--state --tag -n"
             argument="ids:all"
             ;;
+        "simulate")
+            options="--policy -g --gpus --what-if --since --until --gantt --jobs --json -h --help"
+            values="--policy -g --gpus --what-if --since --until"
+            argument="files"
+            ;;
         "prune")
             options="--older --larger --state --tag --all --logs-only --dry-run -y --yes --json -q --quiet -h --help"
             values="--older --larger --state --tag"
@@ -149,12 +154,12 @@ _gpuq() {
         "db backup")
             options="--force --json -h --help"
             values=""
-            argument=""
+            argument="files"
             ;;
         "db restore")
             options="-y --yes --json -h --help"
             values=""
-            argument=""
+            argument="files"
             ;;
         "daemon")
             options=""
@@ -273,6 +278,7 @@ _gpuq() {
     case $argument in
         ids:*) _gpuq_ids "${argument#ids:}" ;;
         shells) COMPREPLY=($(compgen -W "bash zsh fish" -- "$cur")) ;;
+        files) compopt -o default 2>/dev/null ;;
         words:*) COMPREPLY=($(compgen -W "${argument#words:}" -- "$cur")) ;;
     esac
 }

@@ -225,6 +225,17 @@ complete -c gpuq -n '__gpuq_options events' -s n -d 'The last N; 0 for all that 
 complete -c gpuq -n '__gpuq_options events' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options events' -s h -l help -d 'Show the help.'
 complete -c gpuq -n '__gpuq_verb events' -a '(__gpuq_ids all)'
+complete -c gpuq -n __gpuq_no_verb -a simulate -d 'Try a policy, or other GPUs, on what ran, or on a trace.'
+complete -c gpuq -n '__gpuq_options simulate' -l policy -d 'fifo, fit-first, easy, sjf, current; all if not given' -x
+complete -c gpuq -n '__gpuq_options simulate' -s g -l gpus -d '8, 8x80GiB or 2x24GiB,4x80GiB; the host\'s if not given' -x
+complete -c gpuq -n '__gpuq_options simulate' -l what-if -d 'Compare with other GPUs: gpus=+2, gpus=-1, gpus=16, gpus=+2x80GiB' -x
+complete -c gpuq -n '__gpuq_options simulate' -l since -d 'History: submitted since 30d ago, or 2026-11-01' -x
+complete -c gpuq -n '__gpuq_options simulate' -l until -d 'History: submitted before, as --since' -x
+complete -c gpuq -n '__gpuq_options simulate' -l gantt -d 'Draw who had which GPU when'
+complete -c gpuq -n '__gpuq_options simulate' -l jobs -d 'With --json: also when and where each job ran'
+complete -c gpuq -n '__gpuq_options simulate' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options simulate' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_verb simulate' -F
 complete -c gpuq -n __gpuq_no_verb -a prune -d 'Remove ended jobs, with their logs.'
 complete -c gpuq -n '__gpuq_options prune' -l older -d 'Only jobs ended so long ago' -x
 complete -c gpuq -n '__gpuq_options prune' -l larger -d 'Only jobs that left at least so much on disk' -x
@@ -246,10 +257,12 @@ complete -c gpuq -n '__gpuq_group db' -a backup -d 'Copy the database while the 
 complete -c gpuq -n '__gpuq_options db backup' -l force -d 'Replace FILE if it exists'
 complete -c gpuq -n '__gpuq_options db backup' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options db backup' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_verb db backup' -F
 complete -c gpuq -n '__gpuq_group db' -a restore -d 'Go on with a copy of the database, which is checked first.'
 complete -c gpuq -n '__gpuq_options db restore' -s y -l yes -d 'Do not ask'
 complete -c gpuq -n '__gpuq_options db restore' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options db restore' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_verb db restore' -F
 complete -c gpuq -n __gpuq_no_verb -a daemon -d 'Start, stop and look at the daemon.'
 complete -c gpuq -n '__gpuq_group daemon' -a start -d 'Start the daemon if it does not run.'
 complete -c gpuq -n '__gpuq_options daemon start' -s h -l help -d 'Show the help.'

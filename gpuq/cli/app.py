@@ -46,6 +46,7 @@ VERBS: dict[str, Verb] = {
     "gpus": Verb("gpus", "Show the GPUs and who uses their memory.", "Looking"),
     "top": Verb("top", "Watch GPUs, running jobs and the queue.", "Looking"),
     "events": Verb("events", "Show what happened.", "Looking"),
+    "simulate": Verb("simulate", "Try a policy, or other GPUs, on what ran, or on a trace.", "Looking"),
     "prune": Verb("prune", "Remove ended jobs, with their logs.", "Jobs"),
     "db": Verb("db", "Check, copy and restore the queue's database.", "Setting up", group=True),
     "daemon": Verb("daemon", "Start, stop and look at the daemon.", "Setting up", group=True),

@@ -1,8 +1,9 @@
-"""What the verbs share: options that several take, selections, messages, JSON."""
+"""What the verbs share: options that several take, selections, messages, JSON, how far something is."""
 
 import json
 import os
 import sys
+import time as clock
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -119,6 +120,35 @@ def absolute(path: str) -> str:
         return os.path.abspath(path)
     except FileNotFoundError:
         raise UsageError("this folder has been removed; cd to another, or name the file by its whole path") from None
+
+
+#: What takes longer than this, in seconds, shows how far it is.
+PATIENT = 1.0
+
+
+class Progress:
+    """A bar on the terminal that stderr is, for what takes longer than PATIENT seconds; nothing anywhere else."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what = what
+        self._total = total
+        self._began = clock.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, done: int) -> None:
+        if self._bar is None and sys.stderr.isatty() and clock.monotonic() - self._began > PATIENT:
+            from gpuq.cli.render import progress_bar  # slow to import, and only where it draws
+
+            self._bar = progress_bar(self._what, self._total)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done)
 
 
 #: Nobody has so many of anything that is counted.

@@ -63,7 +63,7 @@ class Entry:
     words: tuple[str, ...]
     help: str
     options: tuple[Option, ...]
-    #: what follows: "" nothing, ids:WHICH, command, shells, verbs (of a group)
+    #: what follows: "" nothing, ids:WHICH, command, shells, files, verbs (of a group)
     argument: str
 
 
@@ -159,4 +159,6 @@ def _argument(verb: str, metavar: str) -> str:
         return "command"
     if "SHELL" in metavar:
         return "shells"
+    if "FILE" in metavar:
+        return "files"
     return f"ids:{VERB_JOBS.get(verb, 'all')}" if "ID" in metavar else ""

@@ -109,6 +109,19 @@ def _date(word: str, text: str, now: float) -> float:
     return at
 
 
+def parse_past(text: str, now: float, option: str) -> float:
+    """Seconds since the epoch from `7d`, so long ago, or `2026-11-23T08:00`, in local time. Raises UsageError."""
+    word = text.strip()
+    try:
+        if len(word) >= 10 and word[4] == "-":
+            return datetime.fromisoformat(word).timestamp()
+        return now - parse_duration(word, option)
+    except (UsageError, ValueError, OverflowError, OSError):
+        raise UsageError(
+            f"{option} {text!r} is not a time: write 7d for so long ago, 2026-11-23 or 2026-11-23T08:00"
+        ) from None
+
+
 def parse_after(values: Iterable[str]) -> list[str]:
     """Conditions as the protocol takes them: `ok:1` to `ok:3` from `ok:1-3`; `ok:@last` is still to be resolved.
 

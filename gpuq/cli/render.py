@@ -10,7 +10,7 @@ import time
 import tty
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -21,6 +21,9 @@ from rich.text import Text
 
 from gpuq.cli import fields
 from gpuq.units import format_duration, format_size, printable
+
+if TYPE_CHECKING:
+    from gpuq.simulate.gantt import Picture
 
 Object = Mapping[str, Any]
 
@@ -309,6 +312,29 @@ def svg_frame(data: Object) -> str:
     console.print(frame(data, 100))
     template = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
     return console.export_svg(title="gpuq top", theme=MONOKAI, code_format=template)
+
+
+#: One after the other, so that neighbours differ.
+BAR_STYLES = tuple(f"black on {colour}" for colour in ("green", "yellow", "cyan", "magenta", "blue", "white"))
+
+
+def print_gantt(heading: str, picture: "Picture") -> None:
+    """The picture of a simulated run: a colour per job, or blocks for shades."""
+    from gpuq.simulate.gantt import BLOCKS, SHADES
+
+    console = make_console()
+    console.print()
+    console.print(Text(printable(heading)))
+    blocks = str.maketrans(SHADES, BLOCKS)
+    for label, spans in picture.lines:
+        line = Text(label)
+        for span in spans:
+            if picture.shaded:
+                line.append(span.text.translate(blocks), "green")
+            else:
+                line.append(span.text, "dim" if span.job is None else BAR_STYLES[span.job % len(BAR_STYLES)])
+        console.print(line)
+    console.print(Text(picture.axis))
 
 
 def progress_bar(what: str, total: int) -> Progress:

@@ -100,6 +100,7 @@ _gpuq() {
     case $argument in
         ids:*) _gpuq_ids "${argument#ids:}" ;;
         shells) COMPREPLY=($(compgen -W "@SHELLS@" -- "$cur")) ;;
+        files) compopt -o default 2>/dev/null ;;
         words:*) COMPREPLY=($(compgen -W "${argument#words:}" -- "$cur")) ;;
     esac
 }
@@ -255,6 +256,8 @@ def _zsh_arguments(entry: Entry, pad: str) -> str:
         specs.append(_quote(f"*:job: _gpuq_ids {entry.argument.removeprefix('ids:')}"))
     elif entry.argument == "shells":
         specs.append(_quote(f"1:shell:({' '.join(INSTALL)})"))
+    elif entry.argument == "files":
+        specs.append("'1:file:_files'")
     return f"{pad}_arguments -s -S \\\n" + " \\\n".join(f"{pad}    {spec}" for spec in specs)
 
 
@@ -393,6 +396,8 @@ def _fish_entry(entry: Entry) -> Iterable[str]:
         yield f"complete -c gpuq -n '__gpuq_verb {words}' -a '(__gpuq_ids {which})'\n"
     elif entry.argument == "shells":
         yield f"complete -c gpuq -n '__gpuq_verb {words}' -a '{' '.join(INSTALL)}'\n"
+    elif entry.argument == "files":
+        yield f"complete -c gpuq -n '__gpuq_verb {words}' -F\n"
 
 
 def _fish_quote(text: str) -> str:

@@ -3,14 +3,14 @@
 import os
 import sys
 import time as clock
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from gpuq.cli import options as opt
 from gpuq.cli import parse
 from gpuq.cli.commands import Lines, Typed
-from gpuq.cli.common import Json, Quiet, count_jobs, examples, new_app, on_terminal, printing, tell
+from gpuq.cli.common import Json, Progress, Quiet, count_jobs, examples, new_app, on_terminal, printing, tell
 from gpuq.cli.link import Retries
 from gpuq.client import PATIENCE, Client
 from gpuq.errors import ConnectionLost, GpuqError, UsageError
@@ -20,8 +20,6 @@ from gpuq.protocol import MAX_LINE, Message, encode
 TRIES = 10
 #: What the slowest disk may take for the one commit of a large submission.
 JOBS_PER_SECOND = 500
-#: What takes longer than this, in seconds, shows how far it is.
-PATIENT = 1.0
 
 Commands = Typed | Lines
 
@@ -172,7 +170,7 @@ def _send_parts(client: Client, head: Message, commands: Commands, sending: Send
     """Send every part, the next before the reply to one is read; a refusal is heard soon, and ends the sending."""
     sent, unanswered = 0, 0
     reply: Message = {}
-    with Progress(commands.count) as progress:
+    with Progress("submitting", commands.count) as progress:
         for part in commands.parts():
             sent += len(part)
             fields = {**head, "commands": part, "last": sent == commands.count}
@@ -200,30 +198,6 @@ def _refuse_too_long(fields: Message) -> None:
             f"command, environment and array indexes are {size:,} bytes together, and at most "
             f"{MAX_LINE:,} can be sent; choose variables with --export"
         )
-
-
-class Progress:
-    """A bar on the terminal that stderr is, for what takes longer than PATIENT seconds; nothing anywhere else."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._began = clock.monotonic()
-        self._bar: Any = None
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def show(self, done: int) -> None:
-        if self._bar is None and sys.stderr.isatty() and clock.monotonic() - self._began > PATIENT:
-            from gpuq.cli.render import progress_bar  # slow to import, and only where it draws
-
-            self._bar = progress_bar("submitting", self._total)
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done)
 
 
 def _report(first: int, last: int, *, as_json: bool, quiet: bool) -> None:

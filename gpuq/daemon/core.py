@@ -73,8 +73,6 @@ NVML, CLAIMS_FOLDER = "NVML", "the folder of other daemons' claims"
 
 #: Ended jobs that a start learns run times from.
 REMEMBERED_RUNS = 2000
-#: Most jobs that have a reservation at a time, each on GPUs of its own.
-RESERVATIONS = 8
 
 
 class Core:
@@ -98,9 +96,7 @@ class Core:
         self.verdicts: dict[GroupKey, Verdict] = {}
         #: jobs that the last plan keeps GPUs for
         self.reserved: tuple[Reservation, ...] = ()
-        self.policy = Policy(
-            settings.order, settings.ageing, settings.reserve_after, settings.preempt_after, RESERVATIONS
-        )
+        self.policy = Policy.of(settings)
         self.predictions = Predictions()
         self.readings: Readings | None = None
         self.history: ledger.History = {}

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
-from gpuq.model import Host, Order, Queue, Reason, Request
+from gpuq.model import Host, Order, Queue, Reason, Request, Settings
 from gpuq.policy.explain import Verdict, why_not
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.line import Line
@@ -25,6 +25,8 @@ from gpuq.policy.waiting import GroupKey
 PLACEABLE = frozenset({Reason.RESOURCES, Reason.FOREIGN_USE})
 #: A queue that nobody has said anything about.
 PLAIN = Queue()
+#: Most jobs that have a reservation with the daemon at a time, each on GPUs of its own.
+RESERVATIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,13 @@ class Policy:
     preempt_after: float = 300.0
     #: of so many that cannot start, the first, each may have a reservation, on GPUs of its own
     reservations: int = 1
+
+    @classmethod
+    def of(cls, settings: Settings) -> Policy:
+        """The daemon's."""
+        return cls(
+            settings.order, settings.ageing, settings.reserve_after, settings.preempt_after, RESERVATIONS
+        )
 
 
 @dataclass(frozen=True, slots=True)

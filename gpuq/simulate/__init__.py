@@ -1,0 +1,1 @@
+"""The daemon's own planner under a virtual clock: what a policy, or other GPUs, would have made of a queue."""

@@ -1,0 +1,157 @@
+"""A virtual clock: it goes from one submission or end to the next, and the daemon's planner says who starts."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import replace
+
+from gpuq.model import Claim, GiB, Host, Request
+from gpuq.policy.ledger import GpuState
+from gpuq.policy.line import Line
+from gpuq.policy.reserve import Ongoing, Reservation
+from gpuq.policy.scheduler import Plan, Snapshot, plan
+from gpuq.policy.waiting import GroupKey
+from gpuq.simulate.cards import Cards
+from gpuq.simulate.results import Run
+from gpuq.simulate.rules import Rules
+from gpuq.simulate.trace import WHOLE, Trace
+
+#: Told how many jobs have ended.
+Progress = Callable[[int], None]
+#: Jobs between two words of progress.
+STEP = 500
+#: What is asked of a host besides GPUs is not simulated.
+_HOST = Host(cpus=0, ram=0)
+
+
+def simulate(trace: Trace, cards: Cards, rules: Rules, progress: Progress | None = None) -> Run:
+    """Run every job of the trace on these GPUs under a policy. Each must be able to run there."""
+    return _Simulation(trace, cards, rules).run(progress)
+
+
+class _Gpus:
+    """The GPUs as the planner sees them, and how long each has had a job on it."""
+
+    def __init__(self, cards: Cards) -> None:
+        self._empty = [_gpu(index, size) for index, size in enumerate(cards)]
+        self.states = list(self._empty)
+        self.index = {gpu.uuid: number for number, gpu in enumerate(self._empty)}
+        self._busy_since = [0] * len(cards)
+        #: those on which there may be room for another job
+        self.open = len(cards)
+        self.busy = 0
+
+    def take(self, number: int, job_id: int, vram: int | None, now: int) -> None:
+        state = self.states[number]
+        if not state.claims:
+            self._busy_since[number] = now
+        self._put(number, state.with_claim(Claim(job_id, 0, state.uuid, vram)))
+
+    def give_back(self, number: int, job_id: int, now: int) -> None:
+        left = tuple(claim for claim in self.states[number].claims if claim.job_id != job_id)
+        if left:
+            self._put(number, replace(self.states[number], claims=left))
+        else:
+            self.busy += now - self._busy_since[number]
+            self._put(number, self._empty[number])
+
+    def _put(self, number: int, state: GpuState) -> None:
+        self.open += (state.headroom > 0) - (self.states[number].headroom > 0)
+        self.states[number] = state
+
+
+def _gpu(index: int, size: int) -> GpuState:
+    total = size or GiB  # jobs take whole ones, of whatever size
+    return GpuState(f"gpu{index}", index, "simulated", total, 0, 0, 0, 0, 0)
+
+
+class _Simulation:
+    def __init__(self, trace: Trace, cards: Cards, rules: Rules) -> None:
+        self._trace = trace
+        self._rules = rules
+        self._result = Run(rules.name, cards, len(trace))
+        self._gpus = _Gpus(cards)
+        #: the planner's ids go by the order of the queue: rows by id, and ids by row
+        self._row = rules.order(trace)
+        self._id = self._row[:]
+        for job_id, row in enumerate(self._row):
+            self._id[row] = job_id
+        self._groups: dict[GroupKey, Line] = {}
+        self._keys: dict[tuple[int, int, int], GroupKey] = {}
+        self._ongoing: dict[int, Ongoing] = {}
+        self._ends: list[tuple[int, int]] = []
+        self._reserved: tuple[Reservation, ...] = ()
+
+    def run(self, progress: Progress | None) -> Run:
+        trace, ends = self._trace, self._ends
+        coming = ended = told = 0
+        while coming < len(trace) or ends:
+            now = ends[0][0] if ends else trace.submit[coming]
+            if coming < len(trace):
+                now = min(now, trace.submit[coming])
+            while ends and ends[0][0] == now:
+                self._end(heapq.heappop(ends)[1], now)
+                ended += 1
+            while coming < len(trace) and trace.submit[coming] == now:
+                self._submit(coming)
+                coming += 1
+            if self._groups and self._gpus.open:
+                self._plan(now)
+            if progress is not None and ended - told >= STEP:
+                told = ended
+                progress(ended)
+        self._result.busy = self._gpus.busy
+        return self._result
+
+    def _key(self, row: int) -> GroupKey:
+        trace = self._trace
+        parts = (trace.priority[row], trace.gpus[row], trace.vram[row])
+        key = self._keys.get(parts)
+        if key is None:
+            priority, gpus, vram = parts
+            key = self._keys[parts] = GroupKey(priority, 0, Request(gpus, None if vram == WHOLE else vram, 0, 0))
+        return key
+
+    def _submit(self, row: int) -> None:
+        key = self._key(row)
+        line = self._groups.get(key)
+        if line is None:
+            line = self._groups[key] = Line()
+        line.add(self._id[row], self._trace.submit[row], self._trace.estimate(row))
+
+    def _plan(self, now: int) -> None:
+        found = self._ask(now)
+        self._reserved = found.reservations
+        for start in found.starts:
+            self._start(self._row[start.job_id], [self._gpus.index[uuid] for uuid in start.gpus], now)
+
+    def _ask(self, now: int) -> Plan:
+        snapshot = Snapshot(
+            self._groups,
+            _HOST,
+            now=now,
+            policy=self._rules.policy,
+            ongoing=tuple(self._ongoing.values()),
+            reserved=self._reserved,
+        )
+        return plan(snapshot, self._gpus.states)
+
+    def _start(self, row: int, gpus: list[int], now: int) -> None:
+        trace, job_id, key = self._trace, self._id[row], self._key(row)
+        end = now + trace.runs(row)
+        self._result.place(row, now, end, gpus)
+        heapq.heappush(self._ends, (end, row))
+        self._ongoing[job_id] = Ongoing(job_id, ends=now + trace.estimate(row))
+        for number in gpus:
+            self._gpus.take(number, job_id, key.request.vram, now)
+        line = self._groups[key]
+        line.remove(job_id)
+        if not line:
+            del self._groups[key]
+
+    def _end(self, row: int, now: int) -> None:
+        job_id = self._id[row]
+        del self._ongoing[job_id]
+        for number in self._result.gpus(row, self._trace.gpus[row]):
+            self._gpus.give_back(number, job_id, now)
