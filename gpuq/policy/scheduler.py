@@ -46,9 +46,7 @@ class Policy:
     @classmethod
     def of(cls, settings: Settings) -> Policy:
         """The daemon's."""
-        return cls(
-            settings.order, settings.ageing, settings.reserve_after, settings.preempt_after, RESERVATIONS
-        )
+        return cls(settings.order, settings.ageing, settings.reserve_after, settings.preempt_after, RESERVATIONS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,12 @@ def test_arguments_of_the_command_are_files(box: Box, name: str) -> None:
     assert "some-file.py" in SHELLS[name](box, "gpuq submit --gpus 1 -- cat some-f")
 
 
+@pytest.mark.parametrize("name", ["zsh", "fish"])
+def test_what_a_verb_reads_is_a_file(box: Box, name: str) -> None:
+    (box.folder / "some-jobs.csv").write_text("")
+    assert "some-jobs.csv" in SHELLS[name](box, "gpuq simulate some-j")
+
+
 def test_bash_at_a_real_prompt(box: Box) -> None:
     """With readline itself, which also asks for files where the script leaves the word to it."""
     from tests.cli.terminal import Terminal
