@@ -10,7 +10,7 @@ that time without it, and cannot with it; as many may be harmed as there are mor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from math import inf
@@ -150,6 +150,8 @@ class Held:
             self._then[uuid] = self._then[uuid].with_claim(Claim(0, 0, uuid, request.vram))
             if not fits(self._request, self._then[uuid]):
                 self._fit.discard(uuid)
+        if self.reservation.at < inf and not self._fit.issuperset(self.reservation.gpus):  # it took one of the spare
+            self.reservation = replace(self.reservation, gpus=_chosen(self._request, self._then, self._fit))
 
     def leave(self, uuids: Collection[str]) -> None:
         """These are another reservation's."""
@@ -177,10 +179,14 @@ def reserve(key: GroupKey, job_id: int, books: Books, domain: Sequence[GpuState]
                 if fits(request, then[uuid]):
                     fitting.add(uuid)
         if len(fitting) >= request.gpus and enough(request, books.host, cpus, ram):
-            chosen = choose(replace(request, most=0), [then[uuid] for uuid in fitting]) or ()
-            return Held(Reservation(job_id, key, at, chosen), then.values(), books)
+            return Held(Reservation(job_id, key, at, _chosen(request, then, fitting)), then.values(), books)
     named = None if nameless else _named(request, then, fitting)
     return None if named is None else Held(Reservation(job_id, key, inf, named), then.values(), books)
+
+
+def _chosen(request: Request, then: Mapping[str, GpuState], fitting: Collection[str]) -> tuple[str, ...]:
+    """Of GPUs that are enough, those that are reserved: as few as will do."""
+    return choose(replace(request, most=0), [then[uuid] for uuid in fitting]) or ()
 
 
 def _holders(gpus: Iterable[GpuState]) -> dict[int, list[str]]:
