@@ -446,22 +446,12 @@ class Core:
         """The queue as it is, or as it will be without the running jobs that are `over`."""
         running = [r for r in self.running.values() if r.job.id not in over]
         now = time.time()
-        arrays: dict[int, int] = {}
-        queues: dict[str, tuple[int, int]] = {}
-        for one in running:
-            job = one.job
-            if job.array is not None:
-                arrays[job.array.array_id] = arrays.get(job.array.array_id, 0) + 1
-            jobs, gpus = queues.get(job.queue, (0, 0))
-            queues[job.queue] = (jobs + 1, gpus + len(job.gpus))
         return Snapshot(
             groups=self.waiting.groups,
             host=self.host,
             now=now,
             policy=self.policy,
             ongoing=[self._ongoing(one, now) for one in running],
-            array_running=arrays,
-            queue_running=queues,
             predictions=self.predictions,
             reserved=self.reserved,
             gpu_fault=self.gpu_fault(),
@@ -478,7 +468,10 @@ class Core:
             job.request.cpus,
             job.request.ram,
             self._ends(running, ran, now),
+            self._likely_end(job, ran, now),
             len(job.gpus),
+            job.queue,
+            job.array.array_id if job.array else None,
             job.preemptible and job.ending is None,
             job.priority,
             ran,
@@ -496,6 +489,10 @@ class Core:
             return now + max(0.0, job.time_limit - ran) + self.grace(job)
         known = self.predictions.of(kind_of(job.name)) if job.name else None
         return inf if known is None else now + known.left(ran)
+
+    def _likely_end(self, job: Job, ran: float, now: float) -> float:
+        known = self.predictions.of(kind_of(job.name)) if job.name else None
+        return inf if known is None or job.state is State.SUSPENDED else now + known.likely_left(ran)
 
     def reason(self, job: Job) -> Verdict | None:
         """Why a job waits; None when it does not."""

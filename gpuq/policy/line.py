@@ -71,6 +71,14 @@ class Line:
         line.extend(ids, repeat(since), repeat(length))
         return line
 
+    def copy(self) -> Line:
+        """The same jobs; what is done to one is not done to the other."""
+        line = Line()
+        line._chunks = [_Chunk(chunk.ids, chunk.since, chunk.lengths) for chunk in self._chunks]
+        line._firsts = self._firsts[:]
+        line._size = self._size
+        return line
+
     def __len__(self) -> int:
         return self._size
 

@@ -11,11 +11,11 @@ that time without it, and cannot with it; as many may be harmed as there are mor
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import inf
 
-from gpuq.model import Claim, Host, Reason, Request
+from gpuq.model import DEFAULT_QUEUE, Claim, Host, Reason, Request
 from gpuq.policy.explain import Verdict
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.placing import choose, fits, permitted
@@ -31,7 +31,12 @@ class Ongoing:
     ram: int = 0
     #: when it has ended at the latest, in seconds since the epoch; infinity where nothing says so
     ends: float = inf
+    #: when it has probably ended
+    likely: float = inf
     gpus: int = 0
+    queue: str = DEFAULT_QUEUE
+    #: its array, where that limits how many run
+    array_id: int | None = None
     #: whether it gives way to jobs of a priority above its own
     preemptible: bool = False
     priority: int = 0
@@ -61,35 +66,38 @@ def enough(request: Request, host: Host, cpus_used: int, ram_used: int) -> bool:
     return cpus and (not request.ram or request.ram <= host.ram - ram_used)
 
 
-@dataclass(slots=True)
 class Books:
     """What is given to jobs while a plan is made."""
 
-    gpus: list[GpuState]
-    host: Host
-    now: float
-    #: by id, those that the plan starts included
-    ongoing: dict[int, Ongoing]
-    cpus_used: int = 0
-    ram_used: int = 0
-    array_running: dict[int, int] = field(default_factory=dict)
-    #: running jobs and their GPUs by queue
-    queue_running: dict[str, tuple[int, int]] = field(default_factory=dict)
+    def __init__(self, gpus: Iterable[GpuState], host: Host, now: float, ongoing: Iterable[Ongoing]) -> None:
+        self.gpus = list(gpus)
+        self.host = host
+        self.now = now
+        #: by id, those that the plan starts included
+        self.ongoing: dict[int, Ongoing] = {}
+        self.cpus_used = self.ram_used = 0
+        #: running members by array
+        self.arrays: dict[int, int] = {}
+        #: running jobs and their GPUs by queue
+        self.queues: dict[str, tuple[int, int]] = {}
+        for one in ongoing:
+            self.add(one)
 
-    def book(self, key: GroupKey, job_id: int, chosen: Collection[str], ends: float) -> None:
+    def add(self, one: Ongoing) -> None:
+        self.ongoing[one.job_id] = one
+        self.cpus_used += one.cpus
+        self.ram_used += one.ram
+        if one.array_id is not None:
+            self.arrays[one.array_id] = self.arrays.get(one.array_id, 0) + 1
+        jobs, gpus = self.queues.get(one.queue, (0, 0))
+        self.queues[one.queue] = (jobs + 1, gpus + one.gpus)
+
+    def start(self, one: Ongoing, vram: int | None, chosen: Collection[str]) -> None:
         """Give a job what it asked for, on these GPUs."""
-        request = key.request
-        self.ongoing[job_id] = Ongoing(job_id, request.cpus, request.ram, ends)
-        self.cpus_used += request.cpus
-        self.ram_used += request.ram
-        if key.array is not None:
-            self.array_running[key.array[0]] = self.array_running.get(key.array[0], 0) + 1
-        jobs, gpus = self.queue_running.get(key.queue, (0, 0))
-        self.queue_running[key.queue] = (jobs + 1, gpus + len(chosen))
+        self.add(one)
         if chosen:
             self.gpus = [
-                gpu.with_claim(Claim(job_id, 0, gpu.uuid, request.vram)) if gpu.uuid in chosen else gpu
-                for gpu in self.gpus
+                gpu.with_claim(Claim(one.job_id, 0, gpu.uuid, vram)) if gpu.uuid in chosen else gpu for gpu in self.gpus
             ]
 
 

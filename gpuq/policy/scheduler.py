@@ -59,11 +59,7 @@ class Snapshot:
     now: float = 0.0
     policy: Policy = Policy()
     ongoing: Sequence[Ongoing] = ()
-    #: running members by array id
-    array_running: Mapping[int, int] = field(default_factory=dict)
     queues: Mapping[str, Queue] = field(default_factory=dict)
-    #: running jobs and their GPUs by queue
-    queue_running: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     #: groups that start nothing more, and why
     stopped: Mapping[str, str] = field(default_factory=dict)
     predictions: Predictions = field(default_factory=Predictions)
@@ -97,12 +93,22 @@ class Snapshot:
             length = known.longest
         return self.now + length
 
+    def likely_end(self, key: GroupKey, job_id: int) -> float:
+        """When a job that starts now has probably ended."""
+        known = self.predictions.of(key.kind)
+        length = self.groups[key].length(job_id)
+        return self.now + (length if known is None else min(length, known.likely))
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
     job_id: int
-    request: Request
+    key: GroupKey
     gpus: tuple[str, ...]
+
+    @property
+    def request(self) -> Request:
+        return self.key.request
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,20 +145,26 @@ def position(snapshot: Snapshot, key: GroupKey, job_id: int) -> int:
     return ahead + 1
 
 
+def begun(snapshot: Snapshot, key: GroupKey, job_id: int, gpus: int) -> Ongoing:
+    """The job as one that has just started on so many GPUs."""
+    return Ongoing(
+        job_id,
+        key.request.cpus,
+        key.request.ram,
+        snapshot.ends(key, job_id),
+        snapshot.likely_end(key, job_id),
+        gpus,
+        key.queue,
+        key.array[0] if key.array else None,
+        priority=snapshot.priority(key),
+    )
+
+
 class _Planner:
     def __init__(self, snapshot: Snapshot, gpus: Sequence[GpuState] | None) -> None:
         self._snapshot = snapshot
         self._with_gpus = gpus is not None
-        self._books = Books(
-            list(gpus or ()),
-            snapshot.host,
-            snapshot.now,
-            {one.job_id: one for one in snapshot.ongoing},
-            snapshot.cpus_used,
-            snapshot.ram_used,
-            dict(snapshot.array_running),
-            dict(snapshot.queue_running),
-        )
+        self._books = Books(gpus or (), snapshot.host, snapshot.now, snapshot.ongoing)
         self._starts: list[Start] = []
         self._verdicts: dict[GroupKey, Verdict] = {}
         self._held: list[Held] = []
@@ -239,11 +251,11 @@ class _Planner:
             return Verdict(Reason.LIMIT, snapshot.stopped[key.group])
         if key.array is not None:
             array_id, limit = key.array
-            running = books.array_running.get(array_id, 0)
+            running = books.arrays.get(array_id, 0)
             if running >= limit:
                 return Verdict(Reason.LIMIT, f"{running} of at most {limit} jobs of array {array_id} run")
         queue = snapshot.queues.get(key.queue)
-        return None if queue is None else _queue_gate(queue, key.request, *books.queue_running.get(key.queue, (0, 0)))
+        return None if queue is None else _queue_gate(queue, key.request, *books.queues.get(key.queue, (0, 0)))
 
     def _subset(self, key: GroupKey) -> frozenset[str] | None:
         return self._snapshot.queues.get(key.queue, PLAIN).gpus
@@ -264,8 +276,8 @@ class _Planner:
 
     def _start(self, key: GroupKey, job_id: int, chosen: tuple[str, ...]) -> None:
         ends = self._snapshot.ends(key, job_id)
-        self._starts.append(Start(job_id, key.request, chosen))
-        self._books.book(key, job_id, chosen, ends)
+        self._starts.append(Start(job_id, key, chosen))
+        self._books.start(begun(self._snapshot, key, job_id, len(chosen)), key.request.vram, chosen)
         for held in self._held:
             held.book(key.request, chosen, ends)
 

@@ -32,7 +32,7 @@ class GroupKey:
     queue: str = DEFAULT_QUEUE
     #: the group of jobs that stop together
     group: str | None = None
-    #: what the run time is predicted by, where there is no limit
+    #: what the run time is predicted by
     kind: str | None = None
     _hash: int = field(init=False, compare=False, repr=False)
 
@@ -47,7 +47,7 @@ class GroupKey:
 
 def key_of(job: Job) -> GroupKey:
     array = (job.array.array_id, job.array.limit) if job.array and job.array.limit else None
-    kind = kind_of(job.name) if job.name and job.time_limit is None else None
+    kind = kind_of(job.name) if job.name else None
     return GroupKey(job.priority, job.owner, job.request, array, job.queue, job.group, kind)
 
 

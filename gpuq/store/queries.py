@@ -26,7 +26,7 @@ T = TypeVar("T")
 #: What memory keeps of a job that waits: itself, and what puts it with others.
 _OF_WAITS = """id, begin_at, state, attempt, submitted_at, time_limit, grace,
     priority, owner, gpus_asked, vram, cpus, ram, most_gpus, which_gpus, array_id, array_limit, queue, job_group,
-    CASE WHEN time_limit IS NULL AND name != '' THEN name END"""
+    nullif(name, '')"""
 #: How many of these are the job's own.
 _OWN = 7
 

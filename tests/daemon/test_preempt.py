@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 
 from tests.harness import Box, wait_until
@@ -16,14 +18,24 @@ def quick(box: Box) -> Box:
     return box
 
 
+def begun(box: Box, job_id: int) -> None:
+    """Its trap is set."""
+
+    def said() -> bool:
+        with suppress(FileNotFoundError):
+            return "begun" in box.log(job_id)
+        return False
+
+    wait_until(said, "the trap")
+
+
 def kinds(box: Box, job_id: int) -> list[str]:
     return [event["kind"] for event in box.json("events", str(job_id))["events"]]
 
 
 def test_it_saves_its_work_and_goes_on_with_the_same_id(quick: Box) -> None:
     low = quick.submit("sh", "-c", SAVES, gpus=1, preemptible=True, grace=30.0, retry=["1"])
-    quick.wait_begun(low)
-    wait_until(lambda: "begun" in quick.log(low), "the trap")
+    begun(quick, low)
     high = quick.submit("sh", "-c", "exit 0", gpus=1, priority=1)
     assert quick.wait(high)["exit_code"] == 0
     wait_until(lambda: quick.job(low)["attempt"] == 2, "the second attempt")
@@ -50,8 +62,7 @@ def test_a_preemption_that_the_daemon_does_not_live_to_see(quick: Box) -> None:
     low = quick.submit(
         "sh", "-c", 'trap "" TERM; echo begun; while :; do sleep 0.05; done', gpus=1, preemptible=True, grace=2.0
     )
-    quick.wait_begun(low)
-    wait_until(lambda: "begun" in quick.log(low), "the trap")
+    begun(quick, low)
     high = quick.submit("true", gpus=1, priority=1)
     wait_until(lambda: quick.job(low)["ending"] == "preempt", "the word to end")
     quick.kill_daemon()
@@ -64,8 +75,7 @@ def test_who_is_cancelled_while_it_gives_way_is_cancelled(quick: Box) -> None:
     low = quick.submit(
         "sh", "-c", 'trap "" TERM; echo begun; while :; do sleep 0.05; done', gpus=1, preemptible=True, grace=2.0
     )
-    quick.wait_begun(low)
-    wait_until(lambda: "begun" in quick.log(low), "the trap")
+    begun(quick, low)
     high = quick.submit("true", gpus=1, priority=1)
     wait_until(lambda: quick.job(low)["ending"] == "preempt", "the word to end")
     quick.request("cancel", sel={"ranges": [[low, low]]})

@@ -14,6 +14,7 @@ from gpuq.policy.ledger import GpuState
 from gpuq.policy.line import Line
 from gpuq.policy.neighbours import NeighbourClaim, NeighbourUse
 from gpuq.policy.placing import place
+from gpuq.policy.reserve import Ongoing
 from gpuq.policy.scheduler import Plan, Snapshot, plan
 from gpuq.policy.waiting import GroupKey, Waiting
 from tests.policy.build import HOST, Card, make_gpu, make_job, mine, reading, stranger
@@ -95,7 +96,7 @@ def test_gpu_jobs_count_no_cpus_unless_asked() -> None:
 
 def test_an_array_runs_as_many_as_its_limit() -> None:
     key = GroupKey(0, 1000, share(1), (1, 2))
-    result = plan(Snapshot({key: Line.of([1, 2, 3, 4])}, HOST, array_running={1: 1}), [make_gpu(0)])
+    result = plan(Snapshot({key: Line.of([1, 2, 3, 4])}, HOST, ongoing=[Ongoing(9, array_id=1)]), [make_gpu(0)])
     assert started(result) == {1: ("GPU-0",)}
     assert result.verdicts[key].reason is Reason.LIMIT
 
