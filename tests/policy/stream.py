@@ -109,20 +109,28 @@ class Stream:
         return inf if known is None else self.now + known.left(self.now - run.started)
 
     def snapshot(self) -> Snapshot:
-        runs = self.running.values()
-        jobs, gpus = Counter(r.work.queue for r in runs), Counter(r.work.queue for r in runs for _ in r.gpus)
         return Snapshot(
             groups=lines(sorted(self.waiting.values(), key=lambda work: work.job_id)),
             host=HOST,
             now=self.now,
             policy=self.policy,
-            ongoing=[Ongoing(r.work.job_id, r.work.request.cpus, r.work.request.ram, self.ends(r)) for r in runs],
-            array_running=Counter(r.work.array[0] for r in runs if r.work.array),
+            ongoing=[self.ongoing(run) for run in self.running.values()],
             queues=self.queues,
-            queue_running={name: (jobs[name], gpus[name]) for name in jobs},
             stopped=self.stopped,
             predictions=self.predictions,
             reserved=self.reserved,
+        )
+
+    def ongoing(self, run: Runs) -> Ongoing:
+        work, array = run.work, run.work.array
+        return Ongoing(
+            work.job_id,
+            work.request.cpus,
+            work.request.ram,
+            self.ends(run),
+            gpus=len(run.gpus),
+            queue=work.queue,
+            array_id=array[0] if array else None,
         )
 
     def plan(self) -> Plan:
