@@ -37,6 +37,20 @@ def test_simulated_groups_are_near_each_other(box: Box) -> None:
         assert found[one]["near"][found[other]["uuid"]] == (110 if (one, other) in within else 150)
 
 
+@pytest.mark.parametrize("vram", [None, GiB])
+def test_a_job_on_several_gpus_gets_those_that_nvlink_joins(box: Box, nvml: FakeNvml, vram: int | None) -> None:
+    pairs = [FakePair(a, b, links=4 if (a, b) == (1, 3) else 0, level=50) for a, b in combinations(range(4), 2)]
+    nvml.set(gpus=fake_gpus(*[24 * GiB] * 4), pairs=tuple(pairs))
+    job = box.submit("true", gpus=2, vram=vram)
+    assert wait_until(lambda: box.job(job)["gpus"], "its start") == [fake_uuid(1), fake_uuid(3)]
+
+
+def test_a_job_on_several_simulated_gpus_gets_those_of_a_group(box: Box) -> None:
+    box.setenv(GPUQ_GPUS="sim:1x24GiB,2x24GiB")
+    job = box.submit("true", gpus=2)
+    assert wait_until(lambda: box.job(job)["gpu_indexes"] or [], "its start") == [1, 2]
+
+
 @pytest.mark.parametrize("fate", [Fate(STATE, hang=True), Fate(STATE, crash=signal.SIGSEGV)], ids=["hangs", "crashes"])
 def test_jobs_run_on_gpus_that_do_not_tell(box: Box, nvml: FakeNvml, fate: Fate) -> None:
     nvml.set(gpus=fake_gpus(24 * GiB, 24 * GiB), pairs=(FakePair(0, 1, level=10),), fates=(fate,))
