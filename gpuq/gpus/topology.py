@@ -59,8 +59,6 @@ def _links(gate: Gate, handle: Any) -> Counter[_Address | str]:
     found: Counter[_Address | str] = Counter()
     for link in range(pynvml.NVML_NVLINK_MAX_LINKS):
         state = gate.call("nvmlDeviceGetNvLinkState", handle, link)
-        if state.code == pynvml.NVML_ERROR_FUNCTION_NOT_FOUND:
-            break
         if state.trouble or state.value != pynvml.NVML_FEATURE_ENABLED:
             continue
         kind = gate.call("nvmlDeviceGetNvLinkRemoteDeviceType", handle, link)
