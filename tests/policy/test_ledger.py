@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuq.model import Claim, GiB, Host, MiB
 from gpuq.policy import ledger
-from tests.policy.build import HOST, SETTINGS, Card, mine, reading, readings, stranger
+from tests.policy.build import HOST, SETTINGS, Card, make_gpu, mine, reading, readings, stranger
 
 MARGIN = SETTINGS.margin
 
@@ -203,3 +204,25 @@ def test_headroom_is_never_more_than_the_formula_allows(
         assert gpu.headroom <= 24 * GiB - MARGIN - used
     with_more = gpu.with_claim(claim(9, GiB))
     assert with_more.headroom <= gpu.headroom
+
+
+#: All that a GPU's state knows besides its fields.
+FOLLOWING = [
+    name for name in dir(ledger.GpuState) if isinstance(getattr(ledger.GpuState, name), cached_property | property)
+]
+
+
+@given(
+    before=st.lists(st.builds(claim, st.integers(1, 3), st.sampled_from([None, GiB, 9 * GiB])), max_size=3),
+    more=st.builds(claim, st.integers(4, 5), st.sampled_from([None, GiB, 20 * GiB])),
+    foreign=st.sampled_from([0, 3 * GiB]),
+)
+def test_a_state_with_other_claims_is_as_if_made_anew(before: list[Claim], more: Claim, foreign: int) -> None:
+    gpu = make_gpu(claims=tuple(before), foreign=foreign, foreign_besides=foreign, used=foreign)
+    for name in FOLLOWING:
+        getattr(gpu, name)
+    claimed, freed = gpu.with_claim(more), gpu.without(1)
+    anew = (replace(gpu, claims=(*before, more)), replace(gpu, claims=tuple(c for c in before if c.job_id != 1)))
+    assert (claimed, freed) == anew
+    for made, other in zip((claimed, freed), anew, strict=True):
+        assert {name: getattr(made, name) for name in FOLLOWING} == {name: getattr(other, name) for name in FOLLOWING}
