@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from math import inf
 
-from gpuq.model import DEFAULT_QUEUE, Claim, Host, Reason, Request
+from gpuq.model import DEFAULT_QUEUE, Claim, Host, Queue, Reason, Request
 from gpuq.policy.explain import Verdict
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.placing import choose, fits, permitted
@@ -104,18 +104,47 @@ class Books:
 class Held:
     """A reservation while a plan is made, with what will be free at its time."""
 
-    def __init__(self, reservation: Reservation, then: Iterable[GpuState], books: Books) -> None:
-        """`then` are the GPUs that the job may have, as they will be."""
+    def __init__(
+        self,
+        reservation: Reservation,
+        then: Iterable[GpuState],
+        books: Books,
+        queue: Queue,
+        others: Iterable[Held] = (),
+    ) -> None:
+        """`then` are the GPUs that the job may have, as they will be; `others` have been made before."""
         self.reservation = reservation
         self._request = request = reservation.key.request
         self._then = {gpu.uuid: gpu for gpu in then}
         #: those of them on which its share has room
         self._fit = {uuid for uuid, gpu in self._then.items() if fits(request, gpu)}
-        still = [one for one in books.ongoing.values() if one.ends > reservation.at or one.ends == inf]
-        self._cpus_used = sum(one.cpus for one in still)
-        self._ram_used = sum(one.ram for one in still)
-        if reservation.at == inf and not enough(request, books.host, self._cpus_used, self._ram_used):
-            self._cpus_used, self._ram_used = books.host.cpus, books.host.ram  # nothing more of what it is short of
+        self._queue = queue
+        self._cpus_used = self._ram_used = 0
+        #: who shares the limits of its queue and its array with it
+        self._jobs = self._gpus = self._members = 0
+        for one in books.ongoing.values():
+            if one.ends > reservation.at or one.ends == inf:
+                self._count(one.cpus, one.ram, one.queue, one.gpus, one.array_id)
+        for other in others:
+            self._count_reserved(other)
+
+    def _count(self, cpus: int, ram: int, queue: str, gpus: int, array_id: int | None) -> None:
+        """Of a job that is there at the time."""
+        own = self.reservation.key
+        self._cpus_used += cpus
+        self._ram_used += ram
+        if queue == own.queue:
+            self._jobs += 1
+            self._gpus += gpus
+        if own.array is not None and array_id == own.array[0]:
+            self._members += 1
+
+    def _count_reserved(self, other: Held) -> None:
+        """Another reservation, if that is as early."""
+        key = other.reservation.key
+        if other.reservation.at <= self.reservation.at:
+            array_id = key.array[0] if key.array else None
+            self._count(key.request.cpus, key.request.ram, key.queue, key.request.gpus, array_id)
 
     @property
     def spare(self) -> int:
@@ -134,11 +163,26 @@ class Held:
         claim = Claim(0, 0, uuid, request.vram)
         return uuid in self._fit and not fits(self._request, self._then[uuid].with_claim(claim))
 
-    def leaves_enough(self, request: Request, host: Host) -> bool:
-        """Whether CPUs and host memory are enough for both."""
-        own = self._request
-        cpus = not (own.cpus and request.cpus) or self._cpus_used + request.cpus + own.cpus <= host.cpus
-        return cpus and (not (own.ram and request.ram) or self._ram_used + request.ram + own.ram <= host.ram)
+    def leaves_enough(self, key: GroupKey, host: Host) -> bool:
+        """Whether CPUs, host memory, and the limits of queue and array are enough for both."""
+        own, request = self._request, key.request
+        if own.cpus and request.cpus and self._cpus_used + request.cpus + own.cpus > host.cpus:
+            return False
+        if own.ram and request.ram and self._ram_used + request.ram + own.ram > host.ram:
+            return False
+        array = self.reservation.key.array
+        if array is not None and key.array is not None and array[0] == key.array[0] and self._members + 2 > array[1]:
+            return False
+        if key.queue != self.reservation.key.queue:
+            return True
+        most = self._queue.max_jobs
+        return (most is None or self._jobs + 2 <= most) and request.gpus <= self.gpus_left(key.queue)
+
+    def gpus_left(self, queue: str) -> float:
+        """How many GPUs another job of that queue may have beside this one."""
+        if queue != self.reservation.key.queue or self._queue.max_gpus is None:
+            return inf
+        return self._queue.max_gpus - self._gpus - self._request.gpus
 
     @property
     def would_be_delayed(self) -> Verdict:
@@ -148,12 +192,12 @@ class Held:
         reserved = f"{places} {'is' if len(gpus) == 1 else 'are'} reserved" if places else "CPUs or memory are reserved"
         return Verdict(Reason.RESERVATION, f"fits now, and would delay job {job_id}, for which {reserved}")
 
-    def book(self, request: Request, chosen: Collection[str], ends: float) -> None:
+    def book(self, key: GroupKey, chosen: Collection[str], ends: float) -> None:
         """A job has started, and is still there at the time of the reservation unless it ends before."""
         if self.over_by(ends):
             return
-        self._cpus_used += request.cpus
-        self._ram_used += request.ram
+        request = key.request
+        self._count(request.cpus, request.ram, key.queue, len(chosen), key.array[0] if key.array else None)
         for uuid in self._then.keys() & set(chosen):
             self._then[uuid] = self._then[uuid].with_claim(Claim(0, 0, uuid, request.vram))
             if not fits(self._request, self._then[uuid]):
@@ -161,23 +205,35 @@ class Held:
         if self.reservation.at < inf and not self._fit.issuperset(self.reservation.gpus):  # it took one of the spare
             self.reservation = replace(self.reservation, gpus=_chosen(self._request, self._then, self._fit))
 
-    def leave(self, uuids: Collection[str]) -> None:
-        """These are another reservation's."""
-        for uuid in uuids:
+    def make_way(self, other: Held) -> None:
+        """For a reservation that is made after this one."""
+        self._count_reserved(other)
+        for uuid in other.reservation.gpus:
             self._then.pop(uuid, None)
             self._fit.discard(uuid)
 
+    @property
+    def needs(self) -> tuple[int, int]:
+        """CPUs and bytes of host memory."""
+        return self._request.cpus, self._request.ram
 
-def reserve(key: GroupKey, job_id: int, books: Books, domain: Sequence[GpuState], *, nameless: bool) -> Held | None:
-    """The reservation of a job that cannot start now, on GPUs of the domain, as they are now.
 
-    Where the ends that are known do not make room for it, it names GPUs, unless `nameless`: then there is none.
+def reserve(
+    key: GroupKey, job_id: int, books: Books, domain: Sequence[GpuState], queue: Queue, others: Sequence[Held]
+) -> Held | None:
+    """The reservation of a job that cannot start now, on GPUs of the domain, as they are now, beside the others.
+
+    Where the ends that are known do not make room for it, it names GPUs, and has no time. None where nothing that is
+    ours stands in its way, or it would be too much for the host alone.
     """
     request = key.request
+    if not enough(request, books.host, 0, 0):
+        return None
     then = {gpu.uuid: gpu for gpu in domain}
     fitting = {uuid for uuid, gpu in then.items() if fits(request, gpu)}
     holders = _holders(domain)
-    cpus, ram = books.cpus_used, books.ram_used
+    cpus = books.cpus_used + sum(other.needs[0] for other in others)
+    ram = books.ram_used + sum(other.needs[1] for other in others)
     ends = sorted((one for one in books.ongoing.values() if one.ends < inf), key=lambda one: one.ends)
     for at, together in groupby(ends, key=lambda one: max(one.ends, books.now)):
         for one in together:
@@ -187,9 +243,10 @@ def reserve(key: GroupKey, job_id: int, books: Books, domain: Sequence[GpuState]
                 if fits(request, then[uuid]):
                     fitting.add(uuid)
         if len(fitting) >= request.gpus and enough(request, books.host, cpus, ram):
-            return Held(Reservation(job_id, key, at, _chosen(request, then, fitting)), then.values(), books)
-    named = None if nameless else _named(request, then, fitting)
-    return None if named is None else Held(Reservation(job_id, key, inf, named), then.values(), books)
+            reservation = Reservation(job_id, key, at, _chosen(request, then, fitting))
+            return Held(reservation, then.values(), books, queue, others)
+    named = _named(request, then, fitting)
+    return None if named is None else Held(Reservation(job_id, key, inf, named), then.values(), books, queue, others)
 
 
 def _chosen(request: Request, then: Mapping[str, GpuState], fitting: Collection[str]) -> tuple[str, ...]:

@@ -184,7 +184,7 @@ class _Planner:
         for number, (key, line) in enumerate(self._snapshot.groups.items()):
             if self._with_gpus or not key.request.gpus:
                 self._put(key, number, line.first)
-        kept = self._put_holders_first()
+        kept = self._put_holders_first() if self._snapshot.policy.order is Order.EASY else []
         heapq.heapify(self._order)
         while self._order:
             _, _, number, key, job_id = heapq.heappop(self._order)
@@ -214,13 +214,30 @@ class _Planner:
                 continue
             if key.request.gpus and not self._with_gpus:
                 kept.append(reservation)
-                self._held.append(Held(reservation, (), self._books))
+                self._held.append(Held(reservation, (), self._books, self._queue(key), self._held))
                 continue
             own = snapshot.priority(key)
             first = min(entry[0] for entry in self._order if entry[2] >= 0 and snapshot.priority(entry[3]) <= own)
-            self._apart.add(job_id)
-            self._order.append((first, -1, number, key, job_id))
+            if not self._overtaken(key, job_id, first):
+                self._apart.add(job_id)
+                self._order.append((first, -1, number, key, job_id))
+        self._behind = len(kept)
         return kept
+
+    def _overtaken(self, key: GroupKey, job_id: int, first: float) -> bool:
+        """Whether a job of higher priority comes between this one and the first that it would go ahead of.
+
+        Without ageing none does: all of higher priority are ahead of that.
+        """
+        snapshot, ageing = self._snapshot, self._snapshot.policy.ageing
+        if not ageing:
+            return False
+        own, (rank, _) = snapshot.priority(key), snapshot.rank(key, job_id)
+        higher = ((snapshot.priority(other) * ageing, line) for other, line in snapshot.groups.items())
+        return any(
+            worth > own * ageing and line.older(rank + worth, job_id) > line.older(first + worth, 0)
+            for worth, line in higher
+        )
 
     def _look_at(self, key: GroupKey, job_id: int) -> int | None:
         """Start the job if it can; after which job its group goes on, None where it does not."""
@@ -257,50 +274,58 @@ class _Planner:
         queue = snapshot.queues.get(key.queue)
         return None if queue is None else _queue_gate(queue, key.request, *books.queues.get(key.queue, (0, 0)))
 
-    def _subset(self, key: GroupKey) -> frozenset[str] | None:
-        return self._snapshot.queues.get(key.queue, PLAIN).gpus
+    def _queue(self, key: GroupKey) -> Queue:
+        return self._snapshot.queues.get(key.queue, PLAIN)
 
     def _room(self, key: GroupKey, job_id: int) -> tuple[str, ...] | Verdict:
         """GPUs for a job now, or why there are none."""
         books, request = self._books, key.request
-        mine = permitted(request, books.gpus, self._subset(key)) if request.gpus else ()
+        mine = permitted(request, books.gpus, self._queue(key).gpus) if request.gpus else ()
         fitting = [gpu for gpu in mine if fits(request, gpu)]
         if len(fitting) < request.gpus or not enough(request, books.host, books.cpus_used, books.ram_used):
             used = (books.cpus_used, books.ram_used)
             return why_not(request, mine, len(fitting), books.host, *used, self._snapshot.gpu_fault)
-        if not self._held:
-            return choose(request, fitting) or ()
         ends = self._snapshot.ends(key, job_id)
         delayed = [held for held in self._held if not held.over_by(ends)]
-        return _beside(request, fitting, delayed, books.host) if delayed else choose(request, fitting) or ()
+        if request.most:
+            request = self._within_limits(key, delayed)
+        return _beside(key, request, fitting, delayed, books.host) if delayed else choose(request, fitting) or ()
+
+    def _within_limits(self, key: GroupKey, delayed: Sequence[Held]) -> Request:
+        """A range of GPUs no wider than what its queue may have, now, and beside these reservations."""
+        left = [held.gpus_left(key.queue) for held in delayed]
+        if (most := self._queue(key).max_gpus) is not None:
+            left.append(most - self._books.queues.get(key.queue, (0, 0))[1])
+        return replace(key.request, most=int(min(key.request.most, *left)))
 
     def _start(self, key: GroupKey, job_id: int, chosen: tuple[str, ...]) -> None:
         ends = self._snapshot.ends(key, job_id)
         self._starts.append(Start(job_id, key, chosen))
         self._books.start(begun(self._snapshot, key, job_id, len(chosen)), key.request.vram, chosen)
         for held in self._held:
-            held.book(key.request, chosen, ends)
+            held.book(key, chosen, ends)
 
     def _cannot_start(self, key: GroupKey, job_id: int) -> None:
         """The job would start if others had ended: what that means for those behind it, and for those who run."""
         policy = self._snapshot.policy
         if policy.order is Order.FIT_FIRST or self._behind >= policy.reservations:
             return
-        self._behind += 1
-        if not key.request.gpus and any(not held.reservation.key.request.gpus for held in self._held):
-            return  # all that it could have is reserved
-        domain = domain_of(key, self._books, self._subset(key), self._held) if key.request.gpus else []
-        waited = self._snapshot.now - self._snapshot.groups[key].since(job_id)
-        nameless = waited < policy.reserve_after
-        held = reserve(key, job_id, self._books, domain, nameless=nameless)
+        domain = domain_of(key, self._books, self._queue(key).gpus, self._held) if key.request.gpus else []
+        held = reserve(key, job_id, self._books, domain, self._queue(key), self._held)
         if self._preempt(key, job_id, domain, inf if held is None else held.reservation.at):
-            held = reserve(key, job_id, self._books, domain, nameless=nameless)
+            held = reserve(key, job_id, self._books, domain, self._queue(key), self._held)
         if policy.order is Order.FIFO:
             self._first = job_id
-        elif held is not None:
-            for other in self._held:
-                other.leave(held.reservation.gpus)
-            self._held.append(held)
+            return
+        if held is None and not self._held:
+            return  # whatever of ours ends, it cannot start: it is no reason to let those behind it be passed for ever
+        self._behind += 1
+        waited = self._snapshot.now - self._snapshot.groups[key].since(job_id)
+        if held is None or (held.reservation.at == inf and waited < policy.reserve_after):
+            return
+        for other in self._held:
+            other.make_way(held)
+        self._held.append(held)
 
     def _preempt(self, key: GroupKey, job_id: int, domain: Sequence[GpuState], otherwise: float) -> bool:
         """Have running jobs give way to this one, if it could then start before the time when it could `otherwise`."""
@@ -334,11 +359,14 @@ def _queue_gate(queue: Queue, request: Request, jobs: int, gpus: int) -> Verdict
 
 
 def _beside(
-    request: Request, fitting: Sequence[GpuState], held: Sequence[Held], host: Host
+    key: GroupKey, request: Request, fitting: Sequence[GpuState], held: Sequence[Held], host: Host
 ) -> tuple[str, ...] | Verdict:
-    """GPUs for a job that runs on beyond these reservations, such that none is delayed; or which one would be."""
+    """GPUs for a job that runs on beyond these reservations, such that none is delayed; or which one would be.
+
+    `request` is the job's, its range of GPUs cut down to what limits allow.
+    """
     for one in held:
-        if not one.leaves_enough(request, host):
+        if not one.leaves_enough(key, host):
             return one.would_be_delayed
     harmed = {gpu.uuid: [n for n, one in enumerate(held) if one.harms(request, gpu)] for gpu in fitting}
     taken = [gpu for gpu in fitting if not harmed[gpu.uuid]]
