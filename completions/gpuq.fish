@@ -91,7 +91,7 @@ complete -c gpuq -n '__gpuq_options submit' -s c -l cpus -d 'CPUs; 1 for a CPU j
 complete -c gpuq -n '__gpuq_options submit' -l ram -d 'Host memory to reserve (16GiB)' -x
 complete -c gpuq -n '__gpuq_options submit' -s t -l time -d 'Time limit: 90s, 30m, 2h, 1d or H:MM:SS' -x
 complete -c gpuq -n '__gpuq_options submit' -s p -l priority -d 'Larger starts first: -1000 to 1000' -x
-complete -c gpuq -n '__gpuq_options submit' -s d -l after -d 'Start after that job ended; ok if not said. 12-20 is each of those, as of an array. Repeat, or separate by commas' -x -a '(__gpuq_after)'
+complete -c gpuq -n '__gpuq_options submit' -s d -l after -d 'Start after that job succeeded, ended, failed or started; ok if not said. 12-20, array:12, tag=NAME: after each of those. each:12, in an array: after the member of that one with the same index. \'ok:1|failed:2\' is one of them. Repeat, or separate by commas, for all of several' -x -a '(__gpuq_after)'
 complete -c gpuq -n '__gpuq_options submit' -s b -l begin -d 'Not before: now+1h, 2h, 16:00 or 2026-11-23T08:00' -x
 complete -c gpuq -n '__gpuq_options submit' -s H -l hold -d 'Wait for `gpuq release`'
 complete -c gpuq -n '__gpuq_options submit' -l tag -d 'A label to choose jobs by; repeat for several' -x
@@ -116,7 +116,7 @@ complete -c gpuq -n '__gpuq_options run' -s c -l cpus -d 'CPUs; 1 for a CPU job 
 complete -c gpuq -n '__gpuq_options run' -l ram -d 'Host memory to reserve (16GiB)' -x
 complete -c gpuq -n '__gpuq_options run' -s t -l time -d 'Time limit: 90s, 30m, 2h, 1d or H:MM:SS' -x
 complete -c gpuq -n '__gpuq_options run' -s p -l priority -d 'Larger starts first: -1000 to 1000' -x
-complete -c gpuq -n '__gpuq_options run' -s d -l after -d 'Start after that job ended; ok if not said. 12-20 is each of those, as of an array. Repeat, or separate by commas' -x -a '(__gpuq_after)'
+complete -c gpuq -n '__gpuq_options run' -s d -l after -d 'Start after that job succeeded, ended, failed or started; ok if not said. 12-20, array:12, tag=NAME: after each of those. each:12, in an array: after the member of that one with the same index. \'ok:1|failed:2\' is one of them. Repeat, or separate by commas, for all of several' -x -a '(__gpuq_after)'
 complete -c gpuq -n '__gpuq_options run' -s b -l begin -d 'Not before: now+1h, 2h, 16:00 or 2026-11-23T08:00' -x
 complete -c gpuq -n '__gpuq_options run' -s H -l hold -d 'Wait for `gpuq release`'
 complete -c gpuq -n '__gpuq_options run' -l tag -d 'A label to choose jobs by; repeat for several' -x

@@ -95,9 +95,14 @@ class Failure(StrEnum):
 class Condition(StrEnum):
     """What a dependency asks of the job it names."""
 
+    #: that it succeeded
     OK = "ok"
+    #: that it ended, however
     ANY = "any"
+    #: that it failed
     FAILED = "failed"
+    #: that an attempt of it has started, whatever becomes of that
+    STARTED = "started"
 
 
 class Ending(StrEnum):
@@ -115,6 +120,16 @@ class Dependency:
 
     def __str__(self) -> str:
         return f"{self.condition}:{self.job_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """What a job waits for holds when one of its alternatives does. A job waits for all of its clauses."""
+
+    alternatives: tuple[Dependency, ...]
+
+    def __str__(self) -> str:
+        return "|".join(map(str, self.alternatives))
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +227,7 @@ class Job:
     preemptible: bool = False
     time_limit: float | None = None
     begin_at: float | None = None
-    after: tuple[Dependency, ...] = ()
+    after: tuple[Clause, ...] = ()
     tags: tuple[str, ...] = ()
     array: ArrayPlace | None = None
     umask: int = 0o077

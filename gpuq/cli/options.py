@@ -51,9 +51,10 @@ After = Annotated[
     typer.Option(
         "--after",
         "-d",
-        metavar="[ok|any|failed:]ID",
-        help="Start after that job ended; ok if not said. 12-20 is each of those, as of an array. Repeat, or separate "
-        "by commas.",
+        metavar="[ok|any|failed|started:]ID",
+        help="Start after that job succeeded, ended, failed or started; ok if not said. 12-20, array:12, tag=NAME: "
+        "after each of those. each:12, in an array: after the member of that one with the same index. 'ok:1|failed:2' "
+        "is one of them. Repeat, or separate by commas, for all of several.",
         show_default=False,
     ),
 ]
@@ -172,7 +173,7 @@ def make_template(options: Resources, now: float) -> dict[str, Any]:
         "begin_at": parse.parse_begin(options.begin, now) if options.begin is not None else None,
         "hold": options.hold,
         "tags": _tags(options.tags),
-        "after": _resolve_last(parse.parse_after(options.after)),
+        "after": parse.parse_after(options.after, _last_job),
         "cwd": _folder(options.cwd),
         "output": _short(options.output, "--output", MAX_TEXT),
         "early_signal": options.signal,
@@ -283,16 +284,14 @@ def _folder(cwd: str | None) -> str:
     return str(path.resolve())
 
 
-def _resolve_last(after: list[str]) -> list[str]:
+def _last_job() -> int:
     """Ask which job `@last` is; only when it is used."""
-    if not any(word.endswith(":@last") for word in after):
-        return after
     from gpuq.cli.pages import Jobs
 
     last = next(iter(Jobs(Selection(last=True), everything=True, limit=1)), None)
     if last is None:
         raise NoSuchJob("--after @last: there is no job yet")
-    return [word.replace("@last", str(last["id"])) for word in after]
+    return int(last["id"])
 
 
 def _umask() -> int:

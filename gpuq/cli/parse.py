@@ -1,8 +1,9 @@
 """Reads the values of `submit`'s options that are more than a size or a time. Pure but for the clock passed in."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 
+from gpuq import after
 from gpuq.errors import UsageError
 from gpuq.protocol import MAX_AFTER, MAX_JOBS
 from gpuq.units import MAX_TIME, parse_duration
@@ -122,39 +123,25 @@ def parse_past(text: str, now: float, option: str) -> float:
         ) from None
 
 
-def parse_after(values: Iterable[str]) -> list[str]:
-    """Conditions as the protocol takes them: `ok:1` to `ok:3` from `ok:1-3`; `ok:@last` is still to be resolved.
+def parse_after(values: Iterable[str], last: Callable[[], int]) -> list[str]:
+    """Clauses as the protocol takes them: `ok:1` to `ok:3` from `ok:1-3`; `last` is asked which job `@last` is.
 
     Raises UsageError.
     """
     found: dict[str, None] = {}
-    for value in values:
-        for word in value.split(","):
-            condition, colon, jobs = word.strip().rpartition(":")
-            if (colon and condition not in ("ok", "any", "failed")) or not jobs:
-                raise _no_dependency(value)
-            ids = ["@last"] if jobs == "@last" else _after_range(jobs, value)
-            found.update(dict.fromkeys(f"{condition or 'ok'}:{job}" for job in ids))
-            if len(found) > MAX_AFTER:
-                raise UsageError(f"--after {value!r}: a job waits for {MAX_AFTER:,} others at most")
+    for text in after.split(values):
+        clause = [
+            one._replace(first=last(), last=last()) if one.first == after.LAST else one
+            for one in after.parse_clause(text)
+        ]
+        if len(clause) == 1 and clause[0].kind == "job":
+            one = clause[0]
+            found.update(dict.fromkeys(f"{one.condition}:{job}" for job in range(one.first, one.last + 1)))
+        else:
+            found[after.written(clause)] = None
+        if len(found) > MAX_AFTER:
+            raise UsageError(f"--after {text!r}: {after.too_many()}")
     return list(found)
-
-
-def _after_range(word: str, value: str) -> range:
-    """The ids of `12` or `12-20`."""
-    first, dash, last = word.partition("-")
-    if not all(n.isascii() and n.isdigit() and len(n) <= 18 for n in (first, last if dash else first)):
-        raise _no_dependency(value)
-    low, high = int(first), int(last) if dash else int(first)
-    if high < low:
-        raise UsageError(f"--after {value!r}: the range {word!r} is upside down: write {high}-{low}")
-    return range(low, min(high, low + MAX_AFTER) + 1)
-
-
-def _no_dependency(value: str) -> UsageError:
-    return UsageError(
-        f"--after {value!r} is not a dependency: write ok:12, any:12, failed:12, 12 for ok:12, or ok:12-20 for each"
-    )
 
 
 def parse_env(values: Iterable[str]) -> dict[str, str]:

@@ -1,25 +1,27 @@
-"""What the end of jobs means for those that wait on them: they become ready, or are skipped, and so on with these.
+"""What the start and the end of jobs mean for those that wait on them: they become ready, or are skipped, and so on.
 
-However many they are, one transaction sees to a bounded part of them. The first part is in that of the end itself, so
-that a few are told of with it; the others follow, and other requests are served in between. What is left stands in
-the database (`store/dependents.py`), so that the next daemon goes on where this one died.
+However many they are, one transaction sees to a bounded part of them. The first part is in that of the start or end
+itself, so that a few are told of with it; the others follow, and other requests are served in between. What is left
+stands in the database (`store/dependents.py`), so that the next daemon goes on where this one died.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gpuq.daemon import decisions
 from gpuq.daemon.hub import let_others
 from gpuq.errors import StoreError
 from gpuq.events import Event, Kind
-from gpuq.model import Condition, State
-from gpuq.policy.lifecycle import DependencyBroken, advance, dependency
+from gpuq.model import State
+from gpuq.policy.dependencies import DependencyBroken, Standing, holds
+from gpuq.policy.lifecycle import advance
 from gpuq.policy.waiting import Waiting
 from gpuq.store import dependents
+from gpuq.store.dependents import Alternative
 from gpuq.store.store import Store
 
 log = logging.getLogger("gpuq.cascade")
@@ -34,12 +36,15 @@ RETRY = 5.0
 class Told:
     """What one transaction has come to, for memory."""
 
-    #: ended jobs whose dependents were not all seen to: how they ended, and after which row to go on
-    left: dict[int, tuple[State, int]]
+    #: jobs whose dependents were not all seen to: how they stand, and after which row to go on
+    left: dict[int, tuple[Standing, int]]
     #: jobs with an open dependency less
     freed: set[int] = field(default_factory=set)
     #: what happened to jobs that can never start, each with those to which it did
     skipped: list[tuple[Event, list[int]]] = field(default_factory=list)
+
+    #: jobs on whose start others may have waited
+    started: list[int] = field(default_factory=list)
 
     @property
     def changed(self) -> set[int]:
@@ -49,39 +54,51 @@ class Told:
 class Cascade:
     def __init__(self, store: Store, waiting: Waiting) -> None:
         self._store, self._waiting = store, waiting
-        self.left: dict[int, tuple[State, int]] = {}
+        self.left: dict[int, tuple[Standing, int]] = {}
 
     def load(self) -> None:
         """What an earlier daemon did not come to."""
-        self.left = {job_id: (state, 0) for job_id, state in dependents.left(self._store).items()}
+        self.left = {job_id: (standing, 0) for job_id, standing in dependents.left(self._store).items()}
 
-    def tell(self, ended: Iterable[tuple[int, State]], now: float) -> Told:
+    def awaited(self, ids: Sequence[int], state: State) -> dict[int, Standing]:
+        """Those of the jobs, which have come to this state, on which others wait."""
+        return {job_id: Standing(state, started) for job_id, started in dependents.awaited(self._store, ids).items()}
+
+    def add(self, decided: Mapping[int, Standing]) -> None:
+        """What became of these jobs is not told yet to some that wait on them."""
+        self.left |= {job_id: (standing, 0) for job_id, standing in decided.items() if job_id not in self.left}
+
+    def tell(self, ended: Mapping[int, Standing], started: Sequence[int], now: float) -> Told:
         """See to dependents of these jobs, and of earlier ones, the latest first. In a transaction."""
-        told = Told({**self.left, **{job_id: (state, 0) for job_id, state in ended}})
+        told = Told({**self.left, **{job_id: (standing, 0) for job_id, standing in ended.items()}})
+        told.started = dependents.starts_awaited(self._store, started)
+        for job_id in told.started:
+            told.left.setdefault(job_id, (Standing(State.RUNNING, True), 0))  # an end tells those as well
         room = MOST
         while told.left and room > 0:
-            job_id, (state, after) = told.left.popitem()
-            page = dependents.page(self._store, job_id, after, room)
+            job_id, (standing, after) = told.left.popitem()
+            page = dependents.page(self._store, job_id, standing, after, room)
             if page.after is not None:
-                told.left[job_id] = (state, page.after)
-            room -= max(len(page.rows), GROUP if page.rows else 1)
-            dependents.close(self._store, page.rows)
-            if page.waiting:
-                self._tell(job_id, state, page.waiting, told, now)
+                told.left[job_id] = (standing, page.after)
+            if page.found:
+                room -= max(len(page.found), GROUP * self._tell(standing, page.found, told, now))
         return told
 
-    def _tell(self, ended_id: int, state: State, waiting: list[tuple[int, Condition]], told: Told, now: float) -> None:
-        skipped: set[int] = set()
-        for condition in sorted({condition for _, condition in waiting}):
-            if dependency(condition, state) is False:
-                ids = sorted({n for n, wanted in waiting if wanted is condition} - skipped)
-                if ids:
-                    self._skip(ids, DependencyBroken(ended_id, condition, state), told, now)
-                skipped.update(ids)
-        freed = sorted({n for n, _ in waiting} - skipped)
+    def _tell(self, standing: Standing, found: Sequence[Alternative], told: Told, now: float) -> int:
+        """Write what becomes of a page of dependents; into how many parts, at least one, they were put for that."""
+        held = [one for one in found if holds(one.condition, standing)]
+        lost = [one for one in found if not holds(one.condition, standing)]
+        dependents.close_clauses(self._store, [one.row for one in held])
+        dependents.close(self._store, [one.row for one in lost])
+        suspects = {(one.job_id, one.clause) for one in lost if one.waits} - {(one.job_id, one.clause) for one in held}
+        broken = dependents.broken(self._store, suspects) if suspects else {}
+        for fact, ids in broken.items():
+            self._skip(ids, fact, told, now)
+        freed = sorted({one.job_id for one in found if one.waits}.difference(*broken.values()))
         if freed:
             dependents.add_ready(self._store, freed, Event(now, Kind.READY))
         told.freed.update(freed)
+        return max(1, len(broken))
 
     def _skip(self, ids: list[int], fact: DependencyBroken, told: Told, now: float) -> None:
         """Write that these jobs, which wait, can never start."""
@@ -91,11 +108,13 @@ class Cascade:
         self._store.change_alike(ids, sample, step.job, step.event)
         told.skipped.append((step.event, ids))
         told.freed.difference_update(ids)
-        told.left |= dict.fromkeys(self._store.awaited(ids), (step.job.state, 0))
+        told.left |= {job_id: (standing, 0) for job_id, standing in self.awaited(ids, step.job.state).items()}
 
     def keep(self, told: Told, now: float) -> None:
         """It is committed: bring memory to what the store holds."""
         self.left = told.left
+        if self._store.awaited_starts is not None:
+            self._store.awaited_starts.difference_update(told.started)
         for event, ids in told.skipped:
             decisions.happened_alike(event, ids)
             self._waiting.remove_all(ids)

@@ -41,6 +41,7 @@ from gpuq.model import (
     State,
 )
 from gpuq.policy import ledger, placing, retry
+from gpuq.policy.dependencies import Standing, listed
 from gpuq.policy.explain import Verdict
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.lifecycle import (
@@ -59,6 +60,7 @@ from gpuq.policy.reserve import Ongoing, Reservation
 from gpuq.policy.retry import GivenUp
 from gpuq.policy.scheduler import PLACEABLE, Policy, Snapshot
 from gpuq.policy.waiting import GroupKey, Waiting
+from gpuq.store import dependents
 from gpuq.store.store import Store, with_outcome
 from gpuq.units import format_duration
 
@@ -181,24 +183,24 @@ class Core:
         now = time.time() if now is None else now
         changed: dict[int, Job] = {}
         events: list[Event] = []
-        ended: list[tuple[int, State]] = []
+        ended: dict[int, Standing] = {}
         alike: Event | None = None
         todo = list(facts)
         with self.store.transaction():
-            self.store.renew_dependencies([job.id for job, fact in todo if isinstance(fact, Retried)])
+            dependents.renew(self.store, [job.id for job, fact in todo if isinstance(fact, Retried)])
             if cancelled:
                 alike = self._cancel_alike(cancelled, now)
-                ended += [(job_id, State.CANCELLED) for job_id in self.store.awaited(cancelled)]
+                ended |= self.cascade.awaited(cancelled, State.CANCELLED)
             for job, fact in todo:
                 step = self._step(changed.get(job.id, job), fact, now)
                 events.append(step.event)
                 changed[job.id] = step.job
                 if step.job.ended:
-                    ended.append((job.id, step.job.state))
+                    ended[job.id] = Standing.of(step.job)
             for new in attempts:
                 self.store.change(new.before, new.started.job, new.started.event)
                 self.store.add_attempt(new.attempt)
-            told = self.cascade.tell(ended, now)
+            told = self.cascade.tell(ended, [new.attempt.job_id for new in attempts], now)
             if meanwhile is not None:
                 meanwhile()
         if alike is not None:
@@ -502,7 +504,7 @@ class Core:
         if blocked is Reason.HELD:
             return Verdict(blocked, f"held; `gpuq release {job.id}` lets it go")
         if blocked is Reason.DEPENDENCY:
-            return Verdict(blocked, "waits for " + ", ".join(map(str, self.store.open_dependencies(job.id))))
+            return Verdict(blocked, "waits for " + listed(self.store.open_clauses(job.id)))
         if blocked is Reason.BEGIN_TIME:
             tried = f": {job.note}" if job.note else ""
             return Verdict(blocked, f"begins in {format_duration((job.begin_at or 0) - time.time())}{tried}")

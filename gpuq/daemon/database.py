@@ -15,9 +15,9 @@ from gpuq.daemon import views
 from gpuq.daemon.asking import Answer, Daemon, Session, check_selection, chosen
 from gpuq.daemon.core import Core
 from gpuq.errors import BadRequest, StoreError, UsageError
-from gpuq.model import ENDED, WAITING, Job
+from gpuq.model import ENDED, Job
 from gpuq.protocol import MAX_ID, Message
-from gpuq.store import backup, recovery, restore, runrecord
+from gpuq.store import backup, dependents, recovery, restore, runrecord
 
 #: Jobs that are removed in one go; others are served between two.
 SLICE = 200
@@ -100,7 +100,7 @@ async def prune(daemon: Daemon, session: Session, message: Message) -> Message:
         some = [job for job in core.store.jobs(found) if job.owner == session.uid]
         sizes = await asyncio.to_thread(_sizes, core.run_root, some)
         ids = [job_id for job_id, held in sizes.items() if held >= (larger or 0)]
-        needed = [] if logs_only else [job_id for job_id in ids if _is_needed(core, job_id)]
+        needed = [] if logs_only else [job_id for job_id in ids if dependents.is_needed(core.store, job_id)]
         kept += needed
         ids = [job_id for job_id in ids if job_id not in needed]
         size += sum(sizes[job_id] for job_id in ids)
@@ -108,11 +108,6 @@ async def prune(daemon: Daemon, session: Session, message: Message) -> Message:
         if message.get("dry_run") is not True:
             await _remove(daemon, ids, logs_only=logs_only)
     return {"done": sorted(done), "kept": sorted(kept), "bytes": size}
-
-
-def _is_needed(core: Core, job_id: int) -> bool:
-    """Whether a job that is still to start waits for this one: those that were cancelled or skipped do not."""
-    return any(core.store.state_of(waiting) in WAITING for waiting, _ in core.store.waiting_on(job_id))
 
 
 async def _remove(daemon: Daemon, ids: list[int], *, logs_only: bool) -> None:
@@ -123,8 +118,13 @@ async def _remove(daemon: Daemon, ids: list[int], *, logs_only: bool) -> None:
     await asyncio.to_thread(_remove_folders, core.run_root, ended, logs_only)
     if not logs_only:
         with core.store.transaction():
-            core.store.prune([n for n in ended if core.store.state_of(n) in ENDED], time.time())
+            core.store.prune([n for n in ended if _may_go(core, n)], time.time())
         core.hub.tell(ended)
+
+
+def _may_go(core: Core, job_id: int) -> bool:
+    """Whether it has still ended, and nobody has come meanwhile that waits for it."""
+    return core.store.state_of(job_id) in ENDED and not dependents.is_needed(core.store, job_id)
 
 
 def _sizes(run_root: Path, jobs: Iterable[Job]) -> dict[int, int]:

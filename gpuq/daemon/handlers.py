@@ -16,6 +16,7 @@ from gpuq.daemon.hub import let_others
 from gpuq.daemon.owners import owner_name
 from gpuq.errors import StoreError
 from gpuq.model import ACTIVE, WAITING, Ending, Job
+from gpuq.policy.dependencies import ended_words
 from gpuq.policy.lifecycle import (
     POSSIBLE,
     Cancelled,
@@ -26,7 +27,6 @@ from gpuq.policy.lifecycle import (
     Resumed,
     Retried,
     Suspended,
-    ended_words,
 )
 from gpuq.protocol import Message
 

@@ -14,7 +14,7 @@ from typing import Any
 from gpuq import protocol
 from gpuq.errors import BadRequest, CannotFit, UsageError
 from gpuq.launch.environment import log_path
-from gpuq.model import ArrayPlace, Condition, Dependency, Driver, EarlySignal, Job, KiB, Request, RetryRule, State
+from gpuq.model import ArrayPlace, Driver, EarlySignal, Job, KiB, Request, RetryRule, State
 from gpuq.policy.retry import parse_rules
 from gpuq.protocol import Message
 from gpuq.store.rows import dump
@@ -136,7 +136,10 @@ def check_array(value: object) -> tuple[tuple[int, ...], int]:
 
 
 def check_template(t: Mapping[str, Any], owner: int, driver: Driver | None, gpu_count: int, now: float) -> Job:
-    """The job that all of the submission are like. `driver` is None while the GPUs are not known yet."""
+    """The job that all of the submission are like, but for what they wait for: see `depending`.
+
+    `driver` is None while the GPUs are not known yet.
+    """
     none = driver is Driver.NONE or (driver is Driver.OK and gpu_count == 0)
     vram = _optional(t, "vram", "--vram", 1, MAX_SIZE)
     gpus = _optional(t, "gpus", "--gpus", 0, 1024)
@@ -159,7 +162,6 @@ def check_template(t: Mapping[str, Any], owner: int, driver: Driver | None, gpu_
         priority=_integer(t.get("priority") or 0, "--priority", -protocol.MAX_PRIORITY, protocol.MAX_PRIORITY),
         time_limit=time_limit,
         begin_at=_moment(t.get("begin_at")),
-        after=_after(t.get("after") or []),
         tags=_tags(t.get("tags") or []),
         umask=_integer(t.get("umask", 0o077), "the umask", 0, 0o777),
         limits=_limits(t.get("limits") or []),
@@ -301,22 +303,6 @@ def _folder(value: object) -> str:
     if not stat.S_ISDIR(found.st_mode):
         raise UsageError(f"--cwd {text!r} is not a folder")
     return text
-
-
-def _after(value: object) -> tuple[Dependency, ...]:
-    if not isinstance(value, list) or len(value) > protocol.MAX_AFTER:
-        raise BadRequest(f"after is a list of at most {protocol.MAX_AFTER:,} dependencies")
-    return tuple(dict.fromkeys(_dependency(_text(item, "--after", 100)) for item in value))
-
-
-def _dependency(text: str) -> Dependency:
-    condition, colon, job_id = text.rpartition(":")
-    if not (job_id.isascii() and job_id.isdigit() and len(job_id) <= 18):
-        raise UsageError(f"--after {text!r} names no job: write 12, ok:12, any:12 or failed:12")
-    try:
-        return Dependency(Condition(condition) if colon else Condition.OK, int(job_id))
-    except ValueError:
-        raise UsageError(f"--after {text!r}: {condition!r} is none of ok, any, failed") from None
 
 
 def _limits(value: object) -> tuple[tuple[int, int], ...]:

@@ -7,25 +7,28 @@ served; each part is answered when it is written, so that the client sends no fa
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from gpuq import protocol
-from gpuq.daemon import decisions, views
+from gpuq.daemon import decisions, depending, views
 from gpuq.daemon import submit as submission
 from gpuq.daemon.asking import Daemon, Session
 from gpuq.daemon.core import Core
 from gpuq.daemon.hub import let_others
-from gpuq.errors import BadRequest, CannotFit, DiskFull, NoSuchJob, StoreError
+from gpuq.errors import BadRequest, CannotFit, DiskFull, StoreError
 from gpuq.events import Event, Kind
-from gpuq.model import Dependency, Driver, Job, State
+from gpuq.model import WAITING, Driver, Job, State
+from gpuq.policy.dependencies import Numbered
 from gpuq.policy.explain import impossible
-from gpuq.policy.lifecycle import DependencyBroken, Step, advance, dependency
+from gpuq.policy.lifecycle import Step, advance
 from gpuq.protocol import Message
-from gpuq.store import runrecord
-from gpuq.store.staging import SLICE, Staged, in_slices
+from gpuq.store import dependents, runrecord
+from gpuq.store.staging import SLICE, Needs, Own, Staged, in_slices
 
 log = logging.getLogger("gpuq.submitting")
 
@@ -68,7 +71,8 @@ class Intake:
         #: commands written
         self._taken = 0
         #: what the jobs wait for, and what can hold no more
-        self._unmet: set[Dependency] = set()
+        self._depending = depending.Depending()
+        self._unmet: frozenset[Numbered] = frozenset()
         self._skipped: Step | None = None
 
     async def take(self, commands: list[tuple[str, ...]], *, last: bool) -> bool:
@@ -91,6 +95,9 @@ class Intake:
             if last:
                 await self._finish(self._checked)
         self._taken += len(commands)
+        if last and self._depending.own:
+            with suppress(StoreError):  # it goes on when that can be written
+                await self._daemon.runner.afterwards.done()
         return last
 
     def _refuse_false_count(self, coming: int, *, last: bool) -> None:
@@ -109,9 +116,13 @@ class Intake:
             await self._daemon.runner.gpus.known(FIRST_READING)
         self._ids = core.store.submission(self._key)
         job = _template(core, self._session, template)
+        clauses = depending.check(template.get("after") or [])
         self._checked = submission.read_submission(first, count, job)
         if self._ids is not None:
             return
+        self._depending = await depending.resolve(core.store, job.owner, clauses, self._checked.indexes)
+        after = replace(self._checked.template, after=self._depending.common)
+        self._checked = replace(self._checked, template=after)
         problem = _impossible(core, job)
         if problem is not None and job.request.gpus:
             await self._daemon.runner.gpus.fresh()  # a GPU may have come, or come back, since the last reading
@@ -135,7 +146,7 @@ class Intake:
             self._reserve_ids(last)
             own = list(submission.own_values(checked, commands, first))
             core.store.put_environment(template.env_hash, checked.environment)
-            core.store.insert_alike(template, own, self._unmet)
+            core.store.insert_alike(template, own, self._unmet, self._each(template, own))
             core.store.put_submission(self._key, first, last)
             for event in self._events(template):
                 named = event.kind is Kind.SUBMITTED
@@ -157,7 +168,7 @@ class Intake:
         own = submission.own_values(checked, commands, staged.first + self._taken)
         for some in in_slices(own):
             core.reserve.require(beside=ROOM)
-            staged.write(template, some, self._unmet)
+            staged.write(template, some, self._unmet, self._each(template, some))
             if staged.in_log > LOG_BYTES:
                 staged.in_log = 0
                 await asyncio.to_thread(core.store.empty_log)
@@ -231,11 +242,19 @@ class Intake:
 
     def _look_ahead(self, template: Job) -> Job:
         """The jobs as they are now that it is known whether what they depend on can still hold. Raises NoSuchJob."""
-        self._unmet, broken = _dependencies(self._core, template.after)
+        self._unmet, broken = depending.weighed(self._core.store, template.after)
         if broken is not None:
             # what can no longer hold is skipped at once: whether it ended before or after this is a matter of luck
             self._skipped = advance(template, broken, template.submitted_at)
         return self._now(template)
+
+    def _each(self, template: Job, own: Sequence[Own]) -> dict[int, Needs] | None:
+        """What each of these jobs waits for, where that is not the same for all. Raises NoSuchJob."""
+        if not self._depending.own:
+            return None
+        members = [(row[0], row[3] or 0) for row in own]
+        waits = template.state in WAITING
+        return depending.own_needs(self._core.store, self._depending, self._unmet, members, waits=waits)
 
     def _now(self, template: Job) -> Job:
         """The template as its jobs stand: queued, held, or skipped."""
@@ -259,9 +278,24 @@ class Intake:
         core = self._core
         self._ids = first, last
         decisions.submitted(template, first, last)
-        core.waiting.put_all(template, range(first, last + 1), len(self._unmet), time.time())
+        now = time.time()
+        for ids, unmet in self._alike(range(first, last + 1)):
+            core.waiting.put_all(template, ids, unmet, now)
+        if self._depending.own:
+            core.cascade.add(dependents.decided(core.store, first, last))
+            core.on_left()
         core.hub.tell()
         self._daemon.runner.wake()
+
+    def _alike(self, ids: range) -> Iterator[tuple[range, int]]:
+        """The jobs in runs of those that wait for something, and of those that do not."""
+        if not self._depending.own:
+            yield ids, len(self._unmet)
+            return
+        open_ = self._core.store.with_open_dependencies(ids.start, ids.stop - 1)
+        for waits, run in itertools.groupby(ids, lambda job_id: job_id in open_):
+            some = list(run)
+            yield range(some[0], some[-1] + 1), int(waits)
 
     def reply(self) -> Message:
         core, ids = self._core, self._ids
@@ -285,19 +319,3 @@ def _impossible(core: Core, job: Job) -> str | None:
     # what is known of the GPUs of a driver that does not work now is what it told before
     known = core.readings is not None and core.readings.driver is not Driver.BROKEN
     return impossible(job.request, core.host, core.settings, gpus_known=known or bool(core.host.capacities))
-
-
-def _dependencies(core: Core, after: Iterable[Dependency]) -> tuple[set[Dependency], DependencyBroken | None]:
-    """Those that are open, and one that can never hold, if there is one. Raises NoSuchJob."""
-    unmet: set[Dependency] = set()
-    broken: DependencyBroken | None = None
-    for wanted in after:
-        state = core.store.state_of(wanted.job_id)
-        if state is None:
-            raise NoSuchJob(f"--after {wanted}: there is no job {wanted.job_id}")
-        holds = dependency(wanted.condition, state)
-        if holds is False:
-            broken = DependencyBroken(wanted.job_id, wanted.condition, state)
-        elif holds is None:
-            unmet.add(wanted)
-    return (set(), broken) if broken is not None else (unmet, None)

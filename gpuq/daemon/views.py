@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -16,8 +17,9 @@ from gpuq.daemon.owners import owner_name
 from gpuq.daemon.running import Running, over_text
 from gpuq.events import Event, Kind
 from gpuq.launch.environment import log_path
-from gpuq.model import WAITING, Attempt, Claim, Driver, Ending, Job, Reason, State
+from gpuq.model import ENDED, WAITING, Attempt, Claim, Driver, Ending, Job, Reason, State
 from gpuq.policy import scheduler
+from gpuq.policy.dependencies import ended_words
 from gpuq.policy.explain import asked, gpu_verdict, neighbour_lines
 from gpuq.policy.ledger import GpuState
 from gpuq.protocol import Selection
@@ -27,6 +29,8 @@ View = dict[str, Any]
 
 #: Foreign processes of a GPU that `why` names, the largest.
 MOST_STRANGERS = 5
+#: Clauses of what a job waits for that `why` shows.
+MOST_CLAUSES = 20
 
 
 def moment(seconds: float | None) -> str | None:
@@ -269,10 +273,7 @@ def explanation(core: Core, job: Job) -> View:
     if verdict is None or job.state not in WAITING:
         return view
     if verdict.reason is Reason.DEPENDENCY:
-        view["lines"] = [
-            f"{dependency}: job {dependency.job_id} is {core.store.state_of(dependency.job_id)}"
-            for dependency in core.store.open_dependencies(job.id)
-        ]
+        view["lines"] = _awaited(core, job)
     key = core.waiting.key(job.id)
     if key is None:
         return view
@@ -281,6 +282,29 @@ def explanation(core: Core, job: Job) -> View:
     if job.request.gpus:
         view["gpus"] = [{**_numbers(gpu), "verdict": gpu_verdict(job.request, gpu)} for gpu in core.gpu_states()]
     return view
+
+
+def _awaited(core: Core, job: Job) -> list[str]:
+    """Of each clause that does not hold yet, how the job of each alternative stands."""
+    open_ = core.store.open_clauses(job.id)
+    lines = []
+    for number, clause in itertools.islice(open_.items(), MOST_CLAUSES):
+        whole = job.after[number] if number < len(job.after) else clause
+        stands = [
+            f"job {wanted.job_id} {_stands(core.store.state_of(wanted.job_id), wanted in clause.alternatives)}"
+            for wanted in whole.alternatives
+        ]
+        lines.append(f"{whole}: {'; '.join(stands)}")
+    if len(open_) > MOST_CLAUSES:
+        lines.append(f"and {len(open_) - MOST_CLAUSES:,} more")
+    return lines
+
+
+def _stands(state: State | None, still: bool) -> str:
+    """How a job stands for one that waits on it; `still` says that it may yet come to what is waited for."""
+    if state is None:
+        return "is gone"
+    return ended_words(state) if state in ENDED else f"is {state}" if still else f"is {state} again"
 
 
 def _numbers(gpu: GpuState) -> View:

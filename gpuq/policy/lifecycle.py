@@ -11,7 +11,8 @@ from typing import Any
 
 from gpuq.errors import IllegalTransition
 from gpuq.events import Event, Kind
-from gpuq.model import ACTIVE, ENDED, Condition, Ending, Failure, Job, Request, State
+from gpuq.model import ACTIVE, ENDED, Ending, Failure, Job, Request, State
+from gpuq.policy.dependencies import DependencyBroken
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +99,6 @@ class TriedAgain:
     note: str
 
 
-@dataclass(frozen=True, slots=True)
-class DependencyBroken:
-    """A job that it depends on ended otherwise than it must."""
-
-    on: int
-    condition: Condition
-    state: State
-
-
 Fact = (
     Started
     | Ended
@@ -190,8 +182,8 @@ def advance(job: Job, fact: Fact, now: float) -> Step:
             return _step(job, State.QUEUED, Kind.RETRIED, now, {}, **changes, **NOT_ENDED)
         case TriedAgain():
             return _tried_again(job, fact, now)
-        case DependencyBroken(on, condition, state):
-            note = f"depends on {condition}:{on}, which {ended_words(state)}"
+        case DependencyBroken():
+            note = fact.note
             return _step(job, State.SKIPPED, Kind.SKIPPED, now, {"note": note}, ended_at=now, note=note)
 
 
@@ -226,11 +218,6 @@ def _tried_again(job: Job, fact: TriedAgain, now: float) -> Step:
     changes = {"begin_at": fact.not_before, "request": fact.request, "spent": fact.spent, **_NOT_STARTED}
     kind = Kind.PREEMPTED if job.failure is Failure.PREEMPTED else Kind.RETRYING
     return _step(job, State.QUEUED, kind, now, data, **changes, **{**NOT_ENDED, "note": fact.note})
-
-
-def ended_words(state: State) -> str:
-    """How a job in this state ended, as the end of a sentence."""
-    return {State.CANCELLED: "was cancelled", State.SKIPPED: "was skipped"}.get(state, str(state))
 
 
 def _ended(job: Job, fact: Ended, now: float) -> Step:
@@ -288,15 +275,3 @@ def _event(job: Job, kind: Kind, now: float, data: Mapping[str, object]) -> Even
 def _step(job: Job, state: State, kind: Kind, now: float, data: Mapping[str, object], **changes: object) -> Step:
     after = replace(job, state=state, **changes)  # type: ignore[arg-type]
     return Step(after, _event(after, kind, now, data))
-
-
-def dependency(condition: Condition, state: State) -> bool | None:
-    """Whether a dependency on a job in this state holds; None while that is open."""
-    if state is State.SUCCEEDED:
-        return condition is not Condition.FAILED
-    if state is State.FAILED:
-        return condition is not Condition.OK
-    if state in (State.CANCELLED, State.SKIPPED):
-        # it did not fail, it did not run to an end: only `any` is content
-        return condition is Condition.ANY
-    return None

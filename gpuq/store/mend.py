@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gpuq.events import Event, Kind
-from gpuq.model import ACTIVE, WAITING, Attempt, Dependency, Failure, Job, State
-from gpuq.policy.lifecycle import DependencyBroken, advance, dependency
+from gpuq.model import ACTIVE, WAITING, Attempt, Failure, Job, State
+from gpuq.policy.dependencies import Standing, weigh
+from gpuq.policy.lifecycle import advance
 from gpuq.store import runrecord, staging
 from gpuq.store.columns import misfit
 from gpuq.store.migrations import TABLES
@@ -150,19 +151,20 @@ def _make_attempt(store: Store, job: Job, run_root: Path, now: float) -> None:
 def _waiting(store: Store, job: Job, now: float, mended: Mended) -> None:
     """A job that waits: its dependencies as the other jobs stand, and what it needs to run."""
     store.conn.execute("DELETE FROM dependencies WHERE job_id = ?", (job.id,))
-    rows: list[tuple[int, Dependency, bool]] = []
     lost: list[int] = []
-    for wanted in job.after:
-        state = store.state_of(wanted.job_id)
-        holds = None if state is None else dependency(wanted.condition, state)
-        if state is None:
-            lost.append(wanted.job_id)
-        elif holds is False:
-            step = advance(job, DependencyBroken(wanted.job_id, wanted.condition, state), now)
-            store.change(job, step.job, step.event)
-            return
-        rows.append((job.id, wanted, state is None or holds is True))
-    store.add_dependencies(rows)
+
+    def standing(job_id: int) -> Standing | None:
+        found = store.standing(job_id)
+        if found is None:
+            lost.append(job_id)
+        return found
+
+    open_, never = weigh(job.after, standing)
+    if never is not None:
+        step = advance(job, never, now)
+        store.change(job, step.job, step.event)
+        return
+    store.add_dependencies([job.id], job.after, open_)
     if lost:
         _hold(
             store,

@@ -172,6 +172,35 @@ def m010_scheduling(db: Database) -> None:
         db.conn.execute(f"ALTER TABLE jobs ADD COLUMN {column} {kind}")
 
 
+def m011_clauses(db: Database) -> None:
+    """Dependencies with alternatives: a row is one, and those of a job with the same number are a clause.
+
+    Also who waits for a start, and jobs by their tags and groups.
+    """
+    db.conn.execute("DROP INDEX IF EXISTS dependencies_open")
+    db.conn.execute("ALTER TABLE dependencies RENAME TO dependencies_before")
+    db.conn.execute(
+        """CREATE TABLE dependencies (
+            job_id INTEGER,
+            on_id INTEGER,
+            condition TEXT,
+            met INTEGER DEFAULT 0,
+            clause INTEGER DEFAULT 0,
+            PRIMARY KEY (job_id, clause, on_id, condition)
+        )"""
+    )
+    db.conn.execute(
+        """INSERT INTO dependencies (job_id, on_id, condition, met, clause)
+           SELECT job_id, on_id, condition, met, row_number() OVER (PARTITION BY job_id ORDER BY rowid) - 1
+           FROM dependencies_before ORDER BY rowid"""
+    )
+    db.conn.execute("DROP TABLE dependencies_before")
+    db.conn.execute("CREATE INDEX dependencies_open ON dependencies (on_id) WHERE met = 0")
+    db.conn.execute("CREATE INDEX dependencies_started ON dependencies (on_id) WHERE met = 0 AND condition = 'started'")
+    db.conn.execute("CREATE INDEX jobs_tags ON jobs (tags) WHERE tags != '[]'")
+    db.conn.execute("CREATE INDEX jobs_group ON jobs (job_group) WHERE job_group IS NOT NULL")
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_jobs,
     m002_attempts,
@@ -183,6 +212,7 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m008_lists,
     m009_slices,
     m010_scheduling,
+    m011_clauses,
 )
 #: What the newest version has: a start looks for them, and to learn them from the migrations takes a fifth of its time.
 TABLES = frozenset({"jobs", "attempts", "claims", "submissions", "environments", "dependencies", "events"})
@@ -201,6 +231,7 @@ FINGERPRINTS = (
     0xC8D58C33,
     0xBD625667,
     0x9668451C,
+    0x3AF887B3,
 )
 #: A version beyond this is none that a newer gpuq may have reached, but damage.
 SANE_VERSION = 100_000

@@ -6,12 +6,14 @@ index that has their order, and the numbers of jobs by state are counted once an
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from gpuq.events import Event
-from gpuq.model import ENDED, LIVE, Attempt, Claim, Condition, Dependency, Job, State
+from gpuq.model import ENDED, LIVE, Attempt, Claim, Clause, Condition, Dependency, Job, State
+from gpuq.policy.dependencies import Standing
 from gpuq.policy.predict import kind_of
 from gpuq.policy.waiting import Free, GroupKey, Waits, longest_run
 from gpuq.protocol import MAX_ID, Selection
@@ -41,6 +43,8 @@ class Queries:
         self._counted: dict[State, int] = {}
         #: submissions that are being written, whose jobs nobody may see yet
         self.unseen: list[Staged] = []
+        #: all jobs on whose start others wait, and perhaps more; None until that is asked for
+        self.awaited_starts: set[int] | None = None
 
     @property
     def seen(self) -> str:
@@ -72,6 +76,15 @@ class Queries:
             return None
         row = self.conn.execute("SELECT state FROM jobs WHERE id = ?", (job_id,)).fetchone()
         return None if row is None else self._made(f"the state of job {job_id}", lambda: State(row["state"]))
+
+    def standing(self, job_id: int) -> Standing | None:
+        """How a job stands for those that wait on it."""
+        if self.is_unseen(job_id):
+            return None
+        row = self.conn.execute("SELECT state, attempt FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        if row is None:
+            return None
+        return self._made(f"the state of job {job_id}", lambda: Standing(State(row["state"]), row["attempt"] > 0))
 
     def job_of(self, row: Any) -> Job:
         """The job in a row. Raises StoreDamaged for one that makes no sense."""
@@ -337,20 +350,84 @@ class Queries:
         )
         return [(row["job_id"], Condition(row["condition"])) for row in rows if not self.is_unseen(row["job_id"])]
 
-    def awaited(self, ids: Sequence[int]) -> list[int]:
-        """Those of the jobs on which there is an open dependency."""
-        rows = self.conn.execute(
-            """SELECT value FROM json_each(?)
-               WHERE EXISTS (SELECT 1 FROM dependencies WHERE met = 0 AND on_id = value) ORDER BY value""",
-            (dump(ids),),
-        )
-        return [row["value"] for row in rows]
-
     def open_dependencies(self, job_id: int) -> list[Dependency]:
+        """The alternatives that are open, clause by clause."""
+        return [wanted for clause in self.open_clauses(job_id).values() for wanted in clause.alternatives]
+
+    def open_clauses(self, job_id: int) -> dict[int, Clause]:
+        """The clauses that do not hold yet, by their numbers, each with the alternatives that may still hold."""
         rows = self.conn.execute(
-            "SELECT on_id, condition FROM dependencies WHERE job_id = ? AND met = 0 ORDER BY on_id", (job_id,)
+            "SELECT clause, on_id, condition FROM dependencies WHERE job_id = ? AND met = 0 ORDER BY clause, rowid",
+            (job_id,),
         )
-        return [Dependency(Condition(row["condition"]), row["on_id"]) for row in rows]
+        found: dict[int, list[Dependency]] = {}
+        for row in rows:
+            found.setdefault(row["clause"], []).append(Dependency(Condition(row["condition"]), row["on_id"]))
+        return {number: Clause(tuple(alternatives)) for number, alternatives in found.items()}
+
+    # --- jobs that are depended on by what they are of --------------------------------------------
+
+    def array_of(self, job_id: int) -> int | None:
+        """The array that the job is of, 0 for none; None where there is no such job.
+
+        An array goes by the id of its first member, also once that was removed.
+        """
+        row = self.conn.execute(
+            f"SELECT id, array_id FROM jobs WHERE id >= ? AND {self.seen} ORDER BY id LIMIT 1", (job_id,)
+        ).fetchone()
+        if row is None or (row["id"] != job_id and row["array_id"] != job_id):
+            return None
+        return row["array_id"] or 0
+
+    def array_members(self, array_id: int, after: int, most: int) -> list[tuple[int, int]]:
+        """Id and index of the array's members of ids after that one: their ids follow each other."""
+        rows = self.conn.execute(
+            f"SELECT id, array_index, array_id FROM jobs WHERE id > ? AND {self.seen} ORDER BY id LIMIT ?",
+            (after, most),
+        )
+        rows.row_factory = None
+        return [(job_id, index) for job_id, index, array in itertools.takewhile(lambda row: row[2] == array_id, rows)]
+
+    def tagged_jobs(self, tag: str, owner: int, after: str, look: int, most: int) -> tuple[list[int], str | None]:
+        """Up to `most` jobs of the owner's with a tag, and where to go on; None where there are no more.
+
+        As many jobs have the same tags, those are gone through, by an index, and no more than `look` of them at once.
+        """
+        sets = self.conn.execute(
+            """WITH RECURSIVE sets(tags) AS (
+                   SELECT min(tags) FROM jobs WHERE tags != '[]' AND tags > :after
+                   UNION ALL
+                   SELECT (SELECT min(jobs.tags) FROM jobs WHERE jobs.tags != '[]' AND jobs.tags > sets.tags)
+                   FROM sets WHERE sets.tags IS NOT NULL LIMIT :look)
+               SELECT tags, instr(tags, :word) AND EXISTS (SELECT 1 FROM json_each(tags) WHERE value = :tag)
+               FROM sets WHERE tags IS NOT NULL""",
+            {"after": after, "look": look, "word": dump(tag), "tag": tag},
+        )
+        sets.row_factory = None
+        found = sets.fetchall()
+        ids: list[int] = []
+        for tags, fits in found:
+            if fits:
+                rows = self.conn.execute(
+                    f"SELECT id FROM jobs WHERE tags = ? AND tags != '[]' AND owner = ? AND {self.seen} LIMIT ?",
+                    (tags, owner, most - len(ids)),
+                )
+                ids += [row["id"] for row in rows]
+        return ids, found[-1][0] if len(found) == look else None
+
+    def group_jobs(self, group: str, owner: int, most: int) -> list[int]:
+        """Up to `most` jobs of the owner's in a group."""
+        rows = self.conn.execute(
+            f"SELECT id FROM jobs WHERE job_group = ? AND owner = ? AND {self.seen} LIMIT ?", (group, owner, most)
+        )
+        return [row["id"] for row in rows]
+
+    def with_open_dependencies(self, low: int, high: int) -> set[int]:
+        """Those of the jobs from `low` to `high` that have an open dependency."""
+        rows = self.conn.execute(
+            "SELECT DISTINCT job_id FROM dependencies WHERE job_id BETWEEN ? AND ? AND met = 0", (low, high)
+        )
+        return {row["job_id"] for row in rows}
 
     def unmet_counts(self) -> dict[int, int]:
         """Open dependencies by waiting job."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from gpuq.model import (
     ArrayPlace,
     Attempt,
     Claim,
+    Clause,
     Condition,
     Dependency,
     EarlySignal,
@@ -60,7 +61,7 @@ def job_values(job: Job) -> dict[str, Any]:
         "stop_after": job.stop_after,
         "preemptible": int(job.preemptible),
         "time_limit": job.time_limit,
-        "after": dump([str(d) for d in job.after]),
+        "after": after_value(job.after),
         "tags": dump(job.tags),
         "array_id": job.array.array_id if job.array else None,
         "array_index": job.array.index if job.array else None,
@@ -154,7 +155,7 @@ def job_from_row(row: Row) -> Job:
         preemptible=bool(row["preemptible"]),
         time_limit=row["time_limit"],
         begin_at=row["begin_at"],
-        after=_dependencies(row["after"]),
+        after=_clauses(row["after"]),
         tags=_strings(row["tags"]),
         array=array,
         umask=row["umask"],
@@ -228,10 +229,19 @@ def _rules(text: str) -> tuple[RetryRule, ...]:
     )
 
 
+def after_value(after: Iterable[Clause]) -> str:
+    """What a job waits for, as its column has it."""
+    return dump([str(clause) for clause in after])
+
+
 @lru_cache(maxsize=1024)
-def _dependencies(text: str) -> tuple[Dependency, ...]:
-    found = (item.partition(":") for item in json.loads(text))
-    return tuple(Dependency(Condition(condition), int(job_id)) for condition, _, job_id in found)
+def _clauses(text: str) -> tuple[Clause, ...]:
+    return tuple(Clause(tuple(map(_dependency, item.split("|")))) for item in json.loads(text))
+
+
+def _dependency(text: str) -> Dependency:
+    condition, _, job_id = text.partition(":")
+    return Dependency(Condition(condition), int(job_id))
 
 
 def _one(value: object, kind: type[T]) -> T:

@@ -7,7 +7,7 @@ millisecond, and to import sqlite-utils, which the migrations need, took a quart
 from __future__ import annotations
 
 #: The version that the statements make.
-VERSION = 10
+VERSION = 11
 
 STATEMENTS = (
     # AUTOINCREMENT: an id is never used again, not even after the newest is deleted
@@ -66,6 +66,8 @@ STATEMENTS = (
     "CREATE INDEX jobs_live ON jobs (state, priority DESC, id) WHERE ended_at IS NULL",
     "CREATE INDEX jobs_ended ON jobs (state, ended_at, id) WHERE ended_at IS NOT NULL",
     "CREATE INDEX jobs_env ON jobs (env_hash, ended_at)",
+    "CREATE INDEX jobs_tags ON jobs (tags) WHERE tags != '[]'",
+    "CREATE INDEX jobs_group ON jobs (job_group) WHERE job_group IS NOT NULL",
     """CREATE TABLE attempts (
         job_id INTEGER,
         number INTEGER,
@@ -104,9 +106,11 @@ STATEMENTS = (
         on_id INTEGER,
         condition TEXT,
         met INTEGER DEFAULT 0,
-        PRIMARY KEY (job_id, on_id, condition)
+        clause INTEGER DEFAULT 0,
+        PRIMARY KEY (job_id, clause, on_id, condition)
     )""",
     "CREATE INDEX dependencies_open ON dependencies (on_id) WHERE met = 0",
+    "CREATE INDEX dependencies_started ON dependencies (on_id) WHERE met = 0 AND condition = 'started'",
     """CREATE TABLE events (
         id INTEGER PRIMARY KEY,
         at REAL,

@@ -11,13 +11,14 @@ tells that this was submitted, which is written in the commit that shows them (`
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuq.events import Event, Kind
-from gpuq.model import Dependency, Job
+from gpuq.model import Clause, Job
+from gpuq.policy.dependencies import Numbered
 from gpuq.protocol import spans
-from gpuq.store.rows import dump, job_values, live_values
+from gpuq.store.rows import after_value, dump, job_values, live_values
 
 if TYPE_CHECKING:
     from gpuq.store.queries import Queries
@@ -36,28 +37,50 @@ SLICE_BYTES = 256 * 1024
 ROW_BYTES = 600
 
 
+class Needs(NamedTuple):
+    """What a job waits for, and which alternatives of that are open."""
+
+    after: tuple[Clause, ...]
+    open: frozenset[Numbered]
+
+
 def insert_alike(
-    store: Store, template: Job, own: Sequence[Own], unmet: Collection[Dependency], staged: Staged | None = None
+    store: Store,
+    template: Job,
+    own: Sequence[Own],
+    unmet: Collection[Numbered],
+    staged: Staged | None = None,
+    each: Mapping[int, Needs] | None = None,
 ) -> None:
     """Add jobs that are as the template but for their own columns; `unmet` of its dependencies are open.
 
-    In a transaction.
+    With `each`, by id, they wait for different jobs. In a transaction.
     """
-    common = {name: value for name, value in job_values(template).items() if name not in OWN}
+    columns: tuple[str, ...] = OWN
+    rows: Sequence[tuple[object, ...]] = own
+    if each is not None:
+        columns = (*OWN, "after")
+        rows = [(*row, after_value(each[row[0]].after)) for row in own]
+    common = {name: value for name, value in job_values(template).items() if name not in columns}
     if staged is not None:
         common["submission"] = staged.first
     # one statement, for to bind forty values to each row takes three times as long
-    each = [f"json_extract(value, '$[{n}]')" for n in range(len(OWN))] + [f"?{n}" for n in range(2, len(common) + 2)]
+    values = [f"json_extract(value, '$[{n}]')" for n in range(len(columns))]
+    values += [f"?{n}" for n in range(2, len(common) + 2)]
     store.conn.execute(
-        f"INSERT INTO jobs ({','.join((*OWN, *common))}) SELECT {','.join(each)} FROM json_each(?1)",
-        (dump(own), *common.values()),
+        f"INSERT INTO jobs ({','.join((*columns, *common))}) SELECT {','.join(values)} FROM json_each(?1)",
+        (dump(rows), *common.values()),
     )
     if staged is None:
         store.tally({template.state: len(own)})
-    if template.after:
-        store.add_dependencies((row[0], d, d not in unmet) for row in own for d in template.after)
+    if each is not None:
+        for job_id, needs in each.items():
+            store.add_dependencies([job_id], needs.after, needs.open)
+    elif template.after:
+        store.add_dependencies((row[0] for row in own), template.after, unmet)
     if store.changes is not None:
-        store.changes.jobs(common, [dict(zip(OWN, row, strict=True)) for row in own], staged.token if staged else None)
+        listed = [dict(zip(columns, row, strict=True)) for row in rows]
+        store.changes.jobs(common, listed, staged.token if staged else None)
 
 
 def in_slices(own: Iterable[Own]) -> Iterator[list[Own]]:
@@ -105,11 +128,17 @@ class Staged:
             )
         store.unseen.append(self)
 
-    def write(self, template: Job, own: Sequence[Own], unmet: Collection[Dependency]) -> None:
-        """Add jobs, whose ids follow those written before; `unmet` are the dependencies that are open."""
+    def write(
+        self,
+        template: Job,
+        own: Sequence[Own],
+        unmet: Collection[Numbered],
+        each: Mapping[int, Needs] | None = None,
+    ) -> None:
+        """Add jobs, whose ids follow those written before; as `insert_alike`."""
         store = self._store
         with store.unsynced():
-            insert_alike(store, template, own, unmet, self)
+            insert_alike(store, template, own, unmet, self, each)
         self.written += len(own)
         self.in_log += sum([len(row[2]) + ROW_BYTES for row in own])
 
@@ -118,12 +147,13 @@ class Staged:
         end = self.first + self.written
         return [(low, min(low + SLICE, end) - 1) for low in range(self.first, end, SLICE)]
 
-    def meet(self, met: Collection[Dependency], low: int, high: int) -> None:
-        """These dependencies have come true for the jobs from `low` to `high`."""
+    def meet(self, met: Collection[Numbered], low: int, high: int) -> None:
+        """These dependencies are open no more for the jobs from `low` to `high`."""
         with self._store.unsynced():
             self._store.conn.executemany(
-                "UPDATE dependencies SET met = 1 WHERE job_id BETWEEN ? AND ? AND on_id = ? AND condition = ?",
-                ((low, high, d.job_id, d.condition.value) for d in met),
+                """UPDATE dependencies SET met = 1
+                   WHERE job_id BETWEEN ? AND ? AND clause = ? AND on_id = ? AND condition = ?""",
+                ((low, high, number, wanted.job_id, wanted.condition.value) for number, wanted in met),
             )
 
     def change(self, template: Job, low: int, high: int) -> None:

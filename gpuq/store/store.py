@@ -21,9 +21,10 @@ from typing import Any
 from gpuq import crash
 from gpuq.errors import IllegalTransition, StoreDamaged, StoreError
 from gpuq.events import Event, Kind
-from gpuq.model import WAITING, Attempt, Claim, Dependency, Job, State
+from gpuq.model import WAITING, Attempt, Claim, Clause, Job, State
+from gpuq.policy.dependencies import Numbered
 from gpuq.protocol import spans
-from gpuq.store import staging
+from gpuq.store import dependents, staging
 from gpuq.store.backup import FOLDER, before_migration, copy, stamp
 from gpuq.store.changes import Changes, groups
 from gpuq.store.connection import connect
@@ -279,9 +280,15 @@ class Store(Queries):
         staged.begin(digest, environment)
         return staged
 
-    def insert_alike(self, template: Job, own: Sequence[staging.Own], unmet: Collection[Dependency]) -> None:
-        """Add jobs that are as the template but for their own columns; `unmet` of its dependencies are open."""
-        staging.insert_alike(self, template, own, unmet)
+    def insert_alike(
+        self,
+        template: Job,
+        own: Sequence[staging.Own],
+        unmet: Collection[Numbered],
+        each: Mapping[int, staging.Needs] | None = None,
+    ) -> None:
+        """Add jobs that are as the template but for their own columns; see `staging.insert_alike`."""
+        staging.insert_alike(self, template, own, unmet, each=each)
 
     def tally(self, more: Mapping[State, int]) -> None:
         """Keep the numbers of jobs by state, of the states where they were counted. A rollback forgets them."""
@@ -361,11 +368,17 @@ class Store(Queries):
         for row in self.conn.execute("SELECT data FROM events WHERE kind IN (?, ?, ?)", kinds):
             yield from ((first, last) for first, last in json.loads(row["data"]).get("ids", ()))
 
-    def add_dependencies(self, rows: Iterable[tuple[int, Dependency, bool]]) -> None:
-        """(waiting job, dependency, already met) each."""
+    def add_dependencies(self, job_ids: Iterable[int], after: Sequence[Clause], open_: Collection[Numbered]) -> None:
+        """What each of these jobs waits for, and which alternatives of it are open."""
+        dependents.note_starts(self, (wanted for _, wanted in open_))
         self.conn.executemany(
-            "INSERT OR IGNORE INTO dependencies (job_id, on_id, condition, met) VALUES (?, ?, ?, ?)",
-            ((job_id, d.job_id, d.condition.value, met) for job_id, d, met in rows),
+            "INSERT OR IGNORE INTO dependencies (job_id, clause, on_id, condition, met) VALUES (?, ?, ?, ?, ?)",
+            (
+                (job_id, number, wanted.job_id, wanted.condition.value, (number, wanted) not in open_)
+                for job_id in job_ids
+                for number, clause in enumerate(after)
+                for wanted in clause.alternatives
+            ),
         )
 
     def put_environment(self, digest: str, body: bytes) -> None:
@@ -487,17 +500,6 @@ class Store(Queries):
         self.conn.executemany(
             "UPDATE jobs SET peak_vram = max(coalesce(peak_vram, 0), ?) WHERE id = ?",
             ((c.peak, c.job_id) for c in rows),
-        )
-
-    def renew_dependencies(self, job_ids: Sequence[int]) -> None:
-        """Jobs that are tried again wait for what has not ended, or is tried again with them; not for the rest."""
-        if not job_ids:
-            return
-        together = dump(job_ids)
-        self.conn.executemany(
-            """UPDATE dependencies SET met = on_id NOT IN (SELECT id FROM jobs WHERE ended_at IS NULL)
-               AND on_id NOT IN (SELECT value FROM json_each(?)) WHERE job_id = ?""",
-            ((together, job_id) for job_id in job_ids),
         )
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from gpuq.daemon import cascade
 from gpuq.daemon.core import Core
 from gpuq.events import Event, Kind
-from gpuq.model import Condition, Dependency, Settings, State
+from gpuq.model import Condition, Settings, State
+from gpuq.policy.dependencies import Standing
 from gpuq.store import dependents
 from gpuq.store.store import Store
 from tests.bounds.test_flat import instructions
-from tests.policy.build import HOST, make_job
+from tests.policy.build import HOST, clauses, make_job, numbered
 
 FEW, MANY = 4 * cascade.MOST, 40 * cascade.MOST
 
@@ -21,11 +22,11 @@ def awaited(folder: Path, count: int, condition: Condition) -> Core:
     """A job on which so many wait."""
     folder.mkdir()
     store = Store(folder / "queue.db")
-    wanted = Dependency(condition, 1)
+    wanted = clauses(f"{condition}:1")
     with store.transaction():
         store.insert_job(make_job(1, State.HELD), Event(0.0, Kind.SUBMITTED, 1))
         store.insert_alike(
-            make_job(0, after=(wanted,)), [(n, "name", '["true"]', None) for n in range(2, count + 2)], {wanted}
+            make_job(0, after=wanted), [(n, "name", '["true"]', None) for n in range(2, count + 2)], numbered(wanted)
         )
     core = Core(Settings(), store, HOST, folder, folder / "jobs")
     core.load()
@@ -59,5 +60,5 @@ def test_a_start_looks_at_the_jobs_that_others_wait_on(tmp_path: Path) -> None:
             costs.append(instructions(store, lambda store=store: dependents.left(store)))  # type: ignore[misc]
             assert dependents.left(store) == {}
             core.cancel_waiting([1])
-            assert dependents.left(store) == {1: State.CANCELLED}
+            assert dependents.left(store) == {1: Standing(State.CANCELLED, False)}
     assert costs[1] <= costs[0] + 20, costs

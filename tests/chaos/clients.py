@@ -193,6 +193,13 @@ class ClientThread:
             asked["log_limit"] = 64 * KiB
         return kind, argument, asked
 
+    def _clause(self) -> str:
+        """What a job waits for: one of one or two things."""
+        return "|".join(
+            f"{self._random.choice(('ok', 'any', 'failed', 'started'))}:{self._random.choice(self._mine[-8:])}"
+            for _ in range(self._random.choice((1, 1, 2)))
+        )
+
     def submit_here(self) -> None:
         """One job, an array or several commands over the socket."""
         kind, argument, template = self._kind()
@@ -204,9 +211,7 @@ class ClientThread:
         if self._random.random() < 0.1:
             template["hold"] = True
         if self._mine and self._random.random() < 0.2:
-            template["after"] = [
-                f"{self._random.choice(('ok', 'any', 'failed'))}:{self._random.choice(self._mine[-8:])}"
-            ]
+            template["after"] = [self._clause() for _ in range(self._random.choice((1, 1, 2)))]
         array = {"indexes": list(range(count)), "limit": self._random.choice((0, 1, 2))} if shape == "array" else None
         key = os.urandom(16).hex()
         template["retry"] = self._random.choice(RETRIES)

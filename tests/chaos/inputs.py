@@ -48,7 +48,9 @@ sizes = words(DIGITS + ".KMGTiB eE-+", "10GiB", "1.5GiB", "512M", "1023.9TiB", "
 durations = words(DIGITS + ".dhms: -", "90s", "1h30m", "1d2h3m4.5s", "12:34:56", "0.5s")
 arrays = words(DIGITS + "-,:% ", "0-99%4", "1,3,5-9", "0-10:2", "0-9,20-29:3%2")
 ids = words(DIGITS + "-@last", "12", "12-20", "@last", "0-999999999999999999")
-dependencies = words(DIGITS + ":,okanyfiled@", "ok:12", "any:@last", "failed:3", "1,2,any:3")
+dependencies = words(
+    DIGITS + ":,|=okanyfiled@", "ok:12", "any:@last", "failed:3", "1,2,any:3", "started:4|each:5", "ok:tag=a"
+)
 begins = words(DIGITS + "now+:-T dhms.Z", "now+1h", "16:00", "2026-11-23T08:00", "2h", "9999-12-31T23:59:59+14:00")
 retries = words(DIGITS + "vram-oomlst,:*. ", "2", "vram-oom:2*1.5", "lost,gpu-lost:3", "vram-oom:1*16", "1000")
 signals = words(DIGITS + "USRTEM@smh ", "USR1@300", "TERM@5m", "10@1s", "SIGINT@0.5s", "RTMIN@60")

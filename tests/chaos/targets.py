@@ -14,10 +14,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from gpuq import config, protocol, units
+from gpuq import after, config, protocol, units
 from gpuq.cli import parse
 from gpuq.cli.commands import read_lines
-from gpuq.daemon import submit
+from gpuq.daemon import depending, submit
 from gpuq.errors import BadRequest, GpuqError, StoreError, UsageError
 from gpuq.launch import adoption, outcome
 from gpuq.launch.parts.files import to_json
@@ -93,9 +93,8 @@ def id_words(word: str) -> None:
 
 @only(UsageError)
 def dependency(text: str) -> None:
-    for word in parse.parse_after([text]):
-        if not word.endswith("@last"):
-            assert str(submit._dependency(word)) == word
+    for clause in parse.parse_after([text], lambda: 77):
+        assert list(map(after.written, depending.check([clause]))) == [clause]
 
 
 @only(UsageError)

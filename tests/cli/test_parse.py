@@ -94,17 +94,25 @@ def test_bad_begin(text: str) -> None:
         (["12"], ["ok:12"]),
         (["ok:12", "any:3"], ["ok:12", "any:3"]),
         (["failed:7,12"], ["failed:7", "ok:12"]),
-        (["@last"], ["ok:@last"]),
-        (["any:@last"], ["any:@last"]),
+        (["@last"], ["ok:77"]),
+        (["any:@last"], ["any:77"]),
         (["5", "ok:5"], ["ok:5"]),
         (["007"], ["ok:7"]),
         (["ok:1-3"], ["ok:1", "ok:2", "ok:3"]),
         (["2-3", "any:4-4,failed:1-2"], ["ok:2", "ok:3", "any:4", "failed:1", "failed:2"]),
+        (["ok:12|failed:13"], ["ok:12|failed:13"]),
+        (["12 | failed:@last,3"], ["ok:12|failed:77", "ok:3"]),
+        (["12|ok:12"], ["ok:12"]),
+        (["1-3|9"], ["ok:1-3|ok:9"]),
+        (["array:12", "each:12", "failed:each:@last"], ["ok:array:12", "ok:each:12", "failed:each:77"]),
+        (["each:12-20"], ["ok:each:12-20"]),
+        (["tag=a:b@last", "started:group=night"], ["ok:tag=a:b@last", "started:group=night"]),
+        (["started:7"], ["started:7"]),
         (["1-10000"], [f"ok:{n}" for n in range(1, 10_001)]),
     ],
 )
 def test_after(values: list[str], expected: list[str]) -> None:
-    assert parse.parse_after(values) == expected
+    assert parse.parse_after(values, lambda: 77) == expected
 
 
 @pytest.mark.parametrize(
@@ -125,11 +133,29 @@ def test_after(values: list[str], expected: list[str]) -> None:
         "ok:1\n2",
         "1-10001",
         "0-" + "9" * 18,
+        "1|",
+        "|1",
+        "1||2",
+        "|",
+        "ok:1|maybe:2",
+        "array:",
+        "array:x",
+        "array:1-2",
+        "each:",
+        "each:failed:12",
+        "array:ok:1",
+        "tag=",
+        "ok:group=",
+        "tags=x",
+        "@first",
+        "ok:ok:1",
+        "|".join(map(str, range(33))),
+        "tag=" + "x" * 201,
     ],
 )
 def test_bad_after(value: str) -> None:
-    with pytest.raises(UsageError, match="after"):
-        parse.parse_after([value])
+    with pytest.raises(UsageError, match=r"--after .*(write|at most)"):
+        parse.parse_after([value], lambda: 77)
 
 
 ENVIRON = {"PATH": "/bin", "HOME": "/h", "A": "1", "B": "2", "SHLVL": "3", "_": "x", "SSH_TTY": "t", "GPUQ_JOB_ID": "4"}

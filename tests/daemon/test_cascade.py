@@ -14,9 +14,8 @@ from gpuq.daemon import cascade
 from gpuq.daemon.core import Core
 from gpuq.errors import ConnectionLost
 from gpuq.events import Kind
-from gpuq.model import WAITING, Condition, Dependency, Settings, State
-from gpuq.policy.lifecycle import dependency
-from tests.daemon.test_many import QUEUES, Queue, filled
+from gpuq.model import ENDED, WAITING, Clause, Condition, Settings, State
+from tests.daemon.test_many import QUEUES, Queue, after_of, filled
 from tests.harness import Box, gone, wait_until
 
 MANY = 3 * cascade.MOST + 7
@@ -35,23 +34,20 @@ def parts_of(size: int) -> Iterator[None]:
 
 def expected(queue: Queue, chosen: set[int]) -> tuple[dict[int, State], set[int]]:
     """The states after these were cancelled, and who became ready meanwhile: told from the definition alone."""
-    after = {
-        n: [Dependency(how, on) for on, how in wanted if on < n] for n, (_, _, _, wanted, _) in enumerate(queue, 1)
-    }
+    after = {n: after_of(n, wanted) for n, (_, _, _, wanted, _) in enumerate(queue, 1)}
     states = {n: State.HELD if held else State.QUEUED for n, (held, *_) in enumerate(queue, 1)}
     states |= dict.fromkeys(chosen, State.CANCELLED)
-    while broken := {
-        n
-        for n, state in states.items()
-        if state in WAITING and any(dependency(d.condition, states[d.job_id]) is False for d in after[n])
-    }:
+
+    def holds(clause: Clause) -> bool:
+        return any(d.condition is Condition.ANY and states[d.job_id] in ENDED for d in clause.alternatives)
+
+    def never(clause: Clause) -> bool:
+        return not holds(clause) and all(states[d.job_id] in ENDED for d in clause.alternatives)
+
+    while broken := {n for n, state in states.items() if state in WAITING and any(map(never, after[n]))}:
         states |= dict.fromkeys(broken, State.SKIPPED)
-    ready = {
-        n
-        for n, state in states.items()
-        if state in WAITING and after[n] and all(dependency(d.condition, states[d.job_id]) for d in after[n])
-    }
-    return states, ready
+    waiting = [n for n, state in states.items() if state in WAITING]
+    return states, {n for n in waiting if after[n] and all(map(holds, after[n]))}
 
 
 def found(core: Core) -> tuple[dict[int, State], set[int]]:
@@ -89,7 +85,7 @@ def test_parts_come_to_what_the_whole_means(queue: Queue, chosen: set[int], size
 
 
 def test_a_transaction_that_fails_has_told_nobody() -> None:
-    after: list[list[tuple[int, Condition]]] = [[], *([(1, how)] for how in [*Condition] * 2)]
+    after: list[list[list[tuple[int, Condition]]]] = [[], *([[(1, how)]] for how in [*Condition] * 2)]
     queue: Queue = [(False, 1, None, wanted, None) for wanted in after]
     with filled(queue) as core, parts_of(2):
         core.cancel_waiting([1])

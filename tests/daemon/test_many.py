@@ -17,26 +17,33 @@ from gpuq.daemon.core import Core
 from gpuq.daemon.running import NewAttempt
 from gpuq.events import Event, Kind
 from gpuq.launch.supervisors import Supervisor
-from gpuq.model import ArrayPlace, Attempt, Condition, Dependency, Request, Settings, State
+from gpuq.model import ArrayPlace, Attempt, Clause, Condition, Dependency, Request, Settings, State
 from gpuq.policy.lifecycle import Cancelled, Ended, Started, advance
 from gpuq.store import changes
 from gpuq.store.store import Store
 from tests.harness import Box
-from tests.policy.build import HOST, make_job
+from tests.policy.build import HOST, make_job, numbered
 
-#: Of each job: held or not, CPUs, begin time, on which earlier ones it depends, how, and its array with the limit.
+#: Of each job: held or not, CPUs, begin time, in clauses on which earlier ones it depends and how, and its array with
+#: the limit.
 QUEUES = st.lists(
     st.tuples(
         st.booleans(),
         st.integers(1, 2),
         st.none() | st.just(2e9),
-        st.lists(st.tuples(st.integers(1, 8), st.sampled_from(Condition)), max_size=2),
+        st.lists(st.lists(st.tuples(st.integers(1, 8), st.sampled_from(Condition)), max_size=3), max_size=2),
         st.none() | st.tuples(st.sampled_from((1, 2)), st.sampled_from((0, 2))),
     ),
     min_size=1,
     max_size=9,
 )
-Queue = list[tuple[bool, int, float | None, list[tuple[int, Condition]], tuple[int, int] | None]]
+Queue = list[tuple[bool, int, float | None, list[list[tuple[int, Condition]]], tuple[int, int] | None]]
+
+
+def after_of(job_id: int, wanted: list[list[tuple[int, Condition]]]) -> tuple[Clause, ...]:
+    """What a job of the queue waits for: only jobs before it are there to depend on."""
+    clauses = (tuple(dict.fromkeys(Dependency(how, on) for on, how in some if on < job_id)) for some in wanted)
+    return tuple(dict.fromkeys(Clause(alternatives) for alternatives in clauses if alternatives))
 
 
 @contextmanager
@@ -47,7 +54,7 @@ def filled(queue: Queue) -> Iterator[Core]:
         store.keep_changes(Path(name) / changes.NAME)
         core = Core(Settings(), store, HOST, Path(name), Path(name) / "jobs")
         for job_id, (held, cpus, begin_at, wanted, array) in enumerate(queue, 1):
-            after = tuple(dict.fromkeys(Dependency(how, on) for on, how in wanted if on < job_id))
+            after = after_of(job_id, wanted)
             job = make_job(
                 job_id,
                 State.HELD if held else State.QUEUED,
@@ -58,7 +65,7 @@ def filled(queue: Queue) -> Iterator[Core]:
             )
             with store.transaction():
                 store.insert_job(job, Event(0.0, Kind.SUBMITTED, job_id))
-                store.add_dependencies((job_id, dependency, False) for dependency in after)
+                store.add_dependencies([job_id], after, numbered(after))
             core.waiting.put(job, len(after), 0.0)
         core.reserve.keep()
         yield core

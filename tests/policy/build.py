@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from gpuq.model import Claim, Driver, GiB, GpuProcess, GpuReading, Host, Job, MiB, Readings, Request, Settings, State
+from gpuq.model import (
+    Claim,
+    Clause,
+    Condition,
+    Dependency,
+    Driver,
+    GiB,
+    GpuProcess,
+    GpuReading,
+    Host,
+    Job,
+    MiB,
+    Readings,
+    Request,
+    Settings,
+    State,
+)
 from gpuq.policy import ledger
+from gpuq.policy.dependencies import Numbered
 from gpuq.policy.ledger import GpuState
 
 SETTINGS = Settings()
@@ -23,6 +41,21 @@ def make_job(job_id: int = 1, state: State = State.QUEUED, **changes: Any) -> Jo
         "submitted_at": 0.0,
     }
     return Job(id=job_id, state=state, **(fields | changes))
+
+
+def clauses(*words: str) -> tuple[Clause, ...]:
+    """What a job waits for, as `ok:1|failed:2` each."""
+    return tuple(Clause(tuple(map(_dependency, word.split("|")))) for word in words)
+
+
+def _dependency(word: str) -> Dependency:
+    condition, _, job_id = word.partition(":")
+    return Dependency(Condition(condition), int(job_id))
+
+
+def numbered(after: Sequence[Clause]) -> frozenset[Numbered]:
+    """Every alternative, as where all are open."""
+    return frozenset((n, wanted) for n, clause in enumerate(after) for wanted in clause.alternatives)
 
 
 def make_gpu(index: int = 0, **changes: Any) -> GpuState:

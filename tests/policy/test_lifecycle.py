@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from gpuq.errors import IllegalTransition
 from gpuq.events import Kind
-from gpuq.model import ENDED, Condition, Ending, Failure, Job, Request, State
+from gpuq.model import Ending, Failure, Job, Request, State
+from gpuq.policy.dependencies import DependencyBroken, Standing
 from gpuq.policy.lifecycle import (
     Cancelled,
-    DependencyBroken,
     EndAsked,
     Ended,
     Fact,
@@ -26,9 +26,8 @@ from gpuq.policy.lifecycle import (
     Suspended,
     TriedAgain,
     advance,
-    dependency,
 )
-from tests.policy.build import make_job
+from tests.policy.build import clauses, make_job
 
 FACTS: list[Fact] = [
     Started(("GPU-0",), "/log"),
@@ -43,7 +42,7 @@ FACTS: list[Fact] = [
     Resumed(),
     Retried(),
     TriedAgain(9.0, Request(0, None, 1, 0), (1,), "retry 1 of 2 after exit"),
-    DependencyBroken(7, Condition.OK, State.FAILED),
+    DependencyBroken(clauses("ok:7")[0], (Standing(State.FAILED, True),)),
 ]
 #: From where each fact is possible, written out: the table in lifecycle.py is not its own oracle
 EXPECTED: dict[type[Fact], set[State]] = {
@@ -131,21 +130,6 @@ def test_an_attempt_that_never_started_goes_back_to_the_queue() -> None:
     assert step.event.kind is Kind.REQUEUED
     cancelled = advance(running(Ending.CANCEL), NeverStarted(), 9.0)
     assert (cancelled.job.state, cancelled.event.kind) == (State.CANCELLED, Kind.CANCELLED)
-
-
-@pytest.mark.parametrize("condition", Condition)
-@pytest.mark.parametrize("state", State)
-def test_dependencies(condition: Condition, state: State) -> None:
-    holds = dependency(condition, state)
-    if state not in ENDED:
-        assert holds is None
-    else:
-        table = {
-            Condition.OK: {State.SUCCEEDED},
-            Condition.ANY: set(ENDED),
-            Condition.FAILED: {State.FAILED},
-        }
-        assert holds is (state in table[condition])
 
 
 @given(st.lists(st.sampled_from(FACTS), max_size=30))

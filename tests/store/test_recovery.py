@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 
 from gpuq.errors import StoreDamaged, StoreError
 from gpuq.events import Event, Kind
-from gpuq.model import Attempt, Claim, Condition, Dependency, Job, State
+from gpuq.model import Attempt, Claim, Job, State
 from gpuq.policy.lifecycle import Ended, Started, advance
 from gpuq.store import check, recovery, runrecord, salvage
 from gpuq.store.rows import job_values
 from gpuq.store.store import Store, with_outcome
-from tests.policy.build import make_job
+from tests.policy.build import clauses, make_job, numbered
 
 JOBS = 240
 #: Jobs that have begun.
@@ -60,13 +60,13 @@ class Queue:
 
     def submit(self, n: int, **changes: Any) -> None:
         command = ("python", "train.py", f"--seed={n}", "x" * (n % 7 * 40))
-        after = (Dependency(Condition.ANY, n - 1),) if n % 10 == 0 else ()
+        after = clauses(f"any:{n - 1}") if n % 10 == 0 else ()
         fields: dict[str, Any] = {"owner": os.geteuid(), "command": command, "env_hash": self.env, "after": after}
         job = make_job(n, **(fields | changes))
         with self.store.transaction():
             self.store.insert_job(job, Event(float(n), Kind.SUBMITTED, n))
             self.store.put_submission(f"key-{n:05}", n, n)
-            self.store.add_dependencies((n, d, False) for d in after)
+            self.store.add_dependencies([n], after, numbered(after))
 
     def start(self, n: int) -> Attempt:
         job = self.job(n)

@@ -14,14 +14,15 @@ import pytest
 
 from gpuq.errors import StoreDamaged
 from gpuq.events import Event, Kind
-from gpuq.model import Condition, Dependency, State
+from gpuq.model import Clause, Condition, State
+from gpuq.policy.dependencies import Standing
 from gpuq.policy.lifecycle import Cancelled, advance
 from gpuq.protocol import MAX_ID, Selection
-from gpuq.store import changes, recovery
+from gpuq.store import changes, dependents, recovery
 from gpuq.store.lists import Order
 from gpuq.store.staging import SLICE, SLICE_BYTES, Own, Staged, in_slices
 from gpuq.store.store import Store
-from tests.policy.build import make_job
+from tests.policy.build import clauses, make_job, numbered
 
 ALL = Selection(ranges=((0, MAX_ID),))
 JOBS = 3 * SLICE
@@ -50,17 +51,23 @@ def own_values(one: Staged, count: int) -> list[Own]:
     return [(one.first + n, f"name {n}", f'["echo","{n}"]', None) for n in range(one.written, one.written + count)]
 
 
-def staged(store: Store, count: int = JOBS, *, after: tuple[Dependency, ...] = ()) -> Staged:
+def staged(store: Store, count: int = JOBS, *, after: tuple[Clause, ...] = ()) -> Staged:
     """A submission of which every slice is written."""
     found = store.stage(count, "x", b"{}")
     for start in range(0, count, SLICE):
         template = make_job(0, after=after)
-        found.write(template, own_values(found, min(SLICE, count - start)), set(after))
+        found.write(template, own_values(found, min(SLICE, count - start)), numbered(after))
     return found
 
 
 def show(one: Staged, key: str = "0123456789") -> None:
     one.show(key, [Event(2.0, Kind.SUBMITTED, one.first, None, {"held": True})])
+
+
+def waiting_on(store: Store, job_id: int) -> list[tuple[int, Condition]]:
+    """Jobs with an open dependency on this one."""
+    found = dependents.page(store, job_id, Standing(State.SUCCEEDED, True), 0, 10**6).found
+    return [(one.job_id, one.condition) for one in found]
 
 
 def everything(store: Store) -> object:
@@ -74,7 +81,7 @@ def everything(store: Store) -> object:
         store.last_job(1000),
         [job.id for job in store.live_jobs(State.QUEUED)],
         [job.id for job in store.every_job()],
-        store.waiting_on(1),
+        waiting_on(store, 1),
         store.submission("0123456789"),
         store.events(0, None, None),
         store.events(0, ALL, None),
@@ -95,16 +102,16 @@ def statements(store: Store, work: object) -> list[str]:
 def test_nobody_sees_a_job_before_all_are_shown(store: Store) -> None:
     insert(store, 1)
     before = everything(store)
-    one = staged(store, after=(Dependency(Condition.OK, 1),))
+    one = staged(store, after=clauses("ok:1"))
     assert everything(store) == before
     show(one)
     jobs = store.select_jobs(ALL, State, Order.AGE, None)
     assert [job.id for job in jobs] == list(range(1, JOBS + 2))
     assert store.job(SLICE + 7) == make_job(
-        SLICE + 7, name=f"name {SLICE + 5}", command=("echo", str(SLICE + 5)), after=(Dependency(Condition.OK, 1),)
+        SLICE + 7, name=f"name {SLICE + 5}", command=("echo", str(SLICE + 5)), after=clauses("ok:1")
     )
     assert store.submission("0123456789") == (2, JOBS + 1)
-    assert store.waiting_on(1) == [(n, Condition.OK) for n in range(2, JOBS + 2)]
+    assert waiting_on(store, 1) == [(n, Condition.OK) for n in range(2, JOBS + 2)]
     assert store.counts() == {"queued": JOBS + 1}
     assert store.environment("x") == b"{}"
 
@@ -112,7 +119,7 @@ def test_nobody_sees_a_job_before_all_are_shown(store: Store) -> None:
 def test_what_is_given_up_leaves_nothing_and_its_ids_are_given_out_again(store: Store) -> None:
     insert(store, 1)
     before = everything(store)
-    one = staged(store, after=(Dependency(Condition.OK, 1),))
+    one = staged(store, after=clauses("ok:1"))
     rounds = 1
     while one.remove_some(5.0):
         rounds += 1
@@ -218,17 +225,17 @@ def test_changes_that_are_written_anew_meanwhile_lose_nothing(tmp_path: Path, fi
 
 
 def test_what_ended_meanwhile_is_met_or_skips_them_all(store: Store) -> None:
-    wanted = Dependency(Condition.ANY, 1)
+    wanted = clauses("any:1")
     insert(store, 1)
-    met, broken = staged(store, after=(wanted,)), staged(store, after=(wanted,))
-    skipped = replace(make_job(0, after=(wanted,)), state=State.SKIPPED, ended_at=3.0, note="too late")
+    met, broken = staged(store, after=wanted), staged(store, after=wanted)
+    skipped = replace(make_job(0, after=wanted), state=State.SKIPPED, ended_at=3.0, note="too late")
     for low, high in met.slices():
-        met.meet([wanted], low, high)
+        met.meet(numbered(wanted), low, high)
     for low, high in broken.slices():
         broken.change(skipped, low, high)
     show(met)
     show(broken, "another key")
-    assert store.waiting_on(1) == []
+    assert waiting_on(store, 1) == []
     assert store.counts() == {"queued": 1 + JOBS}
     job = store.job(broken.last)
     assert job is not None and (job.state, job.note, job.command) == (

@@ -22,6 +22,7 @@ from gpuq.model import (
     ArrayPlace,
     Attempt,
     Claim,
+    Clause,
     Condition,
     Dependency,
     Ending,
@@ -31,13 +32,14 @@ from gpuq.model import (
     Request,
     State,
 )
+from gpuq.policy.dependencies import Standing
 from gpuq.policy.lifecycle import Cancelled, Held, Started, advance
 from gpuq.protocol import Selection
 from gpuq.store import changes, dependents
 from gpuq.store.lists import Order
 from gpuq.store.migrations import MIGRATIONS
 from gpuq.store.store import Store
-from tests.policy.build import make_job
+from tests.policy.build import clauses, make_job
 
 
 @pytest.fixture
@@ -76,7 +78,15 @@ JOBS = st.builds(
     priority=st.integers(-9, 9),
     time_limit=st.none() | st.floats(0.1, 1e6),
     begin_at=st.none() | st.floats(0, 1e10),
-    after=st.lists(st.builds(Dependency, st.sampled_from(Condition), st.integers(1, 99)), max_size=2).map(tuple),
+    after=st.lists(
+        st.builds(
+            Clause,
+            st.lists(st.builds(Dependency, st.sampled_from(Condition), st.integers(1, 99)), min_size=1, max_size=2).map(
+                tuple
+            ),
+        ),
+        max_size=2,
+    ).map(tuple),
     tags=st.lists(CLEAN, max_size=2).map(tuple),
     array=st.none() | st.builds(ArrayPlace, st.integers(1, 9), st.integers(0, 9), st.integers(0, 9)),
     umask=st.integers(0, 0o777),
@@ -191,17 +201,18 @@ def test_selecting(store: Store) -> None:
 
 def test_dependencies_are_open_until_met(store: Store) -> None:
     [first, second] = insert(store, make_job(), make_job())
-    wanted = Dependency(Condition.OK, first.id)
+    wanted = clauses(f"ok:{first.id}", "any:9")
+    ended = Standing(State.SUCCEEDED, True)
     with store.transaction():
-        store.add_dependencies([(second.id, wanted, False), (second.id, Dependency(Condition.ANY, 9), True)])
-    assert store.waiting_on(first.id) == [(second.id, Condition.OK)]
-    assert store.open_dependencies(second.id) == [wanted]
+        store.add_dependencies([second.id], wanted, {(0, wanted[0].alternatives[0])})
+    assert store.open_dependencies(second.id) == list(wanted[0].alternatives)
     assert store.unmet_counts() == {second.id: 1}
     with store.transaction():
-        page = dependents.page(store, first.id, 0, 10)
-        assert (page.waiting, page.after) == ([(second.id, Condition.OK)], None)
-        dependents.close(store, page.rows)
-    assert store.waiting_on(first.id) == []
+        page = dependents.page(store, first.id, ended, 0, 10)
+        assert [(one.job_id, one.condition, one.waits) for one in page.found] == [(second.id, Condition.OK, True)]
+        assert page.after is None
+        dependents.close(store, [one.row for one in page.found])
+    assert not dependents.page(store, first.id, ended, 0, 10).found
     assert store.unmet_counts() == {}
 
 

@@ -35,8 +35,8 @@ MADE_OF = {
     "suspend": {"suspended"},
     "resume": {"resumed"},
 }
-#: Which ends of a job a dependency is content with.
-CONTENT = {"ok": {"succeeded"}, "failed": {"failed"}, "any": ENDED}
+#: With which events of a job a dependency on it is content.
+CONTENT = {"ok": {"succeeded"}, "failed": {"failed"}, "any": ENDED, "started": {"started"}}
 
 
 def acknowledged_submits_exist_once(e: Evidence) -> Iterator[str]:
@@ -109,10 +109,16 @@ def dependencies_hold(e: Evidence) -> Iterator[str]:
             first = e.begun.get((job_id, 1))
             if first is None or any(row["kind"] == "retried" for row in e.events.get(job_id, ())):
                 continue
-            for condition, _, on in (text.partition(":") for text in line["after"]):
-                ends = [row for row in e.ends(int(on)) if row["kind"] in CONTENT[condition]]
-                if not any(row["at"] <= first[0]["t"] for row in ends):
-                    yield f"job {job_id} began before job {on} was {condition}"
+            for clause in line["after"]:
+                wanted = [text.partition(":") for text in clause.split("|")]
+                came = [
+                    row["at"]
+                    for condition, _, on in wanted
+                    for row in e.events.get(int(on), ())
+                    if row["kind"] in CONTENT[condition]
+                ]
+                if not any(at <= first[0]["t"] for at in came):
+                    yield f"job {job_id} began before {clause} held"
 
 
 def arrays_keep_their_limit(e: Evidence) -> Iterator[str]:
