@@ -22,7 +22,7 @@ PAGE = 1000
 LISTED = 80
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Each:
     """For each member of the array that is submitted, the member of another one with the same index."""
 

@@ -173,9 +173,12 @@ class Runner:
     def _record(self, ended: Mapping[int, Fact], plan: scheduler.Plan) -> None:
         """Write how attempts ended, and claim what is planned, in one transaction; then launch that."""
         now = time.time()
+        freed = self.core.waiting.freed
         prepared = self._prepared(plan.starts)
         if prepared or ended:
             prepared = self._written(ended, prepared, now)
+        if self.core.waiting.freed != freed:  # whom an end or a start has set free
+            self.wake()
         for new, broken in prepared:
             self._launch(self.core.running[new.attempt.job_id], broken)
         for new, _ in prepared:
@@ -502,14 +505,10 @@ class Runner:
         plan = scheduler.Plan((), {})
         if not self._nothing_starts():
             plan = scheduler.plan(self.core.snapshot(over=ended), None)
-        waiting = self.core.waiting
-        freed = waiting.freed
         self._record(ended, plan)
         self._preempt(plan.preemptions)
-        if not waiting.wants_gpus():  # or else with the reading that comes
+        if not self.core.waiting.wants_gpus():  # or else with the reading that comes
             self._publish()
-        if waiting.freed != freed:
-            self.wake()
 
     # --- GPUs -------------------------------------------------------------------------------------
 
