@@ -211,12 +211,24 @@ def test_a_gpu_that_was_sick_when_it_was_asked_is_asked_about_when_it_is_well(st
     assert fake.calls().count(ADDRESS) == 5, "nor is it asked each time that a call went wrong"
 
 
-def test_a_driver_that_was_loaded_anew_is_asked_again(start_wary: StartWary) -> None:
+@pytest.mark.parametrize("fates", [(), (Fate("nvmlSystemGetDriverVersion", fakenvml.NOT_SUPPORTED),)])
+def test_a_driver_that_was_loaded_anew_is_asked_again(start_wary: StartWary, fates: tuple[Fate, ...]) -> None:
     fake, reader = start_wary(2, FakePair(0, 1, 4))
+    fake.set(fates=fates)
     assert distances(reader.read()) == {(0, 1): 96}
     fake.set(every=fakenvml.UNINITIALIZED, pairs=(FakePair(0, 1, 2),))
     assert reader.read().distances == {}
     fake.set(every=0)
+    assert distances(reader.read()) == {(0, 1): 98}
+
+
+def test_a_driver_of_another_version_is_asked_again(start_wary: StartWary) -> None:
+    fake, reader = start_wary(2, FakePair(0, 1, 4))
+    assert distances(reader.read()) == {(0, 1): 96}
+    fake.change(0, memory=fakenvml.UNINITIALIZED)  # the session is over, and nothing is said of the driver
+    reader.read()
+    fake.change(0, memory=0)
+    fake.set(driver="570.1", pairs=(FakePair(0, 1, 2),))
     assert distances(reader.read()) == {(0, 1): 98}
 
 
