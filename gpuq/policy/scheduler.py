@@ -293,10 +293,10 @@ class _Planner:
 
     def _within_limits(self, key: GroupKey, delayed: Sequence[Held]) -> Request:
         """A range of GPUs no wider than what its queue may have, now, and beside these reservations."""
-        left = [held.gpus_left(key.queue) for held in delayed]
+        left = [float(key.request.most), *(held.gpus_left(key.queue) for held in delayed)]
         if (most := self._queue(key).max_gpus) is not None:
             left.append(most - self._books.queues.get(key.queue, (0, 0))[1])
-        return replace(key.request, most=int(min(key.request.most, *left)))
+        return replace(key.request, most=int(min(left)))
 
     def _start(self, key: GroupKey, job_id: int, chosen: tuple[str, ...]) -> None:
         ends = self._snapshot.ends(key, job_id)

@@ -150,6 +150,7 @@ def test_gpus_are_kept_free_as_they_come_free_once_a_job_has_waited_for_long() -
 
 
 def test_a_range_does_not_pass_the_limit_of_its_queue() -> None:
+    assert len(stream(4, Work(1, whole(1, most=4))).running[1].gpus) == 4
     queues = {"some": Queue("some", max_gpus=3)}
     found = stream(4, Work(1, whole(1, most=4), queue="some"), queues=queues)
     assert len(found.running[1].gpus) == 3
