@@ -52,13 +52,13 @@ _gpuq() {
             argument="words:submit run cancel hold release suspend resume retry wait list show why logs gpus top events simulate prune db daemon doctor config completion sim-job"
             ;;
         "submit")
-            options="--from -a --array -J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin -H --hold --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --requeue --preemptible --json -q --quiet -h --help"
-            values="--from -a --array -J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry"
+            options="--from -a --array -J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu --spread -c --cpus --ram -t --time -p --priority -d --after -b --begin -H --hold --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --requeue --preemptible --json -q --quiet -h --help"
+            values="--from -a --array -J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry"
             argument="command"
             ;;
         "run")
-            options="-J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin -H --hold --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --requeue --preemptible -h --help"
-            values="-J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry"
+            options="-J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu --spread -c --cpus --ram -t --time -p --priority -d --after -b --begin -H --hold --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --requeue --preemptible -h --help"
+            values="-J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry"
             argument="command"
             ;;
         "cancel")

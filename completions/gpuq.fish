@@ -38,7 +38,7 @@ function __gpuq_command
                 set -e words[1]
                 string join \n -- $words
                 return 0
-            case --from -a --array -J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry
+            case --from -a --array -J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry
                 set -e words[1]
                 set -e words[1]
             case '-*'
@@ -51,7 +51,7 @@ function __gpuq_command
     # nothing but options so far: the command begins here, unless an option or its value is being typed
     string match -q -- '-*' (commandline -ct); and return 1
     set -l words (__gpuq_words)
-    not contains -- "$words[-1]" --from -a --array -J --name -g --gpus --vram -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry
+    not contains -- "$words[-1]" --from -a --array -J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry
 end
 
 function __gpuq_options
@@ -85,8 +85,13 @@ complete -c gpuq -n __gpuq_no_verb -a submit -d 'Queue a command, an array, or a
 complete -c gpuq -n '__gpuq_options submit' -l from -d 'A shell command per line, `-` for stdin; blank and # lines are none. All are queued or none' -r -F
 complete -c gpuq -n '__gpuq_options submit' -s a -l array -d 'One job per index: 0-99, 1,3,5-9, 0-10:2; %4 runs 4 at a time' -x
 complete -c gpuq -n '__gpuq_options submit' -s J -l name -d 'Name; the program\'s own if not given' -x
-complete -c gpuq -n '__gpuq_options submit' -s g -l gpus -d 'GPUs; 0 for a CPU job, 1 if not given and there are GPUs' -x
+complete -c gpuq -n '__gpuq_options submit' -s g -l gpus -d 'GPUs; 0 for a CPU job, 1 if not given and there are GPUs. 1:4 starts with 1 at least, and takes up to 4 that have room then; GPUQ_GPU_COUNT tells the job how many' -x
 complete -c gpuq -n '__gpuq_options submit' -l vram -d 'GPU memory to claim on each GPU (10GiB), or \'whole\'; whole GPUs if not given' -x
+complete -c gpuq -n '__gpuq_options submit' -l gpu-type -d 'Only GPUs with one of these in their product name, as `gpuq gpus` shows it, in any case: \'A100|H100\'' -x
+complete -c gpuq -n '__gpuq_options submit' -l gpu-min-memory -d 'Only GPUs with so much memory in all (40GiB); `gpuq gpus` shows it, often a little less than what they are sold with' -x
+complete -c gpuq -n '__gpuq_options submit' -l gpu-id -d 'Only one of these GPUs, or --gpus of them: each by index, UUID, or how its UUID begins. Repeat, or separate by commas' -x
+complete -c gpuq -n '__gpuq_options submit' -l exclude-gpu -d 'None of these GPUs' -x
+complete -c gpuq -n '__gpuq_options submit' -l spread -d 'Take the emptiest GPUs, not the fullest that have room; with whole GPUs the largest; and of several not those that are closest to each other'
 complete -c gpuq -n '__gpuq_options submit' -s c -l cpus -d 'CPUs; 1 for a CPU job and 0, not counted, for a GPU job' -x
 complete -c gpuq -n '__gpuq_options submit' -l ram -d 'Host memory to reserve (16GiB)' -x
 complete -c gpuq -n '__gpuq_options submit' -s t -l time -d 'Time limit: 90s, 30m, 2h, 1d or H:MM:SS' -x
@@ -110,8 +115,13 @@ complete -c gpuq -n '__gpuq_options submit' -s q -l quiet -d 'Print ids only, on
 complete -c gpuq -n '__gpuq_options submit' -s h -l help -d 'Show the help.'
 complete -c gpuq -n __gpuq_no_verb -a run -d 'Submit, print the log, and exit with the job\'s code.'
 complete -c gpuq -n '__gpuq_options run' -s J -l name -d 'Name; the program\'s own if not given' -x
-complete -c gpuq -n '__gpuq_options run' -s g -l gpus -d 'GPUs; 0 for a CPU job, 1 if not given and there are GPUs' -x
+complete -c gpuq -n '__gpuq_options run' -s g -l gpus -d 'GPUs; 0 for a CPU job, 1 if not given and there are GPUs. 1:4 starts with 1 at least, and takes up to 4 that have room then; GPUQ_GPU_COUNT tells the job how many' -x
 complete -c gpuq -n '__gpuq_options run' -l vram -d 'GPU memory to claim on each GPU (10GiB), or \'whole\'; whole GPUs if not given' -x
+complete -c gpuq -n '__gpuq_options run' -l gpu-type -d 'Only GPUs with one of these in their product name, as `gpuq gpus` shows it, in any case: \'A100|H100\'' -x
+complete -c gpuq -n '__gpuq_options run' -l gpu-min-memory -d 'Only GPUs with so much memory in all (40GiB); `gpuq gpus` shows it, often a little less than what they are sold with' -x
+complete -c gpuq -n '__gpuq_options run' -l gpu-id -d 'Only one of these GPUs, or --gpus of them: each by index, UUID, or how its UUID begins. Repeat, or separate by commas' -x
+complete -c gpuq -n '__gpuq_options run' -l exclude-gpu -d 'None of these GPUs' -x
+complete -c gpuq -n '__gpuq_options run' -l spread -d 'Take the emptiest GPUs, not the fullest that have room; with whole GPUs the largest; and of several not those that are closest to each other'
 complete -c gpuq -n '__gpuq_options run' -s c -l cpus -d 'CPUs; 1 for a CPU job and 0, not counted, for a GPU job' -x
 complete -c gpuq -n '__gpuq_options run' -l ram -d 'Host memory to reserve (16GiB)' -x
 complete -c gpuq -n '__gpuq_options run' -s t -l time -d 'Time limit: 90s, 30m, 2h, 1d or H:MM:SS' -x

@@ -35,11 +35,25 @@ def name_cell(job: Object) -> str:
 
 
 def gpus_cell(job: Object) -> str:
-    """How many are asked for, `2x`, and once placed, which: `gpu0,2`."""
+    """How many are asked for, `2x` or `1:4`, and once placed, which: `gpu0,2`."""
     indexes = job.get("gpu_indexes") or []
     if indexes:
         return "gpu" + ",".join("?" if index is None else str(index) for index in indexes)  # ? is lost by now
+    if most := _most_gpus(job):
+        return f"{job['gpu_count']}:{most}"
     return f"{job['gpu_count']}x" if job["gpu_count"] else ""
+
+
+def gpu_count(job: Object) -> str:
+    """How many are asked for: `2`, `1 to 4`."""
+    most = _most_gpus(job)
+    return f"{job['gpu_count']} to {most}" if most else str(job["gpu_count"])
+
+
+def _most_gpus(job: Object) -> int:
+    """The upper end of a range, 0 where it is none."""
+    most = job.get("gpu_count_most") or 0
+    return most if most > job["gpu_count"] else 0
 
 
 def vram_cell(job: Object) -> str:

@@ -25,13 +25,59 @@ Command = Annotated[
 ]
 Name = Annotated[str | None, typer.Option("--name", "-J", help="Name; the program's own if not given.", metavar="NAME")]
 Gpus = Annotated[
-    int | None,
-    typer.Option("--gpus", "-g", metavar="N", help="GPUs; 0 for a CPU job, 1 if not given and there are GPUs."),
+    str | None,
+    typer.Option(
+        "--gpus",
+        "-g",
+        metavar="N[:MOST]",
+        help="GPUs; 0 for a CPU job, 1 if not given and there are GPUs. 1:4 starts with 1 at least, and takes up to 4 "
+        "that have room then; GPUQ_GPU_COUNT tells the job how many.",
+    ),
 ]
 Vram = Annotated[
     str | None,
     typer.Option(
         "--vram", metavar="SIZE", help="GPU memory to claim on each GPU (10GiB), or 'whole'; whole GPUs if not given."
+    ),
+]
+GpuType = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--gpu-type",
+        metavar="NAME[|NAME]...",
+        help="Only GPUs with one of these in their product name, as `gpuq gpus` shows it, in any case: 'A100|H100'.",
+        show_default=False,
+    ),
+]
+GpuMinMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu-min-memory",
+        metavar="SIZE",
+        help="Only GPUs with so much memory in all (40GiB); `gpuq gpus` shows it, often a little less than what they "
+        "are sold with.",
+    ),
+]
+GpuId = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--gpu-id",
+        metavar="GPU[,GPU]...",
+        help="Only one of these GPUs, or --gpus of them: each by index, UUID, or how its UUID begins. Repeat, or "
+        "separate by commas.",
+        show_default=False,
+    ),
+]
+ExcludeGpu = Annotated[
+    list[str] | None,
+    typer.Option("--exclude-gpu", metavar="GPU[,GPU]...", help="None of these GPUs.", show_default=False),
+]
+Spread = Annotated[
+    bool,
+    typer.Option(
+        "--spread",
+        help="Take the emptiest GPUs, not the fullest that have room; with whole GPUs the largest; and of several not "
+        "those that are closest to each other.",
     ),
 ]
 Cpus = Annotated[
@@ -130,7 +176,7 @@ class Resources(NamedTuple):
     """The values of the options, as they were typed."""
 
     name: str | None = None
-    gpus: int | None = None
+    gpus: str | None = None
     vram: str | None = None
     cpus: int | None = None
     ram: str | None = None
@@ -148,15 +194,19 @@ class Resources(NamedTuple):
     retry: Sequence[str] = ()
     requeue: bool = False
     preemptible: bool = False
+    gpu_type: Sequence[str] = ()
+    gpu_min_memory: str | None = None
+    gpu_id: Sequence[str] = ()
+    exclude_gpu: Sequence[str] = ()
+    spread: bool = False
 
 
 def make_template(options: Resources, now: float) -> dict[str, Any]:
     """What all jobs of a submission have in common, in bytes and seconds. Raises UsageError, NoSuchJob."""
     settings = {name: found.value for name, found in config.find_given().items()}
-    gpus = options.gpus if options.gpus is not None else settings.get("default_gpus")
-    for what, number in (("gpus", gpus), ("cpus", options.cpus)):
-        if number is not None and not 0 <= number <= 1_000_000:
-            raise UsageError(f"--{what} {number} is not a number of {what}")
+    gpus, most = parse.parse_gpus(options.gpus) if options.gpus is not None else (settings.get("default_gpus"), None)
+    if options.cpus is not None and not 0 <= options.cpus <= 1_000_000:
+        raise UsageError(f"--cpus {options.cpus} is not a number of cpus")
     if not -MAX_PRIORITY <= options.priority <= MAX_PRIORITY:
         raise UsageError(f"--priority {options.priority} is not from -{MAX_PRIORITY} to {MAX_PRIORITY}")
     time_limit = (
@@ -165,6 +215,8 @@ def make_template(options: Resources, now: float) -> dict[str, Any]:
     return {
         "name": _short(options.name, "--name", MAX_NAME),
         "gpus": gpus,
+        "gpus_most": most,
+        **_which(options),
         "vram": _vram(options, gpus, settings.get("default_vram")),
         "cpus": options.cpus,
         "ram": units.parse_size(options.ram, "--ram") if options.ram is not None else None,
@@ -239,6 +291,18 @@ def _vram(options: Resources, gpus: int | None, default: int | None) -> int | No
     if gpus == 0:
         raise UsageError("--vram asks for GPU memory, and --gpus 0 is a job without GPUs: leave one of them out")
     return units.parse_size(options.vram, "--vram")
+
+
+def _which(options: Resources) -> dict[str, Any]:
+    """Which GPUs will do."""
+    least = options.gpu_min_memory
+    return {
+        "gpu_types": parse.parse_words(options.gpu_type, "|", "--gpu-type"),
+        "gpu_min_memory": units.parse_size(least, "--gpu-min-memory") if least is not None else None,
+        "gpu_ids": parse.parse_words(options.gpu_id, ",", "--gpu-id"),
+        "gpus_excluded": parse.parse_words(options.exclude_gpu, ",", "--exclude-gpu"),
+        "spread": options.spread,
+    }
 
 
 def _retry(options: Resources) -> list[str]:

@@ -18,7 +18,8 @@ BASICS = ("HOME", "LANG", "LOGNAME", "PATH", "SHELL", "USER")
 #: belong to the job that submits (a job's own are set at its launch).
 DROPPED = frozenset(
     {"_", "SHLVL", "OLDPWD", "SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY", "SSH_AUTH_SOCK"}
-    | {"GPUQ_JOB_ID", "GPUQ_ATTEMPT", "GPUQ_JOB_DIR", "GPUQ_METRICS", "GPUQ_ARRAY_ID", "GPUQ_ARRAY_INDEX"}
+    | {"GPUQ_JOB_ID", "GPUQ_ATTEMPT", "GPUQ_JOB_DIR", "GPUQ_METRICS", "GPUQ_GPU_COUNT"}
+    | {"GPUQ_ARRAY_ID", "GPUQ_ARRAY_INDEX"}
 )
 
 
@@ -60,6 +61,35 @@ def _number(word: str, text: str) -> int:
     if len(word) > 10 or int(word) > MAX_INDEX:
         raise UsageError(f"--array {text!r}: {word} is larger than {MAX_INDEX:,}")
     return int(word)
+
+
+def parse_gpus(text: str) -> tuple[int, int | None]:
+    """GPUs at least, and at most where that was said, from `2` and `1:4`. Raises UsageError."""
+    low, colon, high = text.strip().partition(":")
+    ends = [low, high] if colon else [low]
+    if colon and not (low and high):
+        raise UsageError(f"--gpus {text!r} is open at one end: write both, as in 1:4; fewer than the most will do")
+    if not all(end.isascii() and end.isdigit() for end in ends):
+        raise UsageError(f"--gpus {text!r} is not a number of GPUs: write 2, or 1:4 for 1 at least and 4 at most")
+    if any(len(end) > 6 for end in ends):
+        raise UsageError(f"--gpus {text!r} is more than any host has")
+    least, most = int(low), int(high) if colon else None
+    if most is not None and most < least:
+        raise UsageError(f"--gpus {text!r} is upside down: write {most}:{least}")
+    if most is not None and least == 0:
+        raise UsageError(f"--gpus {text!r}: a range begins with 1; --gpus 0 is a job without GPUs")
+    return least, most
+
+
+def parse_words(values: Iterable[str], separator: str, what: str) -> list[str]:
+    """`A100` and `H100` from `A100|H100`, or from the option given twice. Raises UsageError."""
+    found: dict[str, None] = {}
+    for value in values:
+        words = [word.strip() for word in value.split(separator)]
+        if not all(words):
+            raise UsageError(f"{what} {value!r} holds an empty name")
+        found.update(dict.fromkeys(words))
+    return list(found)
 
 
 def parse_begin(text: str, now: float) -> float:

@@ -22,6 +22,7 @@ app = new_app()
     epilog=examples(
         "gpuq run --vram 10GiB -- python train.py",
         "gpuq run --gpus 0 -- make test && echo passed",
+        "gpuq run --gpu-id 1 -- python test_gpu.py",
         "gpuq run --time 10m -- ./bench > result.txt",
     ),
 )
@@ -30,6 +31,11 @@ def run(
     name: opt.Name = None,
     gpus: opt.Gpus = None,
     vram: opt.Vram = None,
+    gpu_type: opt.GpuType = None,
+    gpu_min_memory: opt.GpuMinMemory = None,
+    gpu_id: opt.GpuId = None,
+    exclude_gpu: opt.ExcludeGpu = None,
+    spread: opt.Spread = False,
     cpus: opt.Cpus = None,
     ram: opt.Ram = None,
     time: opt.Time = None,
@@ -75,6 +81,11 @@ def run(
         retry or [],
         requeue,
         preemptible,
+        gpu_type=gpu_type or [],
+        gpu_min_memory=gpu_min_memory,
+        gpu_id=gpu_id or [],
+        exclude_gpu=exclude_gpu or [],
+        spread=spread,
     )
     template = opt.make_template(resources, clock.time())
     environment = opt.make_environment(export, env or [])

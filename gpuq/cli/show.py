@@ -62,6 +62,7 @@ def _about(job: Mapping[str, Any], now: float) -> Iterator[tuple[str, str]]:
     yield "folder", printable(job["cwd"])
     yield "owner", printable(str(job["owner"]))
     yield "GPUs", _gpus(job)
+    yield from _which(job)
     yield "CPUs", str(job["cpus"]) if job.get("cpus") else ""
     yield "host memory", _size(job.get("ram_bytes") or None)
     yield "peak GPU memory", _peak(job)
@@ -100,7 +101,16 @@ def _gpus(job: Mapping[str, Any]) -> str:
     if not count:
         return "none"
     claim = "whole" if job["vram_bytes"] is None else f"with {format_size(job['vram_bytes'])} claimed on each"
-    return f"{count} {claim}"
+    return f"{fields.gpu_count(job)} {claim}"
+
+
+def _which(job: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is asked of them."""
+    yield "GPU type", printable(" or ".join(job.get("gpu_types") or []))
+    yield "GPU memory", f"at least {_size(least)}" if (least := job.get("gpu_min_memory_bytes")) else ""
+    yield "only GPUs", printable(", ".join(job.get("gpu_ids") or []))
+    yield "other GPUs than", printable(", ".join(job.get("gpus_excluded") or []))
+    yield "spread", "yes" if job.get("spread") else ""
 
 
 def _peak(job: Mapping[str, Any]) -> str:

@@ -32,6 +32,8 @@ app = new_app()
     epilog=examples(
         "gpuq submit --vram 10GiB -- python train.py --lr 1e-4",
         "gpuq submit --gpus 2 --time 8h --name big -- ./train.sh",
+        "gpuq submit --gpus 1:4 --gpu-type 'A100|H100' -- ./train.sh",
+        "gpuq submit --gpu-min-memory 40GiB --exclude-gpu 0 -- ./train.sh",
         "gpuq submit --array 0-99%4 --vram 4GiB -- ./eval.sh   sees GPUQ_ARRAY_INDEX",
         "gpuq submit --after ok:12 -- python report.py",
         "gpuq submit --after ok:13-112 -- ./merge.sh   after a whole array",
@@ -59,6 +61,11 @@ def submit(
     name: opt.Name = None,
     gpus: opt.Gpus = None,
     vram: opt.Vram = None,
+    gpu_type: opt.GpuType = None,
+    gpu_min_memory: opt.GpuMinMemory = None,
+    gpu_id: opt.GpuId = None,
+    exclude_gpu: opt.ExcludeGpu = None,
+    spread: opt.Spread = False,
     cpus: opt.Cpus = None,
     ram: opt.Ram = None,
     time: opt.Time = None,
@@ -112,6 +119,11 @@ def submit(
         retry or [],
         requeue,
         preemptible,
+        gpu_type=gpu_type or [],
+        gpu_min_memory=gpu_min_memory,
+        gpu_id=gpu_id or [],
+        exclude_gpu=exclude_gpu or [],
+        spread=spread,
     )
     template = opt.make_template(resources, clock.time())
     environment = opt.make_environment(export, env or [])

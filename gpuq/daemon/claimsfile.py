@@ -1,10 +1,11 @@
 """What a daemon tells the others of this host about its claims: one JSON object, checked strictly. No effects.
 
     {"v": 1, "state": HASH, "pid": N, "start": TICKS, "boot": ID, "pid_ns": INODE,
-     "waits": {"since": MS, "gpus": N, "bytes": N or null} or null,
+     "waits": {"since": MS, "gpus": N, "bytes": N or null, "only": [UUID, …] or null} or null,
      "claims": [{"gpu": UUID, "bytes": N or null, "run": HASH, "supervisor": [PID, TICKS] or null, "pids": [PID, …]}]}
 
-`bytes` is null for whole GPUs; `waits` is the request that the daemon would place next; `supervisor` is null until it
+`bytes` is null for whole GPUs; `waits` is the request that the daemon would place next, `only` the GPUs that will do
+for it, null for all; `supervisor` is null until it
 has been started; the hashes stand for the state folder and the attempt's run folder, whose names are nobody's business.
 Fields that are not known are passed over.
 """
@@ -53,6 +54,8 @@ class PublishedWait:
     since: int
     gpus: int
     bytes: int | None
+    #: the GPUs that will do, None for all
+    only: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,18 @@ def _claim(said: object) -> PublishedClaim:
 def _wait(said: object) -> PublishedWait:
     if not isinstance(said, dict):
         raise ValueError("waits is no object")
-    return PublishedWait(_integer(said.get("since"), 0, MAX_INTEGER), _integer(said.get("gpus"), 1, 1024), _bytes(said))
+    since, gpus, only = (
+        _integer(said.get("since"), 0, MAX_INTEGER),
+        _integer(said.get("gpus"), 1, 1024),
+        said.get("only"),
+    )
+    return PublishedWait(since, gpus, _bytes(said), None if only is None else _some(only))
+
+
+def _some(said: object) -> tuple[str, ...]:
+    if not isinstance(said, list) or not 0 < len(said) <= MAX_CLAIMS:
+        raise ValueError(f"only is no list of 1 to {MAX_CLAIMS} GPUs")
+    return tuple(_named(uuid, "a GPU", UUID) for uuid in said)
 
 
 def _bytes(said: Mapping[str, Any]) -> int | None:
@@ -167,7 +181,10 @@ def _integer(value: object, low: int, high: int) -> int:
 
 
 def _text(said: Mapping[str, Any], key: str, pattern: re.Pattern[str]) -> str:
-    value = said.get(key)
+    return _named(said.get(key), key, pattern)
+
+
+def _named(value: object, what: str, pattern: re.Pattern[str]) -> str:
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise ValueError(f"{key} is {value!r:.40}, which it cannot be")
+        raise ValueError(f"{what} is {value!r:.40}, which it cannot be")
     return value

@@ -21,6 +21,7 @@ from gpuq.daemon.claimsfile import PublishedClaim, hashed
 from gpuq.daemon.hub import Hub
 from gpuq.daemon.reserve import Reserve
 from gpuq.daemon.running import NewAttempt, Running, note_broken, over_text
+from gpuq.daemon.wishes import Listed
 from gpuq.errors import DiskFull, StoreError
 from gpuq.events import Event, Kind
 from gpuq.launch.supervisors import Supervisor
@@ -419,6 +420,12 @@ class Core:
 
     def gpu_index(self, uuid: str) -> int | None:
         return next((gpu.index for gpu in self._gpu_readings() if gpu.uuid == uuid), None)
+
+    def listed(self) -> Listed:
+        """The GPUs as they may be named, by index."""
+        indexes = {gpu.uuid: gpu.index for gpu in sorted(self._gpu_readings(), key=lambda gpu: gpu.order)}
+        indexes |= dict.fromkeys(self.host.capacities.keys() - indexes)
+        return Listed(None if self.readings is None else self.readings.driver, indexes, self.gpu_fault())
 
     def gpu_place(self, uuid: str) -> str:
         """What a GPU is called: `GPU 0`, or by its UUID where it is not listed."""

@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from gpuq import __version__
 from gpuq.events import Event, Kind
 from gpuq.model import Host, Job, Settings
+from gpuq.policy import explain
 from gpuq.policy.ledger import GpuState
 from gpuq.protocol import spans
 from gpuq.units import format_duration, format_size
@@ -50,9 +51,9 @@ def began(settings: Settings, host: Host, state_dir: str) -> None:
 def submitted(job: Job, first: int, last: int) -> None:
     """Jobs of one submission are queued, which all ask for the same as this one."""
     uid = job.owner
-    asked = [f"{job.request.gpus} GPUs", f"{job.request.cpus} CPUs"]
-    if job.request.vram is not None:
-        asked.append(f"{format_size(job.request.vram)} on each GPU")
+    asked = [explain.asked(job.request)]
+    if job.request.gpus and job.request.cpus:
+        asked.append(f"{job.request.cpus} CPUs")
     if job.begin_at is not None:
         asked.append(f"not before {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(job.begin_at))}")
     if job.after:

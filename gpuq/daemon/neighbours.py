@@ -107,7 +107,7 @@ class Neighbours:
             for file, lives in self._current(folder):
                 if lives and (wait := file.said.waits) is not None:
                     name = owner_name(file.uid)
-                    waits.append(NeighbourWait(file.uid, name, wait.since, wait.gpus, wait.bytes))
+                    waits.append(NeighbourWait(file.uid, name, wait.since, wait.gpus, wait.bytes, wait.only))
                 for claim in file.said.claims:
                     counted = self._counted(file, claim, lives, orphans)
                     if counted is not None:

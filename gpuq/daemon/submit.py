@@ -12,9 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from gpuq import protocol
+from gpuq.daemon.wishes import Listed, refuse_contradiction, resolve
 from gpuq.errors import BadRequest, CannotFit, UsageError
 from gpuq.launch.environment import log_path
-from gpuq.model import ArrayPlace, Driver, EarlySignal, Job, KiB, Request, RetryRule, State
+from gpuq.model import (
+    ANY_GPU,
+    ArrayPlace,
+    EarlySignal,
+    Job,
+    KiB,
+    Request,
+    RetryRule,
+    State,
+    Wishes,
+)
 from gpuq.policy.retry import parse_rules
 from gpuq.protocol import Message
 from gpuq.store.rows import dump
@@ -23,6 +34,8 @@ from gpuq.units import MAX_SIZE, MAX_TIME, format_duration, format_size, parse_d
 
 #: Longest single argument, with its NUL, that execve(2) takes: MAX_ARG_STRLEN.
 MAX_ARGUMENT = 32 * 4096
+#: More GPUs than any host has.
+MAX_GPUS = 1024
 #: Most rules for retries.
 MAX_RULES = 20
 #: Of a log that is limited, this much is kept at least, in bytes.
@@ -135,18 +148,17 @@ def check_array(value: object) -> tuple[tuple[int, ...], int]:
     return indexes, _integer(value.get("limit") or 0, "the array's limit", 0, protocol.MAX_JOBS)
 
 
-def check_template(t: Mapping[str, Any], owner: int, driver: Driver | None, gpu_count: int, now: float) -> Job:
+def check_template(t: Mapping[str, Any], owner: int, listed: Listed, now: float) -> Job:
     """The job that all of the submission are like, but for what they wait for: see `depending`.
 
-    `driver` is None while the GPUs are not known yet.
+    `listed` are the host's GPUs. Raises CannotFit where one is named that it does not have.
     """
-    none = driver is Driver.NONE or (driver is Driver.OK and gpu_count == 0)
     vram = _optional(t, "vram", "--vram", 1, MAX_SIZE)
-    gpus = _optional(t, "gpus", "--gpus", 0, 1024)
-    if gpus is None:
-        gpus = 0 if none and vram is None else 1
+    which = _which(t, listed)
+    gpus, most = _gpus(t, 0 if listed.none and vram is None and which is ANY_GPU else 1)
     if gpus == 0 and vram is not None:
         raise UsageError("--vram without GPUs: it is the memory on each GPU, so leave it out or ask for --gpus 1")
+    refuse_contradiction(gpus, which, listed)
     cpus = _optional(t, "cpus", "--cpus", 0, 65536)
     time_limit = _seconds(t.get("time_limit"), "--time")
     return Job(
@@ -156,7 +168,9 @@ def check_template(t: Mapping[str, Any], owner: int, driver: Driver | None, gpu_
         state=State.QUEUED,
         command=(),
         cwd=_folder(t.get("cwd")),
-        request=Request(gpus, vram, (0 if gpus else 1) if cpus is None else cpus, _optional(t, "ram", "--ram") or 0),
+        request=Request(
+            gpus, vram, (0 if gpus else 1) if cpus is None else cpus, _optional(t, "ram", "--ram") or 0, most, which
+        ),
         env_hash="",
         submitted_at=now,
         priority=_integer(t.get("priority") or 0, "--priority", -protocol.MAX_PRIORITY, protocol.MAX_PRIORITY),
@@ -172,6 +186,44 @@ def check_template(t: Mapping[str, Any], owner: int, driver: Driver | None, gpu_
         retry=_retry(t.get("retry") or []),
         preemptible=t.get("preemptible") is True,
     )
+
+
+def _gpus(t: Mapping[str, Any], default: int) -> tuple[int, int]:
+    """GPUs at least, and at most; the latter 0 where that is the same."""
+    gpus = _optional(t, "gpus", "--gpus", 0, MAX_GPUS)
+    most = _optional(t, "gpus_most", "--gpus", 1, MAX_GPUS)
+    if most is None:
+        return default if gpus is None else gpus, 0
+    if not gpus:
+        raise UsageError(f"--gpus {gpus or ''}:{most}: a range begins with 1; --gpus 0 is a job without GPUs")
+    if most < gpus:
+        raise UsageError(f"--gpus {gpus}:{most} is upside down: write {most}:{gpus}")
+    return gpus, most if most > gpus else 0
+
+
+def _which(t: Mapping[str, Any], listed: Listed) -> Wishes:
+    spread = t.get("spread") or False
+    if not isinstance(spread, bool):
+        raise BadRequest(f"--spread is given or not, and is {spread!r:.60}")
+    types = [word.encode("utf-8", "replace").decode("utf-8") for word in _words(t, "gpu_types", "--gpu-type")]
+    wishes = Wishes(
+        types=tuple(dict.fromkeys(types)),
+        min_memory=_optional(t, "gpu_min_memory", "--gpu-min-memory") or 0,
+        only=resolve(_words(t, "gpu_ids", "--gpu-id"), "--gpu-id", listed),
+        exclude=resolve(_words(t, "gpus_excluded", "--exclude-gpu"), "--exclude-gpu", listed),
+        spread=spread,
+    )
+    return ANY_GPU if wishes == ANY_GPU else wishes
+
+
+def _words(t: Mapping[str, Any], key: str, what: str) -> list[str]:
+    value = t.get(key) or []
+    if not isinstance(value, list) or len(value) > MAX_GPUS:
+        raise BadRequest(f"{key} is a list of at most {MAX_GPUS:,}")
+    words = [_text(word, what, protocol.MAX_NAME).strip() for word in value]
+    if not all(words):
+        raise UsageError(f"{what} holds an empty word")
+    return words
 
 
 def _optional(t: Mapping[str, Any], key: str, what: str, low: int = 1, high: int = MAX_SIZE) -> int | None:

@@ -114,6 +114,8 @@ class Intake:
             raise BadRequest("a submission has a template")
         if template.get("gpus") != 0:
             await self._daemon.runner.gpus.known(FIRST_READING)
+        if template.get("gpu_ids") or template.get("gpus_excluded"):
+            await self._daemon.runner.gpus.fresh()  # another GPU may have an index since the last reading
         self._ids = core.store.submission(self._key)
         job = _template(core, self._session, template)
         clauses = depending.check(template.get("after") or [])
@@ -311,8 +313,7 @@ class Intake:
 
 
 def _template(core: Core, session: Session, template: Message) -> Job:
-    driver = core.readings.driver if core.readings else None
-    return submission.check_template(template, session.uid, driver, len(core.host.capacities), time.time())
+    return submission.check_template(template, session.uid, core.listed(), time.time())
 
 
 def _impossible(core: Core, job: Job) -> str | None:

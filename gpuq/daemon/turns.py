@@ -15,6 +15,7 @@ from gpuq.daemon.neighbours import Others
 from gpuq.daemon.sharing import Sharing
 from gpuq.policy import courtesy, scheduler
 from gpuq.policy.ledger import GpuState
+from gpuq.policy.placing import permitted
 
 log = logging.getLogger("gpuq.turns")
 
@@ -120,4 +121,9 @@ class Turns:
             return None
         if self._waits_since is None:
             self._waits_since = time.monotonic()
-        return PublishedWait(int(self._waits_since * 1000), found.gpus, found.vram)
+        states = self._core.gpu_states()
+        able = [gpu.uuid for gpu in permitted(found, states)]
+        if not able:
+            return None
+        only = tuple(able) if len(able) < len(states) else None
+        return PublishedWait(int(self._waits_since * 1000), found.gpus, found.vram, only)

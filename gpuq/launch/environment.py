@@ -16,6 +16,7 @@ def job_environment(submitted: Mapping[str, str], job: Job, run_dir: str, state_
     env = {name: value for name, value in submitted.items() if name not in _OURS}
     env["CUDA_VISIBLE_DEVICES"] = ",".join(job.gpus)
     env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    env["GPUQ_GPU_COUNT"] = str(len(job.gpus))
     # a log that can be followed: Python holds back what it prints to a file
     env.setdefault("PYTHONUNBUFFERED", "1")
     env["GPUQ_JOB_ID"] = str(job.id)
@@ -31,7 +32,8 @@ def job_environment(submitted: Mapping[str, str], job: Job, run_dir: str, state_
 
 #: A job submitted from within a job must not pass for its parent.
 _OURS = frozenset(
-    f"GPUQ_{name}" for name in ("JOB_ID", "ATTEMPT", "JOB_DIR", "METRICS", "STATE_DIR", "ARRAY_ID", "ARRAY_INDEX")
+    f"GPUQ_{name}"
+    for name in ("JOB_ID", "ATTEMPT", "JOB_DIR", "METRICS", "GPU_COUNT", "STATE_DIR", "ARRAY_ID", "ARRAY_INDEX")
 )
 
 

@@ -32,6 +32,8 @@ class NeighbourWait:
     gpus: int
     #: bytes on each; None for whole GPUs
     bytes: int | None
+    #: UUIDs of the GPUs that will do, None for all
+    only: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ def give_way(
     for wait in sorted(waits, key=lambda w: (w.since, w.uid)):
         if wait.since >= ours * 1000 or wait.uid in vain:
             continue
-        chosen = place(Request(wait.gpus, wait.bytes, 0, 0), list(states.values()))
+        chosen = place(Request(wait.gpus, wait.bytes, 0, 0), list(states.values()), wait.only)
         if not chosen:
             continue
         given[wait.uid] = past.given.get(wait.uid, now)

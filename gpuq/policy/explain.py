@@ -171,7 +171,7 @@ def _conditions(request: Request, margin: int) -> Iterator[Wish]:
             f"hold the {format_size(vram)} of --vram",
             lambda card: not card.total or card.total - margin >= vram,
             lambda cards: [
-                f"at most {format_size(max(0, largest(cards) - margin))} can be claimed on one "
+                f"at most {format_size(max(0, largest(cards) - margin))} can be claimed on a GPU "
                 f"(its memory less {format_size(margin)} margin)"
             ],
         )

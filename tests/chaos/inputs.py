@@ -75,6 +75,12 @@ TEMPLATE = {
     "cpus": 1,
     "ram": 1,
     "vram": None,
+    "gpus_most": None,
+    "gpu_types": [],
+    "gpu_min_memory": None,
+    "gpu_ids": [],
+    "gpus_excluded": [],
+    "spread": False,
     "priority": 0,
     "time_limit": 60.0,
     "grace": 1.0,
@@ -131,6 +137,7 @@ def _not_stop(message: Any) -> bool:
 
 messages = st.sampled_from(GOOD).flatmap(changed).filter(_not_stop)
 templates = changed(TEMPLATE)
+_gpu_names = st.sampled_from(["0", "1", "00", "7", "GPU-a", "gpu-", "GPU-sim", ""]) | anything_text
 #: For each field what looks like a value of it.
 likely_templates = st.fixed_dictionaries(
     {"cwd": st.just("/"), "gpus": st.sampled_from([0, 1, None])},
@@ -143,6 +150,12 @@ likely_templates = st.fixed_dictionaries(
         "name": anything_text,
         "output": anything_text,
         "vram": numbers,
+        "gpus_most": numbers,
+        "gpu_types": st.lists(anything_text, max_size=3),
+        "gpu_min_memory": numbers,
+        "gpu_ids": st.lists(_gpu_names, max_size=3),
+        "gpus_excluded": st.lists(_gpu_names, max_size=3),
+        "spread": st.booleans(),
         "ram": numbers,
         "log_limit": numbers,
         "limits": st.lists(st.lists(numbers, max_size=3), max_size=3),
@@ -158,11 +171,18 @@ _seconds = st.sampled_from([0, 0.0, -0.0, 1, 1e-9, 61, 3.2e8, 1e10, float("nan")
     0, 1e9
 )
 _whole = st.integers(-3, 70) | st.sampled_from([999, 1000, 1001, -1000, -1001, 1024, 1025, 65536, 65537, 511, 512])
-_lists = {"tags": _texts, "retry": retries, "after": dependencies}
+_lists = {
+    "tags": _texts,
+    "retry": retries,
+    "after": dependencies,
+    "gpu_types": _texts,
+    "gpu_ids": _gpu_names,
+    "gpus_excluded": _gpu_names,
+}
 _FIELDS: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("name", "output"), _texts | st.none()),
-    **dict.fromkeys(("cpus", "gpus", "priority", "umask"), _whole | st.none()),
-    **dict.fromkeys(("ram", "vram", "log_limit"), _sizes),
+    **dict.fromkeys(("cpus", "gpus", "gpus_most", "priority", "umask"), _whole | st.none()),
+    **dict.fromkeys(("ram", "vram", "gpu_min_memory", "log_limit"), _sizes),
     **dict.fromkeys(("time_limit", "grace", "begin_at"), _seconds),
     **{name: st.lists(one, max_size=3) for name, one in _lists.items()},
     "early_signal": signals,
@@ -203,7 +223,7 @@ def likely(draw: st.DrawFn) -> dict[str, Any]:
         name = draw(st.sampled_from(sorted(_FIELDS | _PARTS)))
         if name in _PARTS:
             return {**message, name: draw(_PARTS[name])}
-        gpus = {"gpus": 1} if name == "vram" else {}
+        gpus = {"gpus": 1} if name == "vram" or name.startswith("gpu") else {}
         return {**message, "template": {**TEMPLATE, **gpus, name: draw(_FIELDS[name])}}
     message = {"v": 1, "op": draw(st.sampled_from(OPERATIONS)), "sel": {"ranges": [[1, 9]]}, "id": 1, "dry_run": True}
     name, other = draw(st.sampled_from([("sel", _selections), ("limit", _counts), ("since", _counts), ("id", _counts)]))

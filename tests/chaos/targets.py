@@ -18,7 +18,8 @@ from gpuq import after, config, protocol, units
 from gpuq.cli import parse
 from gpuq.cli.commands import read_lines
 from gpuq.daemon import depending, submit
-from gpuq.errors import BadRequest, GpuqError, StoreError, UsageError
+from gpuq.daemon.wishes import Listed
+from gpuq.errors import BadRequest, CannotFit, GpuqError, StoreError, UsageError
 from gpuq.launch import adoption, outcome
 from gpuq.launch.parts.files import to_json
 from gpuq.model import Driver
@@ -108,10 +109,10 @@ def retry_rule(text: str) -> None:
     assert parse_rule(str(rule)) == rule
 
 
-@only(UsageError, BadRequest)
+@only(UsageError, BadRequest, CannotFit)
 def template(value: Any) -> None:
     if isinstance(value, dict):
-        found = submit.check_template(value, 0, Driver.OK, 2, NOW)
+        found = submit.check_template(value, 0, Listed(Driver.OK, {"GPU-a": 0, "GPU-b": 1}), NOW)
         assert found.time_limit is None or math.isfinite(found.time_limit)
 
 

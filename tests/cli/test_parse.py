@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -57,6 +58,33 @@ def test_arrays(text: str, indexes: list[int], limit: int) -> None:
 def test_bad_arrays(text: str) -> None:
     with pytest.raises(UsageError, match="array"):
         parse.parse_array(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0", (0, None)), ("2", (2, None)), ("1:4", (1, 4)), ("3:3", (3, 3)), (" 2:16 ", (2, 16)), ("007", (7, None))],
+)
+def test_gpus(text: str, expected: tuple[int, int | None]) -> None:
+    assert parse.parse_gpus(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":", "1:", ":4", "4:1", "0:4", "-1", "1.5", "two", "1:2:3", "1-4", "²", "9" * 40, "1:" + "9" * 5000]
+)
+def test_bad_gpus(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^--gpus "):
+        parse.parse_gpus(text)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([], []), (["A100|H100"], ["A100", "H100"]), (["A100", " H100 |A100"], ["A100", "H100"]), (["a b"], ["a b"])],
+)
+def test_words(values: list[str], expected: list[str]) -> None:
+    assert parse.parse_words(values, "|", "--gpu-type") == expected
+    for bad in ("", "|", "a|", "a| |b"):
+        with pytest.raises(UsageError, match=f"--gpu-type {re.escape(repr(bad))} holds an empty name"):
+            parse.parse_words([*values, bad], "|", "--gpu-type")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +243,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("clean")
 def test_template_in_bytes_and_seconds() -> None:
-    template = make_template(Resources(vram="10GiB", ram="512M", time="1h30m", gpus=2, tags=["a", "a"]), NOW)
+    template = make_template(Resources(vram="10GiB", ram="512M", time="1h30m", gpus="2", tags=["a", "a"]), NOW)
     assert (template["vram"], template["ram"], template["time_limit"]) == (10 * GiB, 512 * 1024**2, 5400.0)
     assert (template["gpus"], template["tags"], template["begin_at"]) == (2, ["a"], None)
     assert template["cwd"] == str(Path.cwd())
@@ -229,7 +257,7 @@ def test_defaults_come_from_the_settings(clean: Path, monkeypatch: pytest.Monkey
     template = make_template(Resources(), NOW)
     assert (template["vram"], template["time_limit"], template["gpus"]) == (4 * GiB, 3600.0, None)
     assert make_template(Resources(vram="whole"), NOW)["vram"] is None
-    assert make_template(Resources(gpus=0), NOW)["vram"] is None
+    assert make_template(Resources(gpus="0"), NOW)["vram"] is None
     monkeypatch.setenv("GPUQ_DEFAULT_GPUS", "2")
     assert make_template(Resources(), NOW)["gpus"] == 2
 
@@ -238,9 +266,9 @@ def test_defaults_come_from_the_settings(clean: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Resources(gpus=-1), "--gpus -1"),
+        (Resources(gpus="-1"), "--gpus '-1'"),
         (Resources(cpus=-3), "--cpus -3"),
-        (Resources(gpus=0, vram="1G"), "--gpus 0"),
+        (Resources(gpus="0", vram="1G"), "--gpus 0"),
         (Resources(vram="0"), "--vram '0'"),
         (Resources(vram="nan"), "--vram 'nan'"),
         (Resources(ram="10"), "--ram '10'"),

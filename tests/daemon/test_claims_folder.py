@@ -350,7 +350,8 @@ CLAIMS = st.builds(
     st.none() | st.tuples(PIDS, st.integers(0, 2**60)),
     st.lists(PIDS, max_size=9).map(tuple),
 )
-WAITS = st.builds(PublishedWait, st.integers(0, 2**60), st.integers(1, 1024), SIZES)
+ONLY = st.none() | st.lists(st.sampled_from([GPU, "GPU-1"]), min_size=1, max_size=3).map(tuple)
+WAITS = st.builds(PublishedWait, st.integers(0, 2**60), st.integers(1, 1024), SIZES, ONLY)
 
 
 @given(st.lists(CLAIMS, max_size=5), st.none() | WAITS)

@@ -13,8 +13,10 @@ from gpuq.policy.placing import place
 from tests.policy.build import HOST, make_gpu
 
 
-def wait(since: float, size: int | None, gpus: int = 1, uid: int = 1001) -> NeighbourWait:
-    return NeighbourWait(uid, f"user{uid}", int(since * 1000), gpus, None if size is None else size * GiB)
+def wait(
+    since: float, size: int | None, gpus: int = 1, uid: int = 1001, only: tuple[str, ...] | None = None
+) -> NeighbourWait:
+    return NeighbourWait(uid, f"user{uid}", int(since * 1000), gpus, None if size is None else size * GiB, only)
 
 
 def share(size: int, gpus: int = 1) -> Request:
@@ -41,6 +43,13 @@ def test_who_waits_for_less_long_or_could_not_start_is_no_hindrance() -> None:
     full = make_gpu(0, claims=(Claim(1, 1, "GPU-0", 10 * GiB),))
     for waits in (wait(100, 20), wait(150, 20)), (wait(50, 20), wait(50, None), wait(50, 5, gpus=2)):
         assert left([full], *waits) == [full]
+
+
+def test_nothing_is_left_to_one_on_gpus_that_will_not_do_for_it() -> None:
+    zero, one = left([make_gpu(0), make_gpu(1)], wait(50, 20, only=("GPU-1",)))
+    assert place(share(10), [zero]) == ("GPU-0",)
+    assert place(share(10), [one]) is None
+    assert left([make_gpu(0)], wait(50, 20, only=("GPU-1",))) == [make_gpu(0)]
 
 
 def test_several_are_left_their_places_the_longest_first() -> None:

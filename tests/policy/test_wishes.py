@@ -152,7 +152,7 @@ ALL = "2 NVIDIA A100-SXM4-80GB, 2 NVIDIA H100 80GB HBM3"
         (
             ask(3, 79, only=uuids(0, 4, 5), exclude=uuids(7)),
             "3 of 8 GPUs are named by --gpu-id, 3 of them are not excluded, 2 of them can hold the 79GiB of --vram: "
-            "3 are asked for; at most 79.8GiB can be claimed on one (its memory less 256MiB margin)",
+            "3 are asked for; at most 79.8GiB can be claimed on a GPU (its memory less 256MiB margin)",
         ),
         (ask(9), "9 GPUs asked for with --gpus, and this host has 8 GPUs"),
     ],
