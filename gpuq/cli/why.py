@@ -1,7 +1,7 @@
 """`why`: the typed reason for which a job waits, and the numbers behind it."""
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gpuq.cli import fields, plain
@@ -42,9 +42,52 @@ def describe(explanation: Mapping[str, Any], member: str = "", screen: int | Non
     what = fields.because(explanation.get("reason"), explanation.get("text"))
     position = explanation.get("position")
     place = f"  position {position:,} of those that may start\n" if position is not None else ""
-    lines = "".join(plain.wrapped("  ", printable(line), screen) for line in explanation.get("lines") or [])
+    told = [*(explanation.get("lines") or []), *_conditions(explanation), *_outlook(explanation)]
+    lines = "".join(plain.wrapped("  ", printable(line), screen) for line in told)
     gpus = explanation.get("gpus") or []
     return plain.wrapped(f"{head}: ", what, screen) + place + lines + (_gpu_table(gpus, screen) if gpus else "")
+
+
+def _conditions(explanation: Mapping[str, Any]) -> Iterator[str]:
+    """How many GPUs pass each condition in turn, down to the first that none passes."""
+    found = explanation.get("conditions") or []
+    words = []
+    for one in found:
+        names = f" ({', '.join(one['gpus'])})" if 0 < one["count"] < found[0]["count"] else ""
+        words.append(f"{one['count']} {one['condition']}{names}")
+        if not one["count"]:
+            break
+    if words:
+        yield f"GPUs: {', '.join(words)}"
+
+
+def _outlook(explanation: Mapping[str, Any]) -> Iterator[str]:
+    """What will be, and what would help."""
+    reservation = explanation.get("reservation")
+    if reservation is not None:
+        what = " and ".join(reservation["places"]) or "what it asks for"
+        at = fields.local_time(reservation["at"])
+        yield (
+            f"reserved for it: {what}, from {at} at the latest" if at else f"kept free for it as they come free: {what}"
+        )
+    estimate = explanation.get("estimate")
+    if estimate is not None:
+        yield f"starts {start_words(estimate)}"
+    changes = explanation.get("changes") or []
+    if changes:
+        yield f"would start now with {', or '.join(changes)}: `gpuq edit {explanation['job']} {changes[0]}`"
+
+
+def start_words(estimate: Mapping[str, Any]) -> str:
+    """The range in local time: `between 16:20 and 16:40`."""
+    earliest, latest, later = (fields.local_time(estimate[key]) for key in ("earliest", "latest", "later_than"))
+    if latest:
+        return f"at {latest}" if earliest in ("", latest) else f"between {earliest} and {latest}"
+    if later:
+        return f"later than {later}"
+    if earliest:
+        return f"probably at {earliest}; at the latest nobody can say: some job before it has no time limit"
+    return "nobody can say when: what is in its way has no time limit, or does not end by itself"
 
 
 def _gpu_table(gpus: Iterable[Mapping[str, Any]], screen: int | None) -> str:
@@ -68,5 +111,13 @@ def _gpu_row(gpu: Mapping[str, Any]) -> tuple[str, ...]:
         fields.index_cell(gpu),
         printable(gpu["name"]),
         *(fields.size_cell(gpu.get(key)) for key in sizes),
-        printable(gpu.get("verdict") or ""),
+        _verdict(gpu),
     )
+
+
+def _verdict(gpu: Mapping[str, Any]) -> str:
+    text = printable(gpu.get("verdict") or "")
+    if gpu.get("reserved_for") is None:
+        return text
+    at = fields.local_time(gpu.get("reserved_at"))
+    return f"{text}; reserved for job {gpu['reserved_for']}{f', from {at} at the latest' if at else ''}"

@@ -21,6 +21,7 @@ from gpuq.launch.cgroup import Supervision
 from gpuq.launch.environment import job_environment, log_path
 from gpuq.launch.launcher import Launch
 from gpuq.model import Attempt, Claim, Job, State
+from gpuq.policy.explain import why_there
 from gpuq.policy.lifecycle import Started, advance
 from gpuq.policy.scheduler import Start
 from gpuq.store import runrecord
@@ -54,7 +55,8 @@ class Attempts:
         number = job.attempt + 1
         run_dir = core.next_run_dir(job)
         indexes = tuple(map(core.gpu_index, start.gpus))
-        step = advance(job, Started(start.gpus, log_path(job, str(run_dir)), indexes), time.time())
+        started = Started(start.gpus, log_path(job, str(run_dir)), indexes, self._why(start))
+        step = advance(job, started, time.time())
         assert step.job.log_path is not None and step.job.started_at is not None
         broken = _make_work_folder(run_dir)
         claims = tuple(Claim(job.id, number, uuid, job.request.vram) for uuid in start.gpus)
@@ -62,6 +64,18 @@ class Attempts:
         if broken is None:  # should the database be lost, it is known what runs there
             broken = _write_record(run_dir, {**row, **live_values(step.job)}, attempt)
         return NewAttempt(job, step, attempt), broken
+
+    def _why(self, start: Start) -> tuple[str, ...]:
+        """Why there and then, for those who ask later."""
+        core, lines = self._core, []
+        waited = core.verdicts.get(start.key)
+        if waited is not None:
+            lines.append(f"its kind waited before: {waited.text}")
+        if start.gpus:
+            lines.append(why_there(start.request, [core.gpu_place(uuid) for uuid in start.gpus], start.fitting))
+        if start.passes:
+            lines.append(f"it passed job {', '.join(map(str, start.passes))}, whose reservation it does not delay")
+        return tuple(lines)
 
     def look_ahead(self, first: Sequence[int]) -> None:
         """Have folders made for the next attempts of these, which are first: that takes longer than a claim."""

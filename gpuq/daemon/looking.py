@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from gpuq import __version__, protocol
 from gpuq.config import SETTINGS, Setting
-from gpuq.daemon import views
+from gpuq.daemon import explaining, views
 from gpuq.daemon.asking import Daemon, Session, check_owner, check_selection, chosen, count, selected
 from gpuq.daemon.core import Core
 from gpuq.errors import BadRequest, NoSuchJob
@@ -70,7 +70,7 @@ async def why(daemon: Daemon, session: Session, message: Message) -> Message:
     if any(job.state in WAITING and job.request.gpus for job in jobs):
         await daemon.runner.gpus.fresh()
         jobs = selected(daemon.core, session, message)
-    return {"explanations": [views.explanation(daemon.core, job) for job in jobs]}
+    return {"explanations": await explaining.explanations(daemon.core, jobs)}
 
 
 async def gpus(daemon: Daemon, _session: Session, _message: Message) -> Message:

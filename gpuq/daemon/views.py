@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -17,20 +16,14 @@ from gpuq.daemon.owners import owner_name
 from gpuq.daemon.running import Running, over_text
 from gpuq.events import Event, Kind
 from gpuq.launch.environment import log_path
-from gpuq.model import ENDED, WAITING, Attempt, Claim, Driver, Ending, Job, Reason, State
-from gpuq.policy import scheduler
-from gpuq.policy.dependencies import ended_words
-from gpuq.policy.explain import asked, gpu_verdict, neighbour_lines
+from gpuq.model import Attempt, Claim, Driver, Job
 from gpuq.policy.ledger import GpuState
 from gpuq.protocol import Selection
-from gpuq.units import format_size
 
 View = dict[str, Any]
 
 #: Foreign processes of a GPU that `why` names, the largest.
 MOST_STRANGERS = 5
-#: Clauses of what a job waits for that `why` shows.
-MOST_CLAUSES = 20
 
 
 def moment(seconds: float | None) -> str | None:
@@ -218,7 +211,7 @@ def gpu_view(gpu: GpuState) -> View:
         "fault": gpu.fault,
         "per_process_told": gpu.told,
         "processes": [
-            {"pid": p.pid, "used_bytes": p.used, "job": None, "graphics": p.graphics, **_who(p.pid)}
+            {"pid": p.pid, "used_bytes": p.used, "job": None, "graphics": p.graphics, **who(p.pid)}
             for p in gpu.strangers
         ],
         "neighbours": [
@@ -228,7 +221,7 @@ def gpu_view(gpu: GpuState) -> View:
     }
 
 
-def _who(pid: int) -> View:
+def who(pid: int) -> View:
     """Program and owner of a foreign process; None for one that is gone, or in another PID namespace."""
     try:
         process = psutil.Process(pid)
@@ -261,111 +254,6 @@ def gpus_note(core: Core) -> str | None:
     if core.sharing_fault is not None:
         return f"other daemons of this host are not heard, or do not hear us: {core.sharing_fault}"
     return None
-
-
-def explanation(core: Core, job: Job) -> View:
-    """Why a job is where it is, with the numbers behind it."""
-    verdict = core.reason(job)
-    view: View = {
-        "job": job.id,
-        "name": job.name,
-        "state": str(job.state),
-        "reason": str(verdict.reason) if verdict else None,
-        "text": verdict.text if verdict else _told(core, job),
-        "lines": [],
-        "position": None,
-        "gpus": [],
-    }
-    if verdict is None or job.state not in WAITING:
-        return view
-    if verdict.reason is Reason.DEPENDENCY:
-        view["lines"] = _awaited(core, job)
-    key = core.waiting.key(job.id)
-    if key is None:
-        return view
-    view["position"] = scheduler.position(core.snapshot(), key, job.id)
-    view["lines"] = _resources(core, job)
-    if job.request.gpus:
-        view["gpus"] = [{**_numbers(gpu), "verdict": gpu_verdict(job.request, gpu)} for gpu in core.gpu_states()]
-    return view
-
-
-def _awaited(core: Core, job: Job) -> list[str]:
-    """Of each clause that does not hold yet, how the job of each alternative stands."""
-    open_ = core.store.open_clauses(job.id)
-    lines = []
-    for number, clause in itertools.islice(open_.items(), MOST_CLAUSES):
-        whole = job.after[number] if number < len(job.after) else clause
-        stands = [
-            f"job {wanted.job_id} {_stands(core.store.state_of(wanted.job_id), wanted in clause.alternatives)}"
-            for wanted in whole.alternatives
-        ]
-        lines.append(f"{whole}: {'; '.join(stands)}")
-    if len(open_) > MOST_CLAUSES:
-        lines.append(f"and {len(open_) - MOST_CLAUSES:,} more")
-    return lines
-
-
-def _stands(state: State | None, still: bool) -> str:
-    """How a job stands for one that waits on it; `still` says that it may yet come to what is waited for."""
-    if state is None:
-        return "is gone"
-    return ended_words(state) if state in ENDED else f"is {state}" if still else f"is {state} again"
-
-
-def _numbers(gpu: GpuState) -> View:
-    view = gpu_view(gpu)
-    wanted = (
-        "index",
-        "uuid",
-        "name",
-        "total_bytes",
-        "margin_bytes",
-        "foreign_bytes",
-        "neighbours_bytes",
-        "claimed_bytes",
-        "headroom_bytes",
-    )
-    return {name: view[name] for name in (*wanted, "jobs", "available", "processes")}
-
-
-def _resources(core: Core, job: Job) -> list[str]:
-    """What a job that may start asks for, and what stands against it besides GPUs."""
-    snapshot, request = core.snapshot(), job.request
-    lines = [f"asks for {asked(request)}, priority {job.priority}"]
-    if request.cpus:
-        lines.append(f"CPUs: asks for {request.cpus}, {snapshot.cpus_used} of {core.host.cpus} are given to jobs")
-    if request.ram:
-        given, has = format_size(snapshot.ram_used), format_size(core.host.ram)
-        lines.append(f"host memory: asks for {format_size(request.ram)}, {given} of {has} are given to jobs")
-    for gpu in core.gpu_states() if request.gpus else ():
-        for p in sorted(gpu.strangers, key=lambda p: -(p.used or 0))[:MOST_STRANGERS]:
-            who, uses = _who(p.pid), "some memory" if p.used is None else format_size(p.used)
-            name = f"{who['program']} of {who['owner']}" if who["program"] else "a program that cannot be seen"
-            lines.append(f"{gpu.place}: foreign process {p.pid}, {name}, uses {uses}")
-        lines += neighbour_lines(gpu)
-    return lines
-
-
-def _told(core: Core, job: Job) -> str:
-    """What there is to say of a job that does not wait."""
-    where = ", ".join(core.gpu_place(uuid) for uuid in job.gpus) or "no GPU"
-    if job.id in core.running:
-        if job.ending is not None:
-            return _ending_text(core, job, where)
-        if job.state is State.SUSPENDED:
-            since = moment(job.suspended_at)
-            return f"suspended since {since}, and keeps {where}; `gpuq resume {job.id}` lets it go on"
-        return f"runs on {where} since {moment(job.started_at)}"
-    said = f"ended {moment(job.ended_at)}: {job.failure or job.state}"
-    return f"{said} ({job.note})" if job.note else said
-
-
-def _ending_text(core: Core, job: Job, where: str) -> str:
-    what = "cancelling" if job.ending is Ending.CANCEL else f"ending: {job.ending}"
-    since, kill_at = ending_times(core, job)
-    then = f" since {moment(since)}; KILL follows at {moment(kill_at)}" if since is not None else ""
-    return f"{what}{then}" + (f"; until it has ended it keeps {where}" if job.gpus else "")
 
 
 def frame(core: Core, waiting: Sequence[Job], waiting_total: int) -> View:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gpuq.model import ANY_GPU, Host, Reason, Request, Settings, Wishes
+from gpuq.model import ANY_GPU, Host, Queue, Reason, Request, Settings, Wishes
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.placing import Seen, Wish, fits, largest, seen, wishes
 from gpuq.units import format_size
@@ -104,6 +104,42 @@ def neighbour_lines(gpu: GpuState) -> list[str]:
         for owner, size in sorted(left.items(), key=lambda item: (-item[1], item[0]))
         if size
     ]
+
+
+def why_there(request: Request, places: Sequence[str], fitting: int) -> str:
+    """Why a job got these GPUs, of so many that had room."""
+    got = " and ".join(places)
+    if fitting == len(places):
+        return f"{got} had room, and no other GPU" if fitting == 1 else f"{got} had room, and no others"
+    if request.which.spread:
+        how = "those with the most memory left" if len(places) > 1 else "the one with the most memory left"
+    elif len(places) > 1:
+        how = "the closest to each other"
+    else:
+        how = "the smallest" if request.vram is None else "the fullest, so that big holes stay whole"
+    return f"{fitting} GPUs had room, and of these it got {got}: {how}"
+
+
+def sieve(request: Request, gpus: Sequence[GpuState], queue: Queue) -> Iterator[tuple[str, Sequence[GpuState]]]:
+    """The conditions that a GPU must pass, in turn, and those that are left after each."""
+    left = list(gpus)
+    yield "on this host", left
+    if any(gpu.fault is not None for gpu in left):
+        left = [gpu for gpu in left if gpu.fault is None]
+        yield "in order", left
+    if queue.gpus is not None:
+        left = [gpu for gpu in left if gpu.uuid in queue.gpus]
+        yield f"of queue {queue.name}", left
+    for wish in wishes(request.which):
+        left = [gpu for gpu in left if wish.passes(gpu)]
+        yield wish.what, left
+    if request.vram is not None:
+        left = [gpu for gpu in left if gpu.capacity >= request.vram]
+        yield f"large enough for {format_size(request.vram)}", left
+    left = [gpu for gpu in left if fits(request, gpu.without_claims)]
+    yield "not taken by others", left
+    left = [gpu for gpu in left if fits(request, gpu)]
+    yield "with room beside our running jobs", left
 
 
 def gpu_verdict(request: Request, gpu: GpuState) -> str:

@@ -6,7 +6,7 @@ as they may, and once for as long as those of their kind did: the two times are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -18,35 +18,28 @@ from gpuq.policy.waiting import GroupKey
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
-    """Seconds since the epoch."""
+class Moment:
+    """What is known of one moment to come."""
 
-    #: when it starts; None where nothing that is known lets it start, or that was not found out in time
-    at: float | None
-    #: up to when it has not started
-    later_than: float
-    #: whether nothing that is known lets it start
-    never: bool = False
+    #: seconds since the epoch
+    at: float
+    #: jobs that start then
+    started: frozenset[int]
+    #: whether nothing more can be known: no job runs of which it is known that it ends
+    last: bool
 
 
-def forecast(
-    snapshot: Snapshot,
-    gpus: Sequence[GpuState],
-    job_id: int,
-    *,
-    likely: bool,
-    more_time: Callable[[], bool],
-) -> Forecast:
-    """When the job starts if all jobs take what is `likely`, or else as long as they may. Asked after each plan."""
-    state = _Future(snapshot, gpus, likely=likely)
-    while True:
-        started = state.step()
-        if job_id in started:
-            return Forecast(state.now, state.now)
-        if not state.advance():
-            return Forecast(None, state.now, never=True)
-        if not more_time():
-            return Forecast(None, state.now)
+def forecast(snapshot: Snapshot, gpus: Sequence[GpuState], *, likely: bool) -> Iterator[Moment]:
+    """Who starts when, if all jobs take what is `likely`, or else as long as they may: a plan for each moment.
+
+    Who has heard enough, or has no more time, stops.
+    """
+    future = _Future(snapshot, gpus, likely=likely)
+    more = True
+    while more:
+        at, started = future.now, future.step()
+        more = future.advance()
+        yield Moment(at, frozenset(started), not more)
 
 
 class _Future:

@@ -23,6 +23,8 @@ class Started:
     log_path: str
     #: of these GPUs, as they are now; None where that is not known
     indexes: tuple[int | None, ...] = ()
+    #: why there and then, a line each
+    why: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +155,10 @@ def advance(job: Job, fact: Fact, now: float) -> Step:
     if job.state not in states:
         raise IllegalTransition(f"job {job.id} is {job.state}, and cannot {verb}")
     match fact:
-        case Started(gpus, log_path, indexes):
-            data = {"gpus": list(gpus), **({"indexes": list(indexes)} if indexes else {})}
+        case Started(gpus, log_path, indexes, why):
+            data: dict[str, object] = {"gpus": list(gpus), **({"indexes": list(indexes)} if indexes else {})}
+            if why:
+                data["why"] = list(why)
             changes = {"attempt": job.attempt + 1, "gpus": gpus, "log_path": log_path, "started_at": now}
             return _step(job, State.RUNNING, Kind.STARTED, now, data, **changes, **NOT_ENDED)
         case Ended():

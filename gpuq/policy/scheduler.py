@@ -105,6 +105,10 @@ class Start:
     job_id: int
     key: GroupKey
     gpus: tuple[str, ...]
+    #: how many GPUs had room for it
+    fitting: int = 0
+    #: jobs with a reservation that it passes
+    passes: tuple[int, ...] = ()
 
     @property
     def request(self) -> Request:
@@ -300,7 +304,10 @@ class _Planner:
 
     def _start(self, key: GroupKey, job_id: int, chosen: tuple[str, ...]) -> None:
         ends = self._snapshot.ends(key, job_id)
-        self._starts.append(Start(job_id, key, chosen))
+        request = key.request
+        mine = permitted(request, self._books.gpus, self._subset(key)) if request.gpus else ()
+        passes = tuple(held.reservation.job_id for held in self._held)
+        self._starts.append(Start(job_id, key, chosen, sum(fits(request, gpu) for gpu in mine), passes))
         self._books.start(begun(self._snapshot, key, job_id, len(chosen)), key.request.vram, chosen)
         for held in self._held:
             held.book(key, chosen, ends)

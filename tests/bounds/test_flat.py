@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from math import inf
 from pathlib import Path
 
 from gpuq import protocol
-from gpuq.daemon import views
+from gpuq.daemon import explaining, views
 from gpuq.daemon.core import Core
 from gpuq.events import Event, Kind
 from gpuq.model import ACTIVE, ENDED, WAITING, Claim, Driver, GiB, GpuReading, Host, Readings, Request, Settings, State
@@ -85,7 +86,7 @@ def looked(core: Core) -> dict[str, Callable[[], object]]:
         "an id that is named": lambda: store.unknown([(last, last)]),
         "new events": lambda: store.events(store.last_event() - 5, None, None),
         "newest events": lambda: store.events(0, None, 20),
-        "why": lambda: (core.reason(job), views.explanation(core, job)),
+        "why": lambda: (core.reason(job), asyncio.run(explaining.explanations(core, [job]))),
         "@last": lambda: store.last_job(job.owner),
         "environments": lambda: store.erase_environments(0.0),
     }

@@ -1,0 +1,253 @@
+"""Why a job is where it is: what `why` answers, with the numbers behind it, what will be, and what would help.
+
+What is run ahead, and tried, takes bounded time, and others are served meanwhile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gpuq.daemon.core import Core
+from gpuq.daemon.hub import let_others
+from gpuq.daemon.views import View, ending_times, gpu_view, moment, who
+from gpuq.events import Kind
+from gpuq.model import ENDED, WAITING, Ending, Job, Reason, State
+from gpuq.policy import scheduler
+from gpuq.policy.advice import Case, advice
+from gpuq.policy.dependencies import ended_words
+from gpuq.policy.explain import asked, gpu_verdict, neighbour_lines, sieve
+from gpuq.policy.forecast import forecast
+from gpuq.policy.ledger import GpuState
+from gpuq.policy.reserve import Reservation
+from gpuq.policy.scheduler import PLAIN, Snapshot
+from gpuq.policy.waiting import GroupKey
+from gpuq.protocol import Selection
+from gpuq.units import format_size
+
+#: Clauses of dependencies that are told.
+MOST_CLAUSES = 20
+#: Foreign processes of a GPU that are named, the largest.
+MOST_STRANGERS = 5
+#: Seconds that an answer takes at most, and the parts of it for each look ahead.
+PATIENCE, AHEAD = 0.18, 0.3
+#: Changes that are told.
+MOST_CHANGES = 4
+
+
+async def explanations(core: Core, jobs: Sequence[Job]) -> list[View]:
+    """One for each job, in their order."""
+    share = PATIENCE / max(1, len(jobs))
+    return [await _explanation(core, job, share) for job in jobs]
+
+
+async def _explanation(core: Core, job: Job, seconds: float) -> View:
+    verdict = core.reason(job)
+    view: View = {
+        "job": job.id,
+        "name": job.name,
+        "state": str(job.state),
+        "reason": str(verdict.reason) if verdict else None,
+        "text": verdict.text if verdict else _told(core, job),
+        "lines": [],
+        "position": None,
+        "gpus": [],
+        "conditions": [],
+        "reservation": None,
+        "estimate": None,
+        "changes": [],
+    }
+    if verdict is None or job.state not in WAITING:
+        view["lines"] = _why_then(core, job)
+        return view
+    if verdict.reason is Reason.DEPENDENCY:
+        view["lines"] = _awaited(core, job)
+    key = core.waiting.key(job.id)
+    if key is None:
+        return view
+    now = _Now.of(core)
+    view["position"] = scheduler.position(now.snapshot, key, job.id)
+    view["lines"] = _resources(core, job)
+    if job.request.gpus:
+        view |= _gpus(now, job, key)
+    view["reservation"] = next((_reservation(now, r) for r in now.snapshot.reserved if r.job_id == job.id), None)
+    deadline = time.monotonic() + seconds
+    view["estimate"] = await _estimate(now, job.id, seconds)
+    view["changes"] = await _changes(core, now, job, key, deadline)
+    return view
+
+
+@dataclass(frozen=True, slots=True)
+class _Now:
+    """The queue and the GPUs as they are: what happens meanwhile does not change it."""
+
+    snapshot: Snapshot
+    gpus: Sequence[GpuState]
+
+    @classmethod
+    def of(cls, core: Core) -> _Now:
+        snapshot = core.snapshot()
+        return cls(
+            replace(snapshot, groups={key: line.copy() for key, line in snapshot.groups.items()}), core.gpu_states()
+        )
+
+    def place(self, uuid: str) -> str:
+        return next((gpu.place for gpu in self.gpus if gpu.uuid == uuid), uuid)
+
+
+def _gpus(now: _Now, job: Job, key: GroupKey) -> View:
+    """Each GPU with what it says to the request, and how many pass each condition."""
+    reserved = {uuid: one for one in now.snapshot.reserved if one.job_id != job.id for uuid in one.gpus}
+    conditions = list(sieve(job.request, now.gpus, now.snapshot.queues.get(key.queue, PLAIN)))
+    if reserved:
+        conditions.append(("not reserved for others", [g for g in conditions[-1][1] if g.uuid not in reserved]))
+    return {
+        "gpus": [
+            {
+                **_numbers(gpu),
+                "verdict": gpu_verdict(job.request, gpu),
+                "reserved_for": reserved[gpu.uuid].job_id if gpu.uuid in reserved else None,
+                "reserved_at": _finite(reserved[gpu.uuid].at) if gpu.uuid in reserved else None,
+            }
+            for gpu in now.gpus
+        ],
+        "conditions": [
+            {"condition": text, "count": len(left), "gpus": [gpu.place for gpu in left]} for text, left in conditions
+        ],
+    }
+
+
+def _finite(at: float) -> str | None:
+    return None if at == float("inf") else moment(at)
+
+
+def _reservation(now: _Now, one: Reservation) -> View:
+    return {"at": _finite(one.at), "gpus": list(one.gpus), "places": [now.place(uuid) for uuid in one.gpus]}
+
+
+async def _estimate(now: _Now, job_id: int, seconds: float) -> View:
+    """When it starts: as it is likely, and at the latest; None where nobody can say, and `later_than` is set where
+    that was not found out in time."""
+    latest, later_than = await _start_of(now, job_id, seconds * AHEAD, likely=False)
+    earliest, sooner_than = await _start_of(now, job_id, seconds * AHEAD, likely=True)
+    if earliest is not None and latest is not None and earliest > latest:
+        earliest = latest  # planning is no monotone function of run times (Graham's anomalies)
+    return {
+        "earliest": moment(earliest),
+        "latest": moment(latest),
+        "later_than": moment(min(later_than, sooner_than) if later_than and sooner_than else later_than),
+    }
+
+
+async def _start_of(now: _Now, job_id: int, seconds: float, *, likely: bool) -> tuple[float | None, float | None]:
+    """When it starts, or up to when it has not where that took too long."""
+    deadline = time.monotonic() + seconds
+    for one in forecast(now.snapshot, now.gpus, likely=likely):
+        if job_id in one.started:
+            return one.at, None
+        if not one.last and time.monotonic() > deadline:
+            return None, one.at
+        await let_others()
+    return None, None
+
+
+async def _changes(core: Core, now: _Now, job: Job, key: GroupKey, deadline: float) -> list[str]:
+    """Options with which it would start now, as they are typed."""
+    peak = max((claim.peak for attempt in core.store.attempts(job.id) for claim in attempt.claims), default=0)
+    found: list[str] = []
+    for options in advice(Case(now.snapshot, now.gpus, key, job.id, peak, core.grace(job))):
+        if options is not None:
+            found.append(" ".join(options))
+        if len(found) >= MOST_CHANGES or time.monotonic() > deadline:
+            break
+        await let_others()
+    return found
+
+
+def _why_then(core: Core, job: Job) -> list[str]:
+    """Of a job that has started: why there and then, as it was noted when it did."""
+    if job.attempt == 0:
+        return []
+    events = core.store.events(0, Selection(ranges=((job.id, job.id),)), None)
+    started = [event for event in events if event.kind is Kind.STARTED and event.attempt == job.attempt]
+    return [str(line) for event in started[-1:] for line in event.data.get("why", ())]
+
+
+def _awaited(core: Core, job: Job) -> list[str]:
+    """Of each clause that does not hold yet, how the job of each alternative stands."""
+    open_ = core.store.open_clauses(job.id)
+    lines = []
+    for number, clause in itertools.islice(open_.items(), MOST_CLAUSES):
+        whole = job.after[number] if number < len(job.after) else clause
+        stands = [
+            f"job {wanted.job_id} {_stands(core.store.state_of(wanted.job_id), wanted in clause.alternatives)}"
+            for wanted in whole.alternatives
+        ]
+        lines.append(f"{whole}: {'; '.join(stands)}")
+    if len(open_) > MOST_CLAUSES:
+        lines.append(f"and {len(open_) - MOST_CLAUSES:,} more")
+    return lines
+
+
+def _stands(state: State | None, still: bool) -> str:
+    """How a job stands for one that waits on it; `still` says that it may yet come to what is waited for."""
+    if state is None:
+        return "is gone"
+    return ended_words(state) if state in ENDED else f"is {state}" if still else f"is {state} again"
+
+
+def _numbers(gpu: GpuState) -> View:
+    view = gpu_view(gpu)
+    wanted = (
+        "index",
+        "uuid",
+        "name",
+        "total_bytes",
+        "margin_bytes",
+        "foreign_bytes",
+        "neighbours_bytes",
+        "claimed_bytes",
+        "headroom_bytes",
+    )
+    return {name: view[name] for name in (*wanted, "jobs", "available", "processes")}
+
+
+def _resources(core: Core, job: Job) -> list[str]:
+    """What a job that may start asks for, and what stands against it besides GPUs."""
+    snapshot, request = core.snapshot(), job.request
+    lines = [f"asks for {asked(request)}, priority {job.priority}"]
+    if request.cpus:
+        lines.append(f"CPUs: asks for {request.cpus}, {snapshot.cpus_used} of {core.host.cpus} are given to jobs")
+    if request.ram:
+        given, has = format_size(snapshot.ram_used), format_size(core.host.ram)
+        lines.append(f"host memory: asks for {format_size(request.ram)}, {given} of {has} are given to jobs")
+    for gpu in core.gpu_states() if request.gpus else ():
+        for p in sorted(gpu.strangers, key=lambda p: -(p.used or 0))[:MOST_STRANGERS]:
+            seen, uses = who(p.pid), "some memory" if p.used is None else format_size(p.used)
+            name = f"{seen['program']} of {seen['owner']}" if seen["program"] else "a program that cannot be seen"
+            lines.append(f"{gpu.place}: foreign process {p.pid}, {name}, uses {uses}")
+        lines += neighbour_lines(gpu)
+    return lines
+
+
+def _told(core: Core, job: Job) -> str:
+    """What there is to say of a job that does not wait."""
+    where = ", ".join(core.gpu_place(uuid) for uuid in job.gpus) or "no GPU"
+    if job.id in core.running:
+        if job.ending is not None:
+            return _ending_text(core, job, where)
+        if job.state is State.SUSPENDED:
+            since = moment(job.suspended_at)
+            return f"suspended since {since}, and keeps {where}; `gpuq resume {job.id}` lets it go on"
+        return f"runs on {where} since {moment(job.started_at)}"
+    said = f"ended {moment(job.ended_at)}: {job.failure or job.state}"
+    return f"{said} ({job.note})" if job.note else said
+
+
+def _ending_text(core: Core, job: Job, where: str) -> str:
+    what = "cancelling" if job.ending is Ending.CANCEL else f"ending: {job.ending}"
+    since, kill_at = ending_times(core, job)
+    then = f" since {moment(since)}; KILL follows at {moment(kill_at)}" if since is not None else ""
+    return f"{what}{then}" + (f"; until it has ended it keeps {where}" if job.gpus else "")

@@ -1,0 +1,230 @@
+"""The smallest changes of a waiting job with which it would start now, each tried on the planner itself. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from math import inf
+
+from gpuq.model import ANY_GPU, GiB, MiB
+from gpuq.policy.ledger import GpuState
+from gpuq.policy.line import Line
+from gpuq.policy.placing import permitted
+from gpuq.policy.scheduler import PLAIN, Snapshot, plan
+from gpuq.policy.waiting import GroupKey
+from gpuq.protocol import MAX_PRIORITY
+
+#: Least time limit that is proposed, and what is left for a person to type it, in seconds.
+SHORTEST, TYPING = 60.0, 30.0
+#: Of each kind so many are tried.
+MOST_TRIES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A job as it would be with other options."""
+
+    key: GroupKey
+    #: seconds that it may run for, with its grace period
+    length: float
+    #: the options, as they are typed
+    options: tuple[str, ...] = ()
+
+    def with_request(self, option: str, **changes: object) -> Variant:
+        request = replace(self.key.request, **changes)  # type: ignore[arg-type]
+        return replace(self, key=replace(self.key, request=request), options=(*self.options, option))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A waiting job, and all that its start depends on."""
+
+    snapshot: Snapshot
+    gpus: Sequence[GpuState]
+    key: GroupKey
+    job_id: int
+    #: most GPU memory that an attempt of it was seen to use on one GPU, in bytes
+    peak: int = 0
+    #: its grace period, in seconds
+    grace: float = 0.0
+
+
+def advice(case: Case) -> Iterator[tuple[str, ...] | None]:
+    """Options of each change that would start the job now, the single ones first; pairs where there is none.
+
+    None after each try that fails, so that who has no more time may stop.
+    """
+    trial = _Trial(case)
+    found = False
+    first: list[Variant] = []
+    for kind in _KINDS:
+        for number, variant in enumerate(kind(case, trial.own)):
+            if number == 0:
+                first.append(variant)
+            if trial.starts(variant):
+                found = True
+                yield variant.options
+                break
+            yield None
+            if number + 1 >= MOST_TRIES:
+                break
+    if not found:
+        yield from _pairs(case, trial)
+
+
+def _pairs(case: Case, trial: _Trial) -> Iterator[tuple[str, ...] | None]:
+    """Two changes together: of each kind, the smallest that the other leaves."""
+    for one, other in combinations(_KINDS, 2):
+        both = (second for first in _some(one(case, trial.own)) for second in _some(other(case, first)))
+        for variant in _some(both):
+            if trial.starts(variant):
+                yield variant.options
+                break
+            yield None
+
+
+def _some(variants: Iterable[Variant]) -> Iterator[Variant]:
+    for number, variant in enumerate(variants):
+        if number >= MOST_TRIES // 2:
+            return
+        yield variant
+
+
+class _Trial:
+    """The planner with one job changed."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        line = case.snapshot.groups[case.key]
+        self.own = Variant(case.key, line.length(case.job_id))
+        self._since = line.since(case.job_id)
+        rest = line.copy()
+        rest.remove(case.job_id)
+        self._groups = {key: other for key, other in case.snapshot.groups.items() if key != case.key}
+        if rest:
+            self._groups[case.key] = rest
+        self._reserved = tuple(one for one in case.snapshot.reserved if one.job_id != case.job_id)
+
+    def starts(self, variant: Variant) -> bool:
+        """Whether the job starts at once, as one that has waited for as long as this one."""
+        there = self._groups.get(variant.key)
+        line = Line() if there is None else there.copy()
+        line.add(self._case.job_id, self._since, variant.length)
+        groups = {**self._groups, variant.key: line}
+        planned = plan(replace(self._case.snapshot, groups=groups, reserved=self._reserved), self._case.gpus)
+        return any(start.job_id == self._case.job_id for start in planned.starts)
+
+
+def _less_vram(case: Case, own: Variant) -> Iterator[Variant]:
+    """What fits on as many GPUs as it asks for, beside what is reserved there; never less than it was seen to need."""
+    request = own.key.request
+    if not request.gpus:
+        return
+    subset = case.snapshot.queues.get(own.key.queue, PLAIN).gpus
+    room = [gpu for gpu in permitted(request, case.gpus, subset) if gpu.fault is None and gpu.headroom > 0]
+    kept = {
+        uuid: one.key.request.vram or 0
+        for one in case.snapshot.reserved
+        if one.job_id != case.job_id
+        for uuid in one.gpus
+    }
+    free = sorted((gpu.headroom for gpu in room), reverse=True)
+    beside = sorted((gpu.headroom - kept.get(gpu.uuid, 0) for gpu in room), reverse=True)
+    sizes = {sizes[request.gpus - 1] for sizes in (free, beside) if len(sizes) >= request.gpus}
+    for size in sorted(sizes, reverse=True):
+        size = neat_size(size, case.peak)
+        if size >= max(case.peak, 1) and (request.vram is None or size < request.vram):
+            yield own.with_request(f"--vram {size_text(size)}", vram=size)
+
+
+def neat_size(size: int, least: int) -> int:
+    """A size that is easy to type and no larger; the exact one where the easy one would be too small."""
+    for step in (GiB, 256 * MiB, MiB):
+        neat = size // step * step
+        if neat >= max(least, 4 * step):
+            return neat
+    return size // MiB * MiB
+
+
+def size_text(size: int) -> str:
+    return f"{size // GiB}GiB" if size % GiB == 0 else f"{size // MiB}MiB"
+
+
+def _less_time(case: Case, own: Variant) -> Iterator[Variant]:
+    """To have ended before a reservation begins."""
+    for at in sorted({one.at for one in case.snapshot.reserved if one.job_id != case.job_id and one.at < inf}):
+        limit = neat_time(at - case.snapshot.now - case.grace - TYPING)
+        if limit >= SHORTEST and limit + case.grace < own.length:
+            yield replace(own, length=limit + case.grace, options=(*own.options, f"--time {time_text(limit)}"))
+
+
+def neat_time(seconds: float) -> float:
+    return seconds // 60 * 60 if seconds >= 600 else seconds // 1
+
+
+def time_text(seconds: float) -> str:
+    return f"{seconds / 60:.0f}m" if seconds % 60 == 0 else f"{seconds:.0f}s"
+
+
+def _fewer_gpus(_case: Case, own: Variant) -> Iterator[Variant]:
+    request = own.key.request
+    for count in range(request.gpus - 1, 0, -1):
+        most = f":{request.most}" if request.most > count else ""
+        yield own.with_request(f"--gpus {count}{most}", gpus=count)
+
+
+def _less_of_the_host(case: Case, own: Variant) -> Iterator[Variant]:
+    request, host = own.key.request, case.snapshot.host
+    cpus = max(host.cpus - case.snapshot.cpus_used, 0)
+    if cpus < request.cpus and (cpus or request.gpus):
+        own = own.with_request(f"--cpus {cpus}", cpus=cpus)
+    ram = neat_size(max(host.ram - case.snapshot.ram_used, 0), 1)
+    if 0 < ram < request.ram:
+        own = own.with_request(f"--ram {size_text(ram)}", ram=ram)
+    if own.key.request != request:
+        yield own
+
+
+def _other_gpus(_case: Case, own: Variant) -> Iterator[Variant]:
+    """Without one of its conditions, then without any."""
+    which = own.key.request.which
+    each = [
+        ("--gpu-type none", replace(which, types=())),
+        ("--gpu-min-memory none", replace(which, min_memory=0)),
+        ("--gpu-id none", replace(which, only=())),
+        ("--exclude-gpu none", replace(which, exclude=())),
+    ]
+    dropped = [(option, changed) for option, changed in each if changed != which]
+    if len(dropped) > 1:
+        dropped.append((" ".join(option for option, _ in dropped), replace(ANY_GPU, spread=which.spread)))
+    for option, changed in dropped:
+        yield own.with_request(option, which=ANY_GPU if changed == ANY_GPU else changed)
+
+
+def _other_queue(case: Case, own: Variant) -> Iterator[Variant]:
+    for name in sorted({PLAIN.name, *case.snapshot.queues} - {own.key.queue}):
+        queue = case.snapshot.queues.get(name, PLAIN)
+        if not queue.draining and (queue.max_time is None or own.length - case.grace <= queue.max_time):
+            yield replace(own, key=replace(own.key, queue=name), options=(*own.options, f"--queue {name}"))
+
+
+def _more_priority(case: Case, own: Variant) -> Iterator[Variant]:
+    """Just above each that is ahead of it."""
+    others = {case.snapshot.priority(key) for key in case.snapshot.groups}
+    base = case.snapshot.priority(own.key) - own.key.priority
+    for above in sorted({other + 1 - base for other in others}):
+        if own.key.priority < above <= MAX_PRIORITY:
+            key = replace(own.key, priority=above)
+            yield replace(own, key=key, options=(*own.options, f"--priority {above}"))
+
+
+_KINDS: tuple[Callable[[Case, Variant], Iterator[Variant]], ...] = (
+    _less_vram,
+    _less_time,
+    _fewer_gpus,
+    _less_of_the_host,
+    _other_gpus,
+    _other_queue,
+    _more_priority,
+)
