@@ -179,6 +179,8 @@ class _Planner:
         self._short: dict[GroupKey, float] = {}
         #: jobs that had a reservation, and are looked at by themselves
         self._apart: set[int] = set()
+        #: how many GPUs had room for the job that was looked at last
+        self._fitting = 0
         #: how many that cannot start have been looked at, for a reservation
         self._behind = 0
         #: the first that cannot start, where that keeps the others from starting
@@ -286,6 +288,7 @@ class _Planner:
         books, request = self._books, key.request
         mine = permitted(request, books.gpus, self._queue(key).gpus) if request.gpus else ()
         fitting = [gpu for gpu in mine if fits(request, gpu)]
+        self._fitting = len(fitting)
         if len(fitting) < request.gpus or not enough(request, books.host, books.cpus_used, books.ram_used):
             used = (books.cpus_used, books.ram_used)
             return why_not(request, mine, len(fitting), books.host, *used, self._snapshot.gpu_fault)
@@ -304,10 +307,8 @@ class _Planner:
 
     def _start(self, key: GroupKey, job_id: int, chosen: tuple[str, ...]) -> None:
         ends = self._snapshot.ends(key, job_id)
-        request = key.request
-        mine = permitted(request, self._books.gpus, self._subset(key)) if request.gpus else ()
         passes = tuple(held.reservation.job_id for held in self._held)
-        self._starts.append(Start(job_id, key, chosen, sum(fits(request, gpu) for gpu in mine), passes))
+        self._starts.append(Start(job_id, key, chosen, self._fitting, passes))
         self._books.start(begun(self._snapshot, key, job_id, len(chosen)), key.request.vram, chosen)
         for held in self._held:
             held.book(key, chosen, ends)
