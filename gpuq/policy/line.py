@@ -19,13 +19,14 @@ CHUNK = 1024
 class _Chunk:
     """Parallel columns, ascending by id."""
 
-    __slots__ = ("_shortest", "ids", "lengths", "since")
+    __slots__ = ("_longest", "_shortest", "ids", "lengths", "since")
 
     def __init__(self, ids: Iterable[int], since: Iterable[float], lengths: Iterable[float]) -> None:
         self.ids = array("q", ids)
         self.since = array("d", since)
         self.lengths = array("d", lengths)
         self._shortest: float | None = None
+        self._longest: float | None = None
 
     def insert(self, at: int, job_id: int, since: float, length: float) -> None:
         self.ids.insert(at, job_id)
@@ -33,12 +34,28 @@ class _Chunk:
         self.lengths.insert(at, length)
         if self._shortest is not None:
             self._shortest = min(self._shortest, length)
+        if self._longest is not None:
+            self._longest = max(self._longest, length)
 
     def delete(self, start: int, end: int) -> None:
-        if self._shortest is not None and self._shortest in self.lengths[start:end]:
+        gone = self.lengths[start:end]
+        if self._shortest in gone:
             self._shortest = None
+        if self._longest in gone:
+            self._longest = None
         for column in (self.ids, self.since, self.lengths):
             del column[start:end]
+
+    def next_within(self, job_id: int, longest: float, endless: bool) -> int | None:
+        at = bisect_right(self.ids, job_id)
+        if longest == inf:
+            return self.ids[at] if at < len(self.ids) else None
+        if self.shortest > longest and not (endless and self.longest == inf):
+            return None
+        for n in range(at, len(self.ids)):
+            if self.lengths[n] <= longest or (endless and self.lengths[n] == inf):
+                return self.ids[n]
+        return None
 
     @property
     def shortest(self) -> float:
@@ -46,11 +63,11 @@ class _Chunk:
             self._shortest = min(self.lengths)
         return self._shortest
 
-    def after(self, job_id: int, longest: float) -> int | None:
-        at = bisect_right(self.ids, job_id)
-        if longest == inf:
-            return self.ids[at] if at < len(self.ids) else None
-        return next((self.ids[n] for n in range(at, len(self.ids)) if self.lengths[n] <= longest), None)
+    @property
+    def longest(self) -> float:
+        if self._longest is None:
+            self._longest = max(self.lengths)
+        return self._longest
 
 
 class Line:
@@ -139,13 +156,15 @@ class Line:
             count += min(max(bisect_left(chunk.ids, job_id), low), high)
         return count
 
-    def after(self, job_id: int, longest: float = inf) -> int | None:
-        """The next after this one, which need not be here, that runs for no longer than `longest`; None for none."""
+    def after(self, job_id: int, longest: float = inf, *, endless: bool = False) -> int | None:
+        """The next after this one, which need not be here, that runs for no longer than `longest`; None for none.
+
+        With `endless`, those of which nothing says how long they run count as well.
+        """
         for chunk in self._chunks[max(0, bisect_right(self._firsts, job_id) - 1) :]:
-            if longest == inf or chunk.shortest <= longest:
-                found = chunk.after(job_id, longest)
-                if found is not None:
-                    return found
+            found = chunk.next_within(job_id, longest, endless)
+            if found is not None:
+                return found
         return None
 
     def add(self, job_id: int, since: float, length: float) -> None:

@@ -198,7 +198,7 @@ class _Planner:
                 self._look_at(key, job_id)
                 continue
             after = job_id if job_id in self._apart else self._look_at(key, job_id)
-            following = None if after is None else self._snapshot.groups[key].after(after, self._short.get(key, inf))
+            following = None if after is None else self._next(key, after)
             if following is not None:
                 self._put(key, number, following)
         reservations = (*kept, *(held.reservation for held in self._held[len(kept) :]))
@@ -207,6 +207,12 @@ class _Planner:
     def _put(self, key: GroupKey, number: int, job_id: int) -> None:
         rank, tie = self._snapshot.rank(key, job_id)
         heapq.heappush(self._order, (rank, tie, number, key, job_id))
+
+    def _next(self, key: GroupKey, after: int) -> int | None:
+        """The next job of a group that is worth a look."""
+        longest, known = self._short.get(key, inf), self._snapshot.predictions.of(key.kind)
+        endless = known is not None and known.longest <= longest
+        return self._snapshot.groups[key].after(after, longest, endless=endless)
 
     def _put_holders_first(self) -> list[Reservation]:
         """Who has a reservation keeps it: it goes ahead of all but those of higher priority.
@@ -257,7 +263,10 @@ class _Planner:
         self._verdicts.setdefault(key, verdict)
         if verdict.reason in PLACEABLE:
             self._cannot_start(key, job_id)
-        if verdict.reason is not Reason.RESERVATION or key in self._short:
+        if verdict.reason is not Reason.RESERVATION:
+            return None
+        self._behind = self._snapshot.policy.reservations  # who had one from here on would go ahead of it for good
+        if key in self._short:
             return None
         soonest = min((held.reservation.at for held in self._held), default=inf)
         if soonest == inf:
@@ -328,8 +337,11 @@ class _Planner:
         if held is None and not self._held:
             return  # whatever of ours ends, it cannot start: it is no reason to let those behind it be passed for ever
         self._behind += 1
+        if held is None:  # what others have reserved is in its way, and must not become more
+            self._behind = policy.reservations
+            return
         waited = self._snapshot.now - self._snapshot.groups[key].since(job_id)
-        if held is None or (held.reservation.at == inf and waited < policy.reserve_after):
+        if held.reservation.at == inf and waited < policy.reserve_after:
             return
         for other in self._held:
             other.make_way(held)

@@ -91,6 +91,8 @@ class Stream:
     reserved: tuple[Reservation, ...] = ()
     #: when each job started
     started: dict[int, float] = field(default_factory=dict)
+    #: what the planner said last
+    last: Plan | None = None
     #: called after each plan, with it, before its starts are made
     look: Callable[[Snapshot, list[GpuState], Plan], None] = lambda *_: None
 
@@ -137,6 +139,7 @@ class Stream:
         """Ask the planner once, and start what it says."""
         snapshot, gpus = self.snapshot(), self.gpus()
         result = plan(snapshot, gpus)
+        self.last = result
         self.look(snapshot, gpus, result)
         for start in result.starts:
             work = self.waiting.pop(start.job_id)

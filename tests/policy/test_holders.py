@@ -8,7 +8,7 @@ from math import inf
 from gpuq.model import Claim, GiB, Order, Queue
 from gpuq.policy.line import Line
 from gpuq.policy.reserve import Ongoing, Reservation
-from gpuq.policy.scheduler import Plan, Policy, Snapshot, plan
+from gpuq.policy.scheduler import RESERVATIONS, Plan, Policy, Snapshot, plan
 from gpuq.policy.waiting import GroupKey
 from tests.policy.build import make_gpu, stranger
 from tests.policy.stream import HOST, Stream, Work, cpu, share, whole
@@ -200,3 +200,28 @@ def test_fifo_lets_nothing_pass_but_what_waits_for_other_things_blocks_nobody() 
     found = stream(3, *blocked, *array, *others, policy=policy, queues=queues)
     assert sorted(found.started) == [4, 6]
     assert not found.reserved
+
+
+def test_a_job_for_all_gpus_is_not_starved_by_later_small_ones_that_have_reservations() -> None:
+    """Several may have one, each on GPUs of its own. A job that gets none, because those ahead of it have reserved too
+    much, would be passed for ever by later ones that are content with what is left."""
+    for most in (1, 2, RESERVATIONS):
+        found = Stream({f"GPU-{n}": 8 for n in range(4)}, Policy(reservations=most))
+        first = [Work(n, share(5 + n % 4), limit=10.0, lasts=7.0 + n % 3) for n in range(1, 8)]
+        later = [
+            Work(n, share(5 + n % 4), when, when, limit=10.0, lasts=7.0 + n * 7 % 4)
+            for n, when in ((n, (n - 8) * 2.0) for n in range(9, 60))
+        ]
+        found.run([*first, Work(8, whole(4), 1.0, 1.0, limit=10.0), *later])
+        assert found.started[8] <= 30.0, f"with {most} reservations"
+
+
+def test_a_job_that_would_delay_one_is_not_passed_by_later_reservations() -> None:
+    """Job 3 has room, and would delay job 2. If job 4 had a reservation, it would go ahead of job 3 for good."""
+    works = [
+        Work(1, whole(3), limit=10.0),
+        Work(2, whole(2, cpus=4), limit=10.0),
+        Work(3, whole(1, cpus=1), limit=50.0),
+        Work(4, whole(2), limit=10.0),
+    ]
+    assert holders(stream(4, *works, policy=Policy(reservations=4))) == [2]

@@ -85,15 +85,27 @@ class Lines(RuleBasedStateMachine):
                 with pytest.raises(KeyError):
                     ask(job_id)
 
-    @rule(job_id=st.integers(0, 60), longest=st.sampled_from([0.5, 1.0, 4.0, 5.0, 10.0, inf]))
-    def after(self, job_id: int, longest: float) -> None:
-        expected = next((n for n, _, length in self.rows if n > job_id and length <= longest), None)
-        assert self.line.after(job_id, longest) == expected
+    @rule(job_id=st.integers(0, 60), longest=st.sampled_from([0.5, 1.0, 4.0, 5.0, 10.0, inf]), endless=st.booleans())
+    def after(self, job_id: int, longest: float, endless: bool) -> None:
+        able = [n for n, _, length in self.rows if length <= longest or (endless and length == inf)]
+        assert self.line.after(job_id, longest, endless=endless) == next((n for n in able if n > job_id), None)
 
     @rule(job_id=st.integers(0, 60), since=st.integers(0, 60))
     def before_and_older(self, job_id: int, since: int) -> None:
         assert self.line.before(job_id) == sum(n < job_id for n, _, _ in self.rows)
         assert self.line.older(since / 2, job_id) == sum((when, n) < (since / 2, job_id) for n, when, _ in self.rows)
+
+    @rule(job_id=IDS)
+    def copy(self, job_id: int) -> None:
+        """What is done to a copy is done to it alone."""
+        other = self.line.copy()
+        assert other == self.line
+        if self._new({job_id}):
+            other.add(job_id, 0.0, 1.0)
+        else:
+            other.remove(job_id)
+        assert other != self.line
+        assert self.line == line_of(self.rows)
 
     @rule(most=st.integers(0, 10))
     def head(self, most: int) -> None:
