@@ -53,12 +53,13 @@ class Listed:
         if found is not None:
             return found
         if all(number is None for number in self.indexes.values()):
-            raise CannotFit(f"{what} {index}: which GPU has that index is not known: {self._unknown}; name its UUID")
-        raise CannotFit(f"{what} {index}: there is no GPU {index}; {self._there_are}")
+            why = f"which GPU has that index is not known: {self._unknown}"
+            raise CannotFit(f"{what} {index:.20}: {why}; name its UUID: {self._there_are}")
+        raise CannotFit(f"{what} {index:.20}: there is no GPU {index:.20}; {self._there_are}")
 
     @property
     def _unknown(self) -> str:
-        return self.fault or "they have not been read yet"
+        return self.fault or ("they have not been read yet" if self.driver is None else "the driver lists none now")
 
     @property
     def _there_are(self) -> str:
