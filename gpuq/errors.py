@@ -23,6 +23,10 @@ class UsageError(GpuqError):
     exit_code = 2
 
 
+class DependencyCycle(UsageError):
+    """Jobs would wait for each other, so that none of them ever started."""
+
+
 class BadRequest(UsageError):
     """The daemon could not make sense of a message."""
 

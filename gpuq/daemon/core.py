@@ -188,7 +188,6 @@ class Core:
         alike: Event | None = None
         todo = list(facts)
         with self.store.transaction():
-            dependents.renew(self.store, [job.id for job, fact in todo if isinstance(fact, Retried)])
             if cancelled:
                 alike = self._cancel_alike(cancelled, now)
                 ended |= self.cascade.awaited(cancelled, State.CANCELLED)
@@ -201,6 +200,7 @@ class Core:
             for new in attempts:
                 self.store.change(new.before, new.started.job, new.started.event)
                 self.store.add_attempt(new.attempt)
+            dependents.renew(self.store, [job.id for job, fact in todo if isinstance(fact, Retried)])
             told = self.cascade.tell(ended, [new.attempt.job_id for new in attempts], now)
             if meanwhile is not None:
                 meanwhile()

@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from gpuq import after as words
 from gpuq.after import Alternative
 from gpuq.daemon.hub import let_others
-from gpuq.errors import BadRequest, NoSuchJob, UsageError
+from gpuq.errors import BadRequest, DependencyCycle, NoSuchJob, UsageError
 from gpuq.model import Clause, Condition, Dependency
-from gpuq.policy.dependencies import DependencyBroken, Numbered, Standing, weigh
+from gpuq.policy.dependencies import DependencyBroken, Numbered, Standing, TooMany, weigh
 from gpuq.protocol import MAX_AFTER, ranges
+from gpuq.store import dependents
 from gpuq.store.staging import Needs
 from gpuq.store.store import Store
 
 #: Rows that are read between two looks at what others want.
 PAGE = 1000
+#: Jobs at either end of a cycle that a message names.
+_SHOWN = 10
 #: Characters of indexes that a message lists.
 LISTED = 80
 
@@ -59,6 +62,26 @@ def weighed(store: Store, after: Sequence[Clause]) -> tuple[frozenset[Numbered],
         return found
 
     return weigh(after, standing)
+
+
+def refuse_cycle(store: Store, job_id: int, after: Sequence[Clause]) -> None:
+    """Raises DependencyCycle where a job that waits would, by waiting for these instead, wait for itself.
+
+    An alternative counts as any other, though the job might start by another: it would wait for ever where that fails.
+    """
+    wanted = dict.fromkeys(one.job_id for clause in after for one in clause.alternatives)
+    try:
+        found = dependents.cycle(store, job_id, wanted)
+    except TooMany:
+        raise DependencyCycle(
+            f"job {job_id} cannot wait for these: so many jobs wait for each other there that it is not known soon "
+            "enough whether it would wait for itself; submit it anew"
+        ) from None
+    if found is not None:
+        text = [str(n) for n in found]
+        if len(text) > 2 * _SHOWN:
+            text[_SHOWN:-_SHOWN] = [f"({len(text) - 2 * _SHOWN} more)"]
+        raise DependencyCycle(f"job {job_id} would wait for itself: {' -> '.join(text)}")
 
 
 def own_needs(

@@ -124,10 +124,10 @@ class _Side:
     def __init__(self, roots: Iterable[int], neighbours: Callable[[int], Iterable[int]]) -> None:
         self._neighbours = neighbours
         #: from where each job was reached; a root from itself
-        self.came: dict[int, int] = {}
-        self._next: Iterator[int] = iter(roots)
-        self._from: int | None = None
-        self._todo: deque[int] = deque()
+        self.came = {root: root for root in roots}
+        self._todo = deque(self.came)
+        self._from = 0
+        self._next: Iterator[int] = iter(())
 
     def step(self) -> int | None:
         """Look at one more edge: the job that it leads to, 0 for one that leads nowhere new; None at the end."""
@@ -140,7 +140,7 @@ class _Side:
             return 0
         if found in self.came:
             return 0
-        self.came[found] = found if self._from is None else self._from
+        self.came[found] = self._from
         self._todo.append(found)
         return found
 
@@ -166,6 +166,8 @@ def find_cycle(
     so that it costs what the cheaper one costs: mostly nobody waits on the job. Raises TooMany after `most` steps.
     """
     down, up = _Side(wanted, needs), _Side([job_id], needed_by)
+    if job_id in down.came:
+        return [job_id, job_id]
     for _ in range(most):
         for side, other in ((down, up), (up, down)):
             found = side.step()

@@ -207,7 +207,7 @@ def renew(store: Queries, job_ids: Sequence[int]) -> None:
 
     Of a clause that does not hold and has no such alternative nothing is waited for: it has had its say. Where jobs
     that are tried again together would wait for each other, which only an edit can have brought about, the older of
-    two does not wait for the newer. In a transaction.
+    two does not wait for the newer. In a transaction, in which they are queued already.
     """
     together = frozenset(job_ids)
     upward: list[Any] = []

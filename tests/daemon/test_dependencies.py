@@ -5,10 +5,16 @@ from __future__ import annotations
 import pytest
 
 from gpuq.client import Client
-from gpuq.daemon import cascade
-from gpuq.errors import ConnectionLost, GpuqError, NoSuchJob, UsageError
-from gpuq.store import staging
+from gpuq.daemon import cascade, depending, handlers
+from gpuq.daemon.core import Core
+from gpuq.errors import ConnectionLost, DependencyCycle, GpuqError, NoSuchJob, UsageError
+from gpuq.model import Condition
+from gpuq.policy.dependencies import TooMany
+from gpuq.policy.lifecycle import Retried
+from gpuq.store import dependents, staging
+from tests.daemon.test_many import filled
 from tests.harness import Box, gone, wait_until
+from tests.policy.build import clauses, numbered
 
 MANY = 3 * cascade.MOST + 7
 
@@ -94,6 +100,18 @@ def test_jobs_that_are_tried_again_together_wait_for_the_new_start(box: Box) -> 
     assert box.wait(client)["attempt"] == 3
     assert box.job(client)["started_at"] >= box.job(server)["started_at"]
     assert box.job(server)["state"] == "running"
+
+
+def test_jobs_that_are_tried_again_wait_for_older_ones_however_many_they_are(box: Box) -> None:
+    root = box.submit("sleep", "600", hold=True)
+    ids = box.submit_many([["true"]] * (handlers.SLICE + 5), after=[f"any:{root}"], hold=True)
+    every = {"ranges": [[root, ids[-1]]]}
+    box.request("cancel", sel=every)
+    assert len(box.request("retry", sel=every)["done"]) == len(ids) + 1
+    wait_until(lambda: box.job(root)["state"] == "running", "the start")
+    assert box.request("status")["jobs"] == {"queued": len(ids), "running": 1}
+    assert box.reason(ids[-1]) == ("Dependency", f"waits for any:{root}")
+    box.request("cancel", sel=every)
 
 
 # --- one of several -------------------------------------------------------------------------------
@@ -275,3 +293,58 @@ def test_arrays_that_do_not_correspond_are_refused(box: Box) -> None:
         with pytest.raises(GpuqError, match=message):
             array(box, 0, 1, 2, 3, 5, 6, after=[after])
     assert box.request("list", sel={}, all=True)["total"] == 5
+
+
+# --- cycles ---------------------------------------------------------------------------------------
+
+
+def edited(core: Core, job_id: int, *words: str) -> None:
+    """The job waits for these instead, as an edit will write it."""
+    after = clauses(*words)
+    depending.refuse_cycle(core.store, job_id, after)
+    with core.store.transaction():
+        core.store.conn.execute("DELETE FROM dependencies WHERE job_id = ?", (job_id,))
+        core.store.add_dependencies([job_id], after, numbered(after))
+
+
+WAITING_JOB: tuple[bool, int, None, list[list[tuple[int, Condition]]], None] = (False, 1, None, [], None)
+
+
+def test_a_cycle_is_refused_and_named() -> None:
+    with filled([WAITING_JOB] * 6) as core:
+        edited(core, 2, "ok:1")
+        edited(core, 4, "any:2|failed:3", "started:5")
+        for job_id, word, cycle in (
+            (1, "any:4", "1 -> 4 -> 2 -> 1"),
+            (5, "ok:6|started:4", "5 -> 4 -> 5"),
+            (3, "ok:3", "3 -> 3"),
+        ):
+            with pytest.raises(DependencyCycle, match=f"^job {job_id} would wait for itself: {cycle}$"):
+                edited(core, job_id, word)
+        edited(core, 4, "ok:6")
+        edited(core, 1, "any:4")
+        edited(core, 2, "ok:5")
+
+
+def test_a_long_cycle_is_named_in_short_and_a_longer_one_refused_as_well() -> None:
+    with filled([WAITING_JOB] * 100) as core:
+        for n in range(2, 101):
+            edited(core, n, f"ok:{n - 1}")
+        with pytest.raises(DependencyCycle, match=r"1 -> 100 -> .* -> \(81 more\) -> .* -> 2 -> 1$"):
+            edited(core, 1, "ok:100")
+        with pytest.raises(TooMany):
+            dependents.cycle(core.store, 1, [100], most=20)
+
+
+def test_jobs_that_wait_for_each_other_are_tried_again_one_after_the_other() -> None:
+    """Each was given to the other to wait for while that had ended: only their retry together makes a cycle of it."""
+    with filled([WAITING_JOB] * 3) as core:
+        edited(core, 2, "any:1")
+        core.cancel_waiting([1, 2, 3])
+        with core.store.transaction():
+            core.store.add_dependencies([1], clauses("any:3|ok:2"), frozenset())
+            core.store.add_dependencies([3], clauses("ok:2"), frozenset())
+        core.apply([(job, Retried()) for job in core.store.jobs([1, 2, 3])])
+        open_ = {n: [str(d) for d in core.store.open_dependencies(n)] for n in (1, 2, 3)}
+        assert open_ == {1: [], 2: ["any:1"], 3: ["ok:2"]}
+        assert core.waiting.blocked(1) is None

@@ -7,10 +7,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpuq.errors import IllegalTransition, StoreError
@@ -39,7 +40,7 @@ from gpuq.store import changes, dependents
 from gpuq.store.lists import Order
 from gpuq.store.migrations import MIGRATIONS
 from gpuq.store.store import Store
-from tests.policy.build import clauses, make_job
+from tests.policy.build import clauses, make_job, numbered
 
 
 @pytest.fixture
@@ -305,3 +306,97 @@ def test_changes_beside_many_long_jobs_are_not_written_anew_with_each_commit(tmp
             seen.add(file.stat().st_ino)
         assert len(seen) == 1
         assert store.changes is not None and not store.changes.behind
+
+
+# --- what jobs wait for ----------------------------------------------------------------------------
+
+GRAPHS = st.lists(
+    st.tuples(
+        st.sampled_from((State.QUEUED, State.QUEUED, State.HELD, State.FAILED)),
+        st.lists(st.tuples(st.integers(1, 7), st.booleans()), max_size=3),
+    ),
+    min_size=1,
+    max_size=7,
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(graph=GRAPHS, wanted=st.lists(st.integers(1, 7), max_size=2), data=st.data())
+def test_a_cycle_goes_through_what_waits_only(
+    store: Store, graph: list[tuple[State, list[tuple[int, bool]]]], wanted: list[int], data: st.DataObject
+) -> None:
+    """Whatever edits have made of the jobs: an edge upward, and one that is met."""
+    edges: set[tuple[int, int]] = set()
+    with store.transaction():
+        for table in ("jobs", "dependencies"):
+            store.conn.execute(f"DELETE FROM {table}")
+        for n, (state, needs) in enumerate(graph, 1):
+            after = clauses(*(f"any:{on}" for on, _ in needs))
+            store.insert_job(make_job(n, state, after=after), Event(0.0, Kind.SUBMITTED, n))
+            open_ = {(number, after[number].alternatives[0]) for number, (_, still) in enumerate(needs) if still}
+            store.add_dependencies([n], after, open_)
+            edges |= {(n, on) for on, still in needs if still and state in WAITING}
+    job_id = data.draw(st.integers(1, len(graph)))
+    edges = {(a, b) for a, b in edges if a != job_id}  # it will wait for those that are wanted instead
+    reached, more = set(wanted), set(wanted)
+    while more:
+        more = {b for a, b in edges if a in more} - reached
+        reached |= more
+    found = dependents.cycle(store, job_id, wanted)
+    waits_itself = job_id in reached
+    assert (found is not None) == waits_itself
+    if found is not None:
+        assert found[0] == found[-1] == job_id and set(pairwise(found[1:])) <= edges
+
+
+def test_a_tag_finds_its_jobs_by_an_index(store: Store) -> None:
+    tags: list[tuple[str, ...]] = [("prep",), ("a", "prep"), (), ("preparation",), ('pr"ep',), ("\u2028größe",)]
+    for n in range(60):
+        insert(
+            store,
+            make_job(tags=tags[n % 6], owner=1000 + (n == 6), group="night" if n % 7 == 0 else None),
+            key=f"key {n}",
+        )
+    seen: list[str] = []
+    store.conn.set_trace_callback(seen.append)
+    assert sorted(store.tagged_jobs("prep", 1000, "", 100, 1000)[0]) == sorted(
+        {*range(1, 61, 6), *range(2, 61, 6)} - {7}
+    )
+    assert store.tagged_jobs("nobody", 1000, "", 100, 1000) == ([], None)
+    assert store.tagged_jobs('pr"ep', 1000, "", 100, 1000)[0] == list(range(5, 61, 6))
+    assert store.tagged_jobs("\u2028größe", 1000, "", 100, 1000)[0] == list(range(6, 61, 6))
+    assert len(store.tagged_jobs("prep", 1000, "", 100, 3)[0]) == 3
+    assert store.group_jobs("night", 1000, 1000) == list(range(1, 61, 7))
+    store.conn.set_trace_callback(None)
+    place: str | None = ""
+    ids: list[int] = []
+    while place is not None:
+        some, place = store.tagged_jobs("prep", 1000, place, 2, 1000)
+        ids += some
+    assert sorted(ids) == sorted({*range(1, 61, 6), *range(2, 61, 6)} - {7}), "in parts, too"
+    for sql in seen:
+        plan = " ".join(row["detail"] for row in store.conn.execute(f"EXPLAIN QUERY PLAN {sql}"))
+        assert ("jobs_tags" in plan or "jobs_group" in plan) and "SCAN jobs" not in plan, (sql, plan)
+
+
+def test_a_start_that_nobody_waits_for_costs_no_statement(store: Store) -> None:
+    insert(store, *(make_job() for _ in range(4)))
+    with store.transaction():
+        for n, text in ((2, "ok:1"), (3, "started:1"), (4, "any:3|started:2")):
+            after = clauses(text)
+            store.add_dependencies([n], after, numbered(after))
+    assert dependents.starts_awaited(store, [1, 2, 3, 4]) == [1, 2], "asked once"
+    seen: list[str] = []
+    store.conn.set_trace_callback(seen.append)
+    assert dependents.starts_awaited(store, [3, 4]) == []
+    assert not seen
+    after = clauses("started:3")
+    store.add_dependencies([4], after, numbered(after))
+    assert dependents.starts_awaited(store, [3]) == [3], "those that come later are known, too"
+    plans = {
+        "dependencies_started": "SELECT 1 FROM dependencies WHERE on_id = 1 AND met = 0 AND condition = 'started'",
+        "dependencies_open": "SELECT 1 FROM dependencies WHERE on_id = 1 AND met = 0 AND rowid > 5 ORDER BY rowid",
+    }
+    for index, sql in plans.items():
+        plan = " ".join(row["detail"] for row in store.conn.execute(f"EXPLAIN QUERY PLAN {sql}"))
+        assert index in plan and "TEMP B-TREE" not in plan
