@@ -14,7 +14,7 @@ from gpuq.cli.parse import parse_past
 from gpuq.errors import CannotFit, GpuqError, UsageError
 from gpuq.simulate.cards import Cards, describe, parse_cards, parse_what_if
 from gpuq.simulate.results import Run, Spread, Summary, summary
-from gpuq.simulate.rules import CURRENT, PLAIN, parse_policies
+from gpuq.simulate.rules import CURRENT, PLAIN, Rules, current, parse_policies
 from gpuq.simulate.trace import SECOND, Refusal, Trace, refusal_by
 from gpuq.units import format_short_duration, printable
 
@@ -96,9 +96,9 @@ def simulate(
     if trace is not None and (since is not None or until is not None):
         raise UsageError("--since and --until choose from this host's history; a trace is simulated as a whole")
     span = _span(since, until)
-    names = policy if policy is not None else ",".join((*PLAIN, *(() if trace is not None else (CURRENT,))))
-    rules = parse_policies(names, _settings(names))
+    names = [*PLAIN, *(() if trace is not None else (CURRENT,))] if policy is None else parse_policies(policy)
     cards = _cards(trace, gpus)
+    rules = [PLAIN[name] if name in PLAIN else _current() for name in names]
     sets = {"": cards} | {text: parse_what_if(text, cards) for text in what_if or ()}
     refuse = refusal_by(list(sets.values()))
     found, left_out = _history(refuse, *span) if trace is None else (_read(trace, refuse), {})
@@ -114,14 +114,6 @@ def simulate(
         _draw(found, one)
 
 
-def _settings(names: str) -> Any:
-    if CURRENT not in (name.strip() for name in names.split(",")):
-        return None
-    from gpuq.config import load_settings
-
-    return load_settings()
-
-
 def _cards(trace: str | None, gpus: str | None) -> Cards:
     if gpus is not None:
         return parse_cards(gpus)
@@ -129,11 +121,16 @@ def _cards(trace: str | None, gpus: str | None) -> Cards:
         raise UsageError("how many GPUs are to run the trace? write --gpus 8, or --gpus 8x80GiB where jobs share them")
     from gpuq.client import request
 
-    found = request("gpus")["gpus"]
-    cards = tuple(gpu["total_bytes"] - gpu["margin_bytes"] for gpu in found if gpu["total_bytes"])
-    if not cards:
+    found = [gpu for gpu in request("gpus")["gpus"] if gpu["total_bytes"]]
+    if not found:
         raise CannotFit("this host has no GPUs now: say on which to simulate, as in --gpus 8 or --gpus 8x80GiB")
-    return cards
+    return tuple(gpu["total_bytes"] - gpu["margin_bytes"] for gpu in found)
+
+
+def _current() -> Rules:
+    from gpuq.config import load_settings
+
+    return current(load_settings(), {})
 
 
 def _read(path: str, refuse: Refusal) -> Trace:

@@ -71,6 +71,11 @@ def _check(cards: list[int], option: str) -> None:
         raise UsageError(f"{option} makes {len(cards):,} GPUs, and 1 to {MOST:,} can be simulated")
 
 
+def name_of(index: int) -> str:
+    """What stands for the UUID of a simulated GPU."""
+    return f"gpu{index}"
+
+
 def describe(cards: Cards) -> str:
     """As `parse_cards` reads it."""
     groups = ((size, len(list(alike))) for size, alike in groupby(cards))

@@ -6,16 +6,17 @@ import heapq
 from collections.abc import Callable
 from dataclasses import replace
 
+from gpuq.errors import CannotFit
 from gpuq.model import Claim, GiB, Host, Request
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.line import Line
 from gpuq.policy.reserve import Ongoing, Reservation
 from gpuq.policy.scheduler import Plan, Snapshot, plan
 from gpuq.policy.waiting import GroupKey
-from gpuq.simulate.cards import Cards
+from gpuq.simulate.cards import Cards, name_of
 from gpuq.simulate.results import Run
 from gpuq.simulate.rules import Rules
-from gpuq.simulate.trace import WHOLE, Trace
+from gpuq.simulate.trace import ALONE, WHOLE, Member, Trace
 
 #: Told how many jobs have ended.
 Progress = Callable[[int], None]
@@ -26,7 +27,10 @@ _HOST = Host(cpus=0, ram=0)
 
 
 def simulate(trace: Trace, cards: Cards, rules: Rules, progress: Progress | None = None) -> Run:
-    """Run every job of the trace on these GPUs under a policy. Each must be able to run there."""
+    """Run every job of the trace on these GPUs under a policy. Each must be able to run there.
+
+    Raises CannotFit for one that a limit keeps from starting for ever.
+    """
     return _Simulation(trace, cards, rules).run(progress)
 
 
@@ -63,7 +67,7 @@ class _Gpus:
 
 def _gpu(index: int, size: int) -> GpuState:
     total = size or GiB  # jobs take whole ones, of whatever size
-    return GpuState(f"gpu{index}", index, "simulated", total, 0, 0, 0, 0, 0)
+    return GpuState(name_of(index), index, "simulated", total, 0, 0, 0, 0, 0)
 
 
 class _Simulation:
@@ -78,14 +82,15 @@ class _Simulation:
         for job_id, row in enumerate(self._row):
             self._id[row] = job_id
         self._groups: dict[GroupKey, Line] = {}
-        self._keys: dict[tuple[int, int, int], GroupKey] = {}
+        self._keys: dict[tuple[int, int, int, Member | None], GroupKey] = {}
+        self._members = trace.members() if rules.limited else None
         self._ongoing: dict[int, Ongoing] = {}
         self._ends: list[tuple[int, int]] = []
         self._reserved: tuple[Reservation, ...] = ()
 
     def run(self, progress: Progress | None) -> Run:
         trace, ends = self._trace, self._ends
-        coming = ended = told = 0
+        coming = ended = told = now = 0
         while coming < len(trace) or ends:
             now = ends[0][0] if ends else trace.submit[coming]
             if coming < len(trace):
@@ -101,16 +106,27 @@ class _Simulation:
             if progress is not None and ended - told >= STEP:
                 told = ended
                 progress(ended)
+        if self._groups:
+            raise self._stuck(now)
         self._result.busy = self._gpus.busy
         return self._result
 
+    def _stuck(self, now: int) -> CannotFit:
+        """Nothing runs any more, and nothing will come: why one of those that wait does."""
+        key, line = next(iter(self._groups.items()))
+        verdict = self._ask(now).verdicts.get(key)
+        name = self._trace.ids[self._row[line.first]]
+        return CannotFit(f"under {self._rules.name} job {name} never starts{f': {verdict.text}' if verdict else ''}")
+
     def _key(self, row: int) -> GroupKey:
         trace = self._trace
-        parts = (trace.priority[row], trace.gpus[row], trace.vram[row])
+        member = None if self._members is None else self._members[row]
+        parts = (trace.priority[row], trace.gpus[row], trace.vram[row], member)
         key = self._keys.get(parts)
         if key is None:
-            priority, gpus, vram = parts
-            key = self._keys[parts] = GroupKey(priority, 0, Request(gpus, None if vram == WHOLE else vram, 0, 0))
+            request = Request(trace.gpus[row], None if trace.vram[row] == WHOLE else trace.vram[row], 0, 0)
+            queue, array = member or ALONE
+            key = self._keys[parts] = GroupKey(trace.priority[row], 0, request, array, queue)
         return key
 
     def _submit(self, row: int) -> None:
@@ -133,6 +149,7 @@ class _Simulation:
             now=now,
             policy=self._rules.policy,
             ongoing=tuple(self._ongoing.values()),
+            queues=self._rules.queues,
             reserved=self._reserved,
         )
         return plan(snapshot, self._gpus.states)
@@ -142,7 +159,13 @@ class _Simulation:
         end = now + trace.runs(row)
         self._result.place(row, now, end, gpus)
         heapq.heappush(self._ends, (end, row))
-        self._ongoing[job_id] = Ongoing(job_id, ends=now + trace.estimate(row))
+        self._ongoing[job_id] = Ongoing(
+            job_id,
+            ends=now + trace.estimate(row),
+            gpus=len(gpus),
+            queue=key.queue,
+            array_id=None if key.array is None else key.array[0],
+        )
         for number in gpus:
             self._gpus.take(number, job_id, key.request.vram, now)
         line = self._groups[key]

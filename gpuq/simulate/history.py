@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from gpuq.simulate.trace import NO_LIMIT, SECOND, WHOLE, Refusal, Trace
+from gpuq.model import DEFAULT_QUEUE
+from gpuq.simulate.trace import NO_LIMIT, SECOND, WHOLE, Member, Refusal, Trace
 
 Job = Mapping[str, Any]
+
+#: `ok:12` or `started:12`.
+_DEPENDENCY = re.compile(r"(\w+):(\d+)", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -26,14 +31,36 @@ class _Ran(NamedTuple):
     #: when it was submitted, or its begin time came
     submitted: float
     start: float
-    #: ids of the jobs that it waited for
-    after: tuple[int, ...]
+    #: what it waited for: of each clause the alternatives
+    after: tuple[str, ...]
     seconds: float
     limit: float | None
     gpus: int
     vram: int
     priority: int
     user: str
+    member: Member
+
+
+class _Times:
+    """When jobs started and ended, as far as they did."""
+
+    def __init__(self) -> None:
+        self._starts: dict[int, float] = {}
+        self._ends: dict[int, float] = {}
+
+    def note(self, job: Job) -> None:
+        for known, moment in ((self._starts, job["started_at"]), (self._ends, job["ended_at"])):
+            if moment is not None:
+                known[job["id"]] = _seconds(moment)
+
+    def holds(self, clause: str) -> float:
+        """Since when the first of the alternatives in `ok:12|started:13` was so; 0 where that is not known."""
+        known = (
+            (self._starts if condition == "started" else self._ends).get(int(number))
+            for condition, number in _DEPENDENCY.findall(clause)
+        )
+        return min((at for at in known if at is not None), default=0.0)
 
 
 def from_jobs(jobs: Iterable[Job], refuse: Refusal, since: float | None = None, until: float | None = None) -> History:
@@ -43,17 +70,16 @@ def from_jobs(jobs: Iterable[Job], refuse: Refusal, since: float | None = None, 
     """
     found = History()
     ran: list[_Ran] = []
-    ends: dict[int, float] = {}
+    times = _Times()
     for job in jobs:
-        if job["ended_at"] is not None:
-            ends[job["id"]] = _seconds(job["ended_at"])
+        times.note(job)
         why = _unusable(job, refuse, since, until)
         if why is None:
             ran.append(_ran(job))
         elif why:
             found.left_out[why] = found.left_out.get(why, 0) + 1
     for one in sorted(ran):
-        ready = min(one.start, max(one.submitted, *(ends.get(other, 0.0) for other in one.after), 0.0))
+        ready = min(one.start, max([one.submitted, *map(times.holds, one.after)]))
         found.trace.add(
             str(one.id),
             round(ready * SECOND),
@@ -63,6 +89,7 @@ def from_jobs(jobs: Iterable[Job], refuse: Refusal, since: float | None = None, 
             vram=one.vram,
             priority=one.priority,
             user=one.user,
+            member=one.member,
         )
     found.trace.close()
     return found
@@ -77,29 +104,35 @@ def _unusable(job: Job, refuse: Refusal, since: float | None, until: float | Non
         return "not ended yet"
     if job["started_at"] is None:
         return "never ran"
-    if not job["gpu_count"]:
+    if not _gpus(job):
         return "without GPUs"
-    return refuse(job["gpu_count"], job["vram_bytes"] or WHOLE) and "too large for the simulated GPUs"
+    return refuse(_gpus(job), job["vram_bytes"] or WHOLE) and "too large for the simulated GPUs"
 
 
 def _ran(job: Job) -> _Ran:
     start, limit = _seconds(job["started_at"]), job["time_limit_seconds"]
     seconds = max(0.0, _seconds(job["ended_at"]) - start - (job.get("suspended_seconds") or 0.0))
     begin = job.get("begin_at")
-    numbers = [str(name).rpartition(":")[2] for name in job.get("after") or ()]
+    array = job.get("array") or {}
     return _Ran(
         id=job["id"],
         submitted=max(_seconds(job["submitted_at"]), _seconds(begin) if begin is not None else 0.0),
         start=start,
-        after=tuple(int(number) for number in numbers if number.isascii() and number.isdigit()),
+        after=tuple(job.get("after") or ()),
         # what it took beyond its limit was given to end itself
         seconds=seconds if limit is None else min(seconds, limit),
         limit=limit,
-        gpus=job["gpu_count"],
+        gpus=_gpus(job),
         vram=job["vram_bytes"] or WHOLE,
         priority=job["priority"],
         user=job["owner"] or "",
+        member=Member(job.get("queue") or DEFAULT_QUEUE, (array["id"], array["limit"]) if array.get("limit") else None),
     )
+
+
+def _gpus(job: Job) -> int:
+    """How many it had, or would have had."""
+    return len(job["gpus"]) or job["gpu_count"]
 
 
 def _seconds(moment: str) -> float:

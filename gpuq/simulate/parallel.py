@@ -63,11 +63,11 @@ class _Workers:
     def _begin(self, trace: Trace, task: Task, number: int) -> None:
         fork = multiprocessing.get_context("fork")  # the trace is there already
         ours, theirs = fork.Pipe()
-        process = fork.Process(target=_work, args=(trace, task, theirs), daemon=True)
+        self._pipes[ours] = number
+        process = fork.Process(target=_work, args=(trace, task, theirs, list(self._pipes)), daemon=True)
         process.start()
         theirs.close()
         self._processes.append(process)
-        self._pipes[ours] = number
 
     def run(self, most: int, progress: Progress) -> list[Run]:
         """Let so many of them work at a time."""
@@ -103,8 +103,10 @@ class _Workers:
         return True
 
 
-def _work(trace: Trace, task: Task, pipe: Connection) -> None:
+def _work(trace: Trace, task: Task, pipe: Connection, not_ours: Sequence[Connection]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever waits for us tells of it
+    for other in not_ours:
+        other.close()  # else it would not be noticed here that nobody reads what we say
     rules, cards = task
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # nobody waits any longer
         pipe.recv()

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from typing import NamedTuple
 
 from gpuq.errors import UsageError
+from gpuq.model import DEFAULT_QUEUE
 from gpuq.units import format_size
 
 SECOND = 1_000_000
@@ -20,6 +22,17 @@ WHOLE = 0
 
 #: Why a request of so many GPUs, with so many bytes on each (`WHOLE`), cannot run; None where it can.
 Refusal = Callable[[int, int], str | None]
+
+
+class Member(NamedTuple):
+    """What limits a job together with others, on the host where it ran."""
+
+    queue: str = DEFAULT_QUEUE
+    #: (array id, most members at a time), where its array has such a limit
+    array: tuple[int, int] | None = None
+
+
+ALONE = Member()
 
 
 class Trace:
@@ -38,6 +51,8 @@ class Trace:
         self.priority = array("i")
         self._user = array("l")
         self._users: dict[str, int] = {}
+        self._member = array("l")
+        self._members: dict[Member, int] = {}
         #: the first submission, in microseconds of the clock that the jobs were read by
         self.origin = 0
         #: whether they came in another order
@@ -57,6 +72,7 @@ class Trace:
         vram: int = WHOLE,
         priority: int = 0,
         user: str = "",
+        member: Member = ALONE,
     ) -> None:
         """One more job; its submission on any clock, as long as it is that of the others. `close` follows the last."""
         self.ids.append(name)
@@ -67,6 +83,7 @@ class Trace:
         self.vram.append(vram)
         self.priority.append(priority)
         self._user.append(self._users.setdefault(user, len(self._users)))
+        self._member.append(self._members.setdefault(member, len(self._members)))
 
     def close(self) -> Trace:
         """All jobs are there: they are put in order, and their clock begins with the first."""
@@ -75,7 +92,7 @@ class Trace:
             self.sorted = True
             order = sorted(range(len(self)), key=submit.__getitem__)
             self.ids = [self.ids[row] for row in order]
-            for name in ("submit", "duration", "limit", "gpus", "vram", "priority", "_user"):
+            for name in ("submit", "duration", "limit", "gpus", "vram", "priority", "_user", "_member"):
                 column: array[int] = getattr(self, name)
                 setattr(self, name, array(column.typecode, (column[row] for row in order)))
         if self.ids:
@@ -87,6 +104,11 @@ class Trace:
         """Whose each job is; empty where that was not told."""
         names = list(self._users)
         return [names[number] for number in self._user]
+
+    def members(self) -> list[Member]:
+        """What each job is limited with."""
+        found = list(self._members)
+        return [found[number] for number in self._member]
 
     def runs(self, row: int) -> int:
         """How long the job occupies its GPUs: its limit cuts it."""

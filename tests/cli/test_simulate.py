@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.cli.terminal import Terminal
-from tests.harness import GPUQ, Box
+from tests.harness import GPUQ, Box, gone, wait_until
 
 HEAD = "job_id,num_gpu,submit_time,iterations,duration\n"
 ROWS = "0,1,0,606,10\n1,2,1,133,10\n2,1,2,157,5\n"
@@ -186,6 +189,24 @@ def test_the_picture_on_a_terminal(trace: str, monkeypatch: pytest.MonkeyPatch) 
         assert "\x1b[30;42m|0-" in terminal.raw, "a job has a colour"
     assert "gpu1 .......|2" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.usefixtures("box")
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_what_takes_long_shows_how_far_it_is_and_leaves_nothing_behind(how: int, code: int, tmp_path: Path) -> None:
+    dice = random.Random(0)
+    rows = (f"{n},{dice.choice((1, 2, 8))},{n},0,{dice.randint(1, 99)}\n" for n in range(30_000))
+    path = tmp_path / "long.csv"
+    path.write_text(HEAD + "".join(rows))
+    with Terminal("simulate", str(path), "--gpus", "8", "--policy", "easy,fifo,sjf") as terminal:
+        terminal.read_until("simulating")
+        pid = terminal.process.pid
+        children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        assert len(children) == (3 if len(os.sched_getaffinity(0)) > 1 else 0)
+        os.killpg(pid, how) if how == signal.SIGINT else os.kill(pid, how)
+        assert terminal.finish()[0] == code
+        assert "Traceback" not in terminal.text
+    wait_until(lambda: all(map(gone, children)), "the simulations' end")
 
 
 def test_it_imports_what_it_needs_alone(trace: str) -> None:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuq.model import GiB
+from gpuq.errors import CannotFit
+from gpuq.model import GiB, Order, Queue, Settings
 from gpuq.simulate.cards import Cards
 from gpuq.simulate.engine import simulate
 from gpuq.simulate.parallel import WORTH_A_PROCESS, run_all
 from gpuq.simulate.results import Run, summary
-from gpuq.simulate.rules import PLAIN
-from gpuq.simulate.trace import NO_LIMIT, SECOND, WHOLE, Trace
+from gpuq.simulate.rules import PLAIN, current, queues_of
+from gpuq.simulate.trace import ALONE, NO_LIMIT, SECOND, WHOLE, Member, Trace
 from tests.simulate import oracle
 from tests.simulate.oracle import Job
 
 POLICIES = list(PLAIN)
 
 
-def trace_of(jobs: list[Job], vram: list[int] | None = None) -> Trace:
+def trace_of(jobs: list[Job], vram: list[int] | None = None, members: list[Member] | None = None) -> Trace:
     trace = Trace()
     for n, job in enumerate(jobs):
         limit = NO_LIMIT if job.limit is None else job.limit * SECOND
@@ -33,6 +36,7 @@ def trace_of(jobs: list[Job], vram: list[int] | None = None) -> Trace:
             limit=limit,
             vram=vram[n] if vram else WHOLE,
             priority=job.priority,
+            member=members[n] if members else ALONE,
         )
     return trace.close()
 
@@ -158,6 +162,64 @@ def test_decimals_add_up() -> None:
         trace.add(name, at, 1, 200_000)
     found = simulate(trace.close(), (0,), PLAIN["easy"])
     assert list(found.start) == [0, 200_000]
+
+
+# --- the host's own policy ------------------------------------------------------------------------
+
+
+def own(jobs: list[Job], gpus: int, members: list[Member] | None = None, *queues: Queue, **changes: Any) -> list[float]:
+    """Starts under the host's settings, its defaults but for the changes."""
+    rules = current(replace(Settings(), **changes), {queue.name: queue for queue in queues})
+    return [at / SECOND for at in simulate(trace_of(jobs, members=members), (0,) * gpus, rules).start]
+
+
+@given(jobs=JOBS)
+@settings(max_examples=100, deadline=None)
+def test_the_hosts_settings_choose_among_the_plain_policies(jobs: list[Job]) -> None:
+    for order in (Order.FIFO, Order.FIT_FIRST):
+        assert own(jobs, GPUS, order=order, ageing=0.0) == [at / SECOND for at in run(jobs, GPUS, order.value).start]
+
+
+def test_ageing_is_the_hosts() -> None:
+    # one point of priority is worth an hour: who came more than that before goes first
+    early, late = Job(0, 1, 10), Job(1, 1, 7200)
+    for waited, ahead in ((3500, False), (3700, True)):
+        urgent = Job(1 + waited, 1, 10, priority=1)
+        found = own([late, Job(1, 1, 10), urgent], 1, ageing=3600.0)
+        assert (found[1] < found[2]) is ahead
+        assert own([late, Job(1, 1, 10), urgent], 1, ageing=0.0)[1] > 7200
+    assert own([early, late], 1) == [0, 10]
+
+
+def test_limits_of_queues_and_arrays_are_the_hosts() -> None:
+    jobs = [Job(0, 1, 10)] * 4
+    assert own(jobs, 4) == [0, 0, 0, 0]
+    assert own(jobs, 4, [Member("night")] * 4, Queue("night", max_jobs=2)) == [0, 0, 10, 10]
+    assert own(jobs, 4, [Member("night")] * 4, Queue("night", max_gpus=1)) == [0, 10, 20, 30]
+    assert own(jobs, 4, [Member("night")] * 4, Queue("night", gpus=frozenset({"gpu2"}))) == [0, 10, 20, 30]
+    assert own(jobs, 4, [Member(array=(1, 3))] * 4) == [0, 0, 0, 10]
+    assert own(jobs, 1, [Member(), Member(), Member("first"), Member()], Queue("first", 5), ageing=0.0) == [
+        10,
+        20,
+        0,
+        30,
+    ]
+    trace = trace_of(jobs, members=[Member("night", (1, 1))] * 4)
+    assert list(simulate(trace, (0,) * 4, PLAIN["easy"]).start) == [0, 0, 0, 0], "and nobody else's"
+
+
+def test_a_job_that_a_limit_keeps_for_ever_is_told_of() -> None:
+    with pytest.raises(CannotFit, match="under current job j1 never starts: queue night has 0 of at most 1 GPU"):
+        own([Job(0, 1, 5), Job(0, 2, 5)], 4, [Member("night")] * 2, Queue("night", max_gpus=1))
+
+
+def test_queues_as_the_host_tells_them() -> None:
+    view = {"name": "night", "priority": 3, "gpus": ["uuid-b"], "max_jobs": 4, "max_gpus": None, "state": "paused"}
+    queue = queues_of([view], ["uuid-a", "uuid-b"])["night"]
+    assert (queue.priority, queue.gpus, queue.max_jobs, queue.max_gpus) == (3, frozenset({"gpu1"}), 4, None)
+    assert not queue.paused, "what is paused today says nothing of the past"
+    assert queues_of([view], None)["night"].gpus is None
+    assert queues_of([{**view, "gpus": None}], ["uuid-a"])["night"].gpus is None
 
 
 # --- what holds for any run -----------------------------------------------------------------------

@@ -17,7 +17,7 @@ from gpuq.simulate.gantt import SHADES, Picture, draw
 from gpuq.simulate.history import from_jobs
 from gpuq.simulate.results import quantile, spread, summary
 from gpuq.simulate.rules import PLAIN
-from gpuq.simulate.trace import NO_LIMIT, SECOND, WHOLE, Trace, refusal_by
+from gpuq.simulate.trace import NO_LIMIT, SECOND, WHOLE, Member, Trace, refusal_by
 from tests.simulate.oracle import Job
 from tests.simulate.test_engine import run, sixty, trace_of
 
@@ -124,6 +124,7 @@ def job(number: int, submitted: int, started: int | None, ended: int | None, **c
         "ended_at": moment(ended),
         "begin_at": moment(changes.pop("begin", None)),
         "suspended_seconds": 0.0,
+        "gpus": [],
         "gpu_count": 1,
         "vram_bytes": None,
         "time_limit_seconds": None,
@@ -167,9 +168,10 @@ def test_a_job_waits_for_room_once_nothing_else_keeps_it() -> None:
         job(3, 2, 90, 95, begin=85),
         job(4, 3, 99, 100, after=["any:1", "ok:3"]),
         job(5, 4, 101, 102, after=["ok:77"]),
+        job(6, 5, 103, 104, after=["failed:3|any:1", "started:2"]),
     ]
     trace = from_jobs(jobs, refusal_by([(A,)])).trace
-    assert columns(trace) == [("1", 0, 60), ("5", 4, 1), ("2", 60, 10), ("3", 85, 5), ("4", 95, 1)]
+    assert columns(trace) == [("1", 0, 60), ("5", 4, 1), ("2", 60, 10), ("6", 70, 1), ("3", 85, 5), ("4", 95, 1)]
 
 
 def test_what_a_job_took_of_its_gpus() -> None:
@@ -181,6 +183,22 @@ def test_what_a_job_took_of_its_gpus() -> None:
     trace = from_jobs(jobs, refusal_by([(A,)])).trace
     assert sorted(columns(trace)) == [("1", 0, 40), ("2", 0, 60), ("3", 10, 0)]
     assert not trace.cut()
+
+
+def test_a_job_that_took_more_gpus_than_it_needs_counts_with_those_it_had() -> None:
+    trace = from_jobs([job(1, 0, 0, 5, gpus=["a", "b", "c"]), job(2, 0, 0, 5)], refusal_by([(A, A, A)])).trace
+    assert list(trace.gpus) == [3, 1]
+
+
+def test_what_limits_a_job_with_others() -> None:
+    array = {"id": 1, "index": 0, "limit": 2}
+    jobs = [
+        job(1, 0, 0, 5, queue="night"),
+        job(2, 0, 0, 5, array=array),
+        job(3, 0, 0, 5, array={**array, "limit": None}),
+    ]
+    members = from_jobs(jobs, refusal_by([(A,)])).trace.members()
+    assert members == [Member("night"), Member(array=(1, 2)), Member()]
 
 
 def test_history_between_two_times() -> None:

@@ -10,6 +10,8 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpuq.errors import UsageError
 from gpuq.model import GiB
@@ -167,6 +169,23 @@ def test_memory_is_of_gpus_whose_size_is_known() -> None:
     assert len(parse(text, 24 * GiB, 80 * GiB, 80 * GiB)) == 1
 
 
+CELL = st.one_of(
+    st.sampled_from(["", "0", "1", "-1", "1.5", "nan", "10GiB", '"', "\r", "\0", "a b", "1e9"]), st.text(max_size=4)
+)
+
+
+@given(rows=st.lists(st.lists(CELL, max_size=7).map(",".join), max_size=5), head=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_a_trace_or_refused(rows: list[str], head: bool) -> None:
+    text = (f"{HEAD[:-1]},vram,time_limit,priority\n" if head else "") + "\n".join(rows)
+    try:
+        trace = parse(text)
+    except UsageError as error:
+        assert error.message.startswith("t.csv")
+    else:
+        assert len(trace) and min(trace.gpus) >= 1 and min(trace.duration) >= 0 and trace.submit[0] == 0
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
 def test_other_encodings(encoding: str, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
@@ -197,10 +216,11 @@ def test_a_fifo(tmp_path: Path) -> None:
 
 def test_a_row_is_small() -> None:
     dice, rows = random.Random(0), 20_000
-    head, *lines = [HEAD, *(f"job-{n},{n},{dice.randint(1, 8)},{dice.random() * 1e4:.3f}\n" for n in range(rows))]
+    lines = (f"job-{n},{n},{dice.randint(1, 8)},{dice.random() * 1e4:.3f}\n" for n in range(rows))
+    file = io.StringIO(HEAD + "".join(lines))
     tracemalloc.start()
     try:
-        trace = read(io.StringIO("".join([head, *lines])), "t.csv", refusal_by([(0,) * 8]))
+        trace = read(file, "t.csv", refusal_by([(0,) * 8]))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
