@@ -73,7 +73,8 @@ function __gpuq_ids
 end
 
 function __gpuq_after
-    set -l prefix (string match -r '^(?:.*,)?(?:(?:ok|any|failed):)?' -- (commandline -ct))
+    set -l before '^(?:.*[,|])?(?:(?:ok|any|failed|started):)?(?:(?:array|each):)?'
+    set -l prefix (string match -r $before -- (commandline -ct))
     __gpuq_ids all | string replace -r '^' -- "$prefix"
 end
 

@@ -199,3 +199,20 @@ def local_time(text: str | None) -> str:
     if text is None:
         return ""
     return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def after_text(clauses: Iterable[str]) -> str:
+    """What a job waits for, as it would be written: of conditions on jobs that follow each other a range."""
+    found: list[tuple[str, int, int]] = []
+    for clause in clauses:
+        condition, _, jobs = clause.partition(":")
+        if not jobs.isdecimal():
+            found.append((clause, 0, 0))
+        elif found and found[-1][0] == condition and found[-1][2] + 1 == int(jobs):
+            found[-1] = (condition, found[-1][1], int(jobs))
+        else:
+            found.append((condition, int(jobs), int(jobs)))
+    return ", ".join(
+        text if not last else f"{text}:{first}" if first == last else f"{text}:{first}-{last}"
+        for text, first, last in found
+    )

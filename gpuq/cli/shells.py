@@ -168,8 +168,9 @@ _gpuq_ids() {
 }
 
 _gpuq_after() {
-    compset -P '*,'
-    compset -P '(ok|any|failed):'
+    compset -P '*[,|]'
+    compset -P '(ok|any|failed|started):'
+    compset -P '(array|each):'
     _gpuq_ids all
 }
 
@@ -352,7 +353,8 @@ function __gpuq_ids
 end
 
 function __gpuq_after
-    set -l prefix (string match -r '^(?:.*,)?(?:(?:ok|any|failed):)?' -- (commandline -ct))
+    set -l before '^(?:.*[,|])?(?:(?:ok|any|failed|started):)?(?:(?:array|each):)?'
+    set -l prefix (string match -r $before -- (commandline -ct))
     __gpuq_ids all | string replace -r '^' -- "$prefix"
 end
 

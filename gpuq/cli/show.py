@@ -70,7 +70,8 @@ def _about(job: Mapping[str, Any], now: float) -> Iterator[tuple[str, str]]:
     yield "priority", str(job["priority"]) if job["priority"] else ""
     yield "preemptible", "yes" if job.get("preemptible") else ""
     yield "tags", printable(", ".join(job["tags"]))
-    yield "after", ", ".join(job["after"])
+    yield "after", fields.after_text(job["after"])
+    yield from (("waits for" if n == 0 else "", line) for n, line in enumerate(job.get("waits_for") or []))
     yield "array", _array(job.get("array"))
     yield "time limit", format_duration(limit) if (limit := job.get("time_limit_seconds")) else ""
     yield "early signal", _early_signal(job.get("signal_before_limit"))

@@ -17,6 +17,7 @@ from gpuq import __version__
 from gpuq.events import Event, Kind
 from gpuq.model import Host, Job, Settings
 from gpuq.policy import explain
+from gpuq.policy.dependencies import listed
 from gpuq.policy.ledger import GpuState
 from gpuq.protocol import spans
 from gpuq.units import format_duration, format_size
@@ -57,7 +58,7 @@ def submitted(job: Job, first: int, last: int) -> None:
     if job.begin_at is not None:
         asked.append(f"not before {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(job.begin_at))}")
     if job.after:
-        asked.append("after " + ", ".join(map(str, job.after)))
+        asked.append("after " + listed(dict(enumerate(job.after))))
     ids = [[first, last]]
     log.info(
         "uid %d submitted %s: %s, %s",

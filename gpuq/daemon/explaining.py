@@ -63,7 +63,7 @@ async def _explanation(core: Core, job: Job, seconds: float) -> View:
         view["lines"] = _why_then(core, job)
         return view
     if verdict.reason is Reason.DEPENDENCY:
-        view["lines"] = _awaited(core, job)
+        view["lines"] = awaited(core, job)
     key = core.waiting.key(job.id)
     if key is None:
         return view
@@ -175,7 +175,7 @@ def _why_then(core: Core, job: Job) -> list[str]:
     return [str(line) for event in started[-1:] for line in event.data.get("why", ())]
 
 
-def _awaited(core: Core, job: Job) -> list[str]:
+def awaited(core: Core, job: Job) -> list[str]:
     """Of each clause that does not hold yet, how the job of each alternative stands."""
     open_ = core.store.open_clauses(job.id)
     lines = []

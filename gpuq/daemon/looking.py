@@ -55,6 +55,7 @@ async def show(daemon: Daemon, session: Session, message: Message) -> Message:
         found.append(
             {
                 **views.current_view(core, job),
+                "waits_for": explaining.awaited(core, job) if job.state in WAITING else [],
                 "attempts": [
                     views.attempt_view(core, attempt, core.running.get(job.id))
                     for attempt in core.store.attempts(job.id)

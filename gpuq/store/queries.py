@@ -391,29 +391,24 @@ class Queries:
     def tagged_jobs(self, tag: str, owner: int, after: str, look: int, most: int) -> tuple[list[int], str | None]:
         """Up to `most` jobs of the owner's with a tag, and where to go on; None where there are no more.
 
-        As many jobs have the same tags, those are gone through, by an index, and no more than `look` of them at once.
+        Mostly many jobs have the same tags, which are looked at once: an index has them side by side, of which no more
+        than `look` entries are read here.
         """
-        sets = self.conn.execute(
-            """WITH RECURSIVE sets(tags) AS (
-                   SELECT min(tags) FROM jobs WHERE tags != '[]' AND tags > :after
-                   UNION ALL
-                   SELECT (SELECT min(jobs.tags) FROM jobs WHERE jobs.tags != '[]' AND jobs.tags > sets.tags)
-                   FROM sets WHERE sets.tags IS NOT NULL LIMIT :look)
-               SELECT tags, instr(tags, :word) AND EXISTS (SELECT 1 FROM json_each(tags) WHERE value = :tag)
-               FROM sets WHERE tags IS NOT NULL""",
-            {"after": after, "look": look, "word": dump(tag), "tag": tag},
+        entries = self.conn.execute(
+            "SELECT tags FROM jobs WHERE tags != '[]' AND tags > ? ORDER BY tags LIMIT ?", (after, look)
         )
-        sets.row_factory = None
-        found = sets.fetchall()
+        entries.row_factory = None
+        found = [tags for (tags,) in entries]
         ids: list[int] = []
-        for tags, fits in found:
-            if fits:
+        word = dump(tag)
+        for tags in dict.fromkeys(found):
+            if word in tags and tag in json.loads(tags):
                 rows = self.conn.execute(
                     f"SELECT id FROM jobs WHERE tags = ? AND tags != '[]' AND owner = ? AND {self.seen} LIMIT ?",
                     (tags, owner, most - len(ids)),
                 )
                 ids += [row["id"] for row in rows]
-        return ids, found[-1][0] if len(found) == look else None
+        return ids, found[-1] if len(found) == look else None
 
     def group_jobs(self, group: str, owner: int, most: int) -> list[int]:
         """Up to `most` jobs of the owner's in a group."""

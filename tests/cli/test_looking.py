@@ -300,3 +300,22 @@ def test_a_frame_is_never_taller_than_the_terminal(crowded: Box) -> None:
                         assert any("Running" in line for line in lines)
                         assert any("Waiting" in line for line in lines) == bool(waiting)
     crowded.ok("cancel", "--state", "queued,running", "-q")
+
+
+def test_show_and_why_tell_what_a_job_waits_for(box: Box) -> None:
+    for _ in range(3):
+        box.submit("true", gpus=0, hold=True)
+    ended = box.submit("false", gpus=0)
+    box.wait(ended)
+    box.submit("true", gpus=0, after=["ok:1-3", f"any:2|ok:{ended}"])
+    shown = spaces(box.ok("show", "5"))
+    assert f"after ok:1-3, any:2|ok:{ended}\n" in shown
+    assert "waits for ok:1: job 1 is held\n ok:2: job 2 is held\n" in shown
+    line = f"any:2|ok:{ended}: job 2 is held; job {ended} failed\n"
+    assert f" {line}" in shown and f"  {line}" in box.ok("why", "5")
+    assert "reason Dependency: waits for ok:1, ok:2, ok:3, any:2\n" in shown
+    assert box.json("show", "5")["jobs"][0]["waits_for"][3] == line.strip()
+    many = [f"ok:{n % 3 + 1}|any:{n % 3 + 1}" for n in range(3)]
+    box.submit("true", gpus=0, after=many)
+    box.run("cancel", "1")
+    assert "waits_for" in box.json("show", "1")["jobs"][0] and "waits for" not in box.ok("show", "1")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuq.cli import parse
+from gpuq.cli import fields, parse
 from gpuq.cli.commands import Lines
 from gpuq.cli.options import Resources, check_command, make_template
 from gpuq.errors import UsageError
@@ -351,3 +351,9 @@ def test_the_longest_line_is_taken(tmp_path: Path) -> None:
     with Lines(str(file)) as lines:
         [[command]] = lines.parts()
     assert len(command[2]) == 131_071
+
+
+def test_of_jobs_that_follow_each_other_a_range_is_shown() -> None:
+    words = [*(f"ok:{n}" for n in range(3, 9)), "any:9", "ok:10", "ok:12|ok:13", "ok:14", "ok:15"]
+    assert fields.after_text(words) == "ok:3-8, any:9, ok:10, ok:12|ok:13, ok:14-15"
+    assert fields.after_text([]) == ""
