@@ -109,7 +109,6 @@ class Held:
         reservation: Reservation,
         then: Iterable[GpuState],
         books: Books,
-        queue: Queue,
         others: Iterable[Held] = (),
     ) -> None:
         """`then` are the GPUs that the job may have, as they will be; `others` have been made before."""
@@ -118,33 +117,17 @@ class Held:
         self._then = {gpu.uuid: gpu for gpu in then}
         #: those of them on which its share has room
         self._fit = {uuid for uuid, gpu in self._then.items() if fits(request, gpu)}
-        self._queue = queue
-        self._cpus_used = self._ram_used = 0
-        #: who shares the limits of its queue and its array with it
-        self._jobs = self._gpus = self._members = 0
-        for one in books.ongoing.values():
-            if one.ends > reservation.at or one.ends == inf:
-                self._count(one.cpus, one.ram, one.queue, one.gpus, one.array_id)
+        still = [one for one in books.ongoing.values() if one.ends > reservation.at or one.ends == inf]
+        self._cpus_used = sum(one.cpus for one in still)
+        self._ram_used = sum(one.ram for one in still)
         for other in others:
-            self._count_reserved(other)
+            self._count(other)
 
-    def _count(self, cpus: int, ram: int, queue: str, gpus: int, array_id: int | None) -> None:
-        """Of a job that is there at the time."""
-        own = self.reservation.key
-        self._cpus_used += cpus
-        self._ram_used += ram
-        if queue == own.queue:
-            self._jobs += 1
-            self._gpus += gpus
-        if own.array is not None and array_id == own.array[0]:
-            self._members += 1
-
-    def _count_reserved(self, other: Held) -> None:
-        """Another reservation, if that is as early."""
-        key = other.reservation.key
+    def _count(self, other: Held) -> None:
+        """The CPUs and the memory of another reservation, if that is as early."""
         if other.reservation.at <= self.reservation.at:
-            array_id = key.array[0] if key.array else None
-            self._count(key.request.cpus, key.request.ram, key.queue, key.request.gpus, array_id)
+            self._cpus_used += other.needs[0]
+            self._ram_used += other.needs[1]
 
     @property
     def spare(self) -> int:
@@ -163,26 +146,11 @@ class Held:
         claim = Claim(0, 0, uuid, request.vram)
         return uuid in self._fit and not fits(self._request, self._then[uuid].with_claim(claim))
 
-    def leaves_enough(self, key: GroupKey, host: Host) -> bool:
-        """Whether CPUs, host memory, and the limits of queue and array are enough for both."""
-        own, request = self._request, key.request
-        if own.cpus and request.cpus and self._cpus_used + request.cpus + own.cpus > host.cpus:
-            return False
-        if own.ram and request.ram and self._ram_used + request.ram + own.ram > host.ram:
-            return False
-        array = self.reservation.key.array
-        if array is not None and key.array is not None and array[0] == key.array[0] and self._members + 2 > array[1]:
-            return False
-        if key.queue != self.reservation.key.queue:
-            return True
-        most = self._queue.max_jobs
-        return (most is None or self._jobs + 2 <= most) and request.gpus <= self.gpus_left(key.queue)
-
-    def gpus_left(self, queue: str) -> float:
-        """How many GPUs another job of that queue may have beside this one."""
-        if queue != self.reservation.key.queue or self._queue.max_gpus is None:
-            return inf
-        return self._queue.max_gpus - self._gpus - self._request.gpus
+    def leaves_enough(self, request: Request, host: Host) -> bool:
+        """Whether CPUs and host memory are enough for both."""
+        own = self._request
+        cpus = not (own.cpus and request.cpus) or self._cpus_used + request.cpus + own.cpus <= host.cpus
+        return cpus and (not (own.ram and request.ram) or self._ram_used + request.ram + own.ram <= host.ram)
 
     @property
     def would_be_delayed(self) -> Verdict:
@@ -192,12 +160,12 @@ class Held:
         reserved = f"{places} {'is' if len(gpus) == 1 else 'are'} reserved" if places else "CPUs or memory are reserved"
         return Verdict(Reason.RESERVATION, f"fits now, and would delay job {job_id}, for which {reserved}")
 
-    def book(self, key: GroupKey, chosen: Collection[str], ends: float) -> None:
+    def book(self, request: Request, chosen: Collection[str], ends: float) -> None:
         """A job has started, and is still there at the time of the reservation unless it ends before."""
         if self.over_by(ends):
             return
-        request = key.request
-        self._count(request.cpus, request.ram, key.queue, len(chosen), key.array[0] if key.array else None)
+        self._cpus_used += request.cpus
+        self._ram_used += request.ram
         for uuid in self._then.keys() & set(chosen):
             self._then[uuid] = self._then[uuid].with_claim(Claim(0, 0, uuid, request.vram))
             if not fits(self._request, self._then[uuid]):
@@ -207,7 +175,7 @@ class Held:
 
     def make_way(self, other: Held) -> None:
         """For a reservation that is made after this one."""
-        self._count_reserved(other)
+        self._count(other)
         for uuid in other.reservation.gpus:
             self._then.pop(uuid, None)
             self._fit.discard(uuid)
@@ -219,7 +187,7 @@ class Held:
 
 
 def reserve(
-    key: GroupKey, job_id: int, books: Books, domain: Sequence[GpuState], queue: Queue, others: Sequence[Held]
+    key: GroupKey, job_id: int, books: Books, domain: Sequence[GpuState], others: Sequence[Held]
 ) -> Held | None:
     """The reservation of a job that cannot start now, on GPUs of the domain, as they are now, beside the others.
 
@@ -244,9 +212,9 @@ def reserve(
                     fitting.add(uuid)
         if len(fitting) >= request.gpus and enough(request, books.host, cpus, ram):
             reservation = Reservation(job_id, key, at, _chosen(request, then, fitting))
-            return Held(reservation, then.values(), books, queue, others)
+            return Held(reservation, then.values(), books, others)
     named = _named(request, then, fitting)
-    return None if named is None else Held(Reservation(job_id, key, inf, named), then.values(), books, queue, others)
+    return None if named is None else Held(Reservation(job_id, key, inf, named), then.values(), books, others)
 
 
 def _chosen(request: Request, then: Mapping[str, GpuState], fitting: Collection[str]) -> tuple[str, ...]:
@@ -276,3 +244,22 @@ def domain_of(key: GroupKey, books: Books, subset: Collection[str] | None, other
     """The GPUs that a job may have, and that no other reservation has named."""
     taken = {uuid for held in others for uuid in held.reservation.gpus}
     return [gpu for gpu in permitted(key.request, books.gpus, subset) if gpu.uuid not in taken]
+
+
+def places_left(key: GroupKey, queue: Queue, books: Books, held: Iterable[Held]) -> tuple[float, float]:
+    """How many jobs, and how many GPUs, the limits of array and queue leave beside what runs and has reservations.
+
+    Whoever is over by the time of the reservation counts as well: the holder may be able to start before.
+    """
+    holders = [one.reservation.key for one in held]
+    jobs = gpus = inf
+    if key.array is not None:
+        members = sum(other.array is not None and other.array[0] == key.array[0] for other in holders)
+        jobs = key.array[1] - books.arrays.get(key.array[0], 0) - members
+    inside = [other.request.gpus for other in holders if other.queue == key.queue]
+    running, used = books.queues.get(key.queue, (0, 0))
+    if queue.max_jobs is not None:
+        jobs = min(jobs, queue.max_jobs - running - len(inside))
+    if queue.max_gpus is not None:
+        gpus = queue.max_gpus - used - sum(inside)
+    return jobs, gpus

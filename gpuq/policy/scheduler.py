@@ -18,7 +18,7 @@ from gpuq.policy.line import Line
 from gpuq.policy.placing import choose, fits, permitted, ranked
 from gpuq.policy.predict import Predictions
 from gpuq.policy.preempt import Preemption, victims
-from gpuq.policy.reserve import Books, Held, Ongoing, Reservation, domain_of, enough, reserve
+from gpuq.policy.reserve import Books, Held, Ongoing, Reservation, domain_of, enough, places_left, reserve
 from gpuq.policy.waiting import GroupKey
 
 #: Reasons that pass as soon as enough jobs end.
@@ -226,7 +226,7 @@ class _Planner:
                 continue
             if key.request.gpus and not self._with_gpus:
                 kept.append(reservation)
-                self._held.append(Held(reservation, (), self._books, self._queue(key), self._held))
+                self._held.append(Held(reservation, (), self._books, self._held))
                 continue
             own = snapshot.priority(key)
             first = min(entry[0] for entry in self._order if entry[2] >= 0 and snapshot.priority(entry[3]) <= own)
@@ -301,18 +301,24 @@ class _Planner:
         if len(fitting) < request.gpus or not enough(request, books.host, books.cpus_used, books.ram_used):
             used = (books.cpus_used, books.ram_used)
             return why_not(request, mine, len(fitting), books.host, *used, self._snapshot.gpu_fault)
+        jobs, most = places_left(key, self._queue(key), books, self._held)
+        if jobs < 1 or most < request.gpus:
+            return self._keeps_its_place(key)
+        if request.most:
+            request = replace(request, most=int(min(request.most, most)))
         ends = self._snapshot.ends(key, job_id)
         delayed = [held for held in self._held if not held.over_by(ends)]
-        if request.most:
-            request = self._within_limits(key, delayed)
-        return _beside(key, request, fitting, delayed, books.host) if delayed else choose(request, fitting) or ()
+        return _beside(request, fitting, delayed, books.host) if delayed else choose(request, fitting) or ()
 
-    def _within_limits(self, key: GroupKey, delayed: Sequence[Held]) -> Request:
-        """A range of GPUs no wider than what its queue may have, now, and beside these reservations."""
-        left = [float(key.request.most), *(held.gpus_left(key.queue) for held in delayed)]
-        if (most := self._queue(key).max_gpus) is not None:
-            left.append(most - self._books.queues.get(key.queue, (0, 0))[1])
-        return replace(key.request, most=int(min(left)))
+    def _keeps_its_place(self, key: GroupKey) -> Verdict:
+        """Why a job waits that what runs leaves a place for in its array and its queue."""
+        holders = [one.reservation for one in self._held]
+        first = next(
+            one
+            for one in holders
+            if one.key.queue == key.queue or (key.array and one.key.array and one.key.array[0] == key.array[0])
+        )
+        return Verdict(Reason.RESERVATION, f"fits now, and job {first.job_id} will have the place that a limit leaves")
 
     def _start(self, key: GroupKey, job_id: int, chosen: tuple[str, ...]) -> None:
         ends = self._snapshot.ends(key, job_id)
@@ -320,7 +326,7 @@ class _Planner:
         self._starts.append(Start(job_id, key, chosen, self._fitting, passes))
         self._books.start(begun(self._snapshot, key, job_id, len(chosen)), key.request.vram, chosen)
         for held in self._held:
-            held.book(key, chosen, ends)
+            held.book(key.request, chosen, ends)
 
     def _cannot_start(self, key: GroupKey, job_id: int) -> None:
         """The job would start if others had ended: what that means for those behind it, and for those who run."""
@@ -328,18 +334,19 @@ class _Planner:
         if policy.order is Order.FIT_FIRST or self._behind >= policy.reservations:
             return
         domain = domain_of(key, self._books, self._queue(key).gpus, self._held) if key.request.gpus else []
-        held = reserve(key, job_id, self._books, domain, self._queue(key), self._held)
+        held = reserve(key, job_id, self._books, domain, self._held)
         if self._preempt(key, job_id, domain, inf if held is None else held.reservation.at):
-            held = reserve(key, job_id, self._books, domain, self._queue(key), self._held)
+            held = reserve(key, job_id, self._books, domain, self._held)
         if policy.order is Order.FIFO:
             self._first = job_id
             return
         if held is None and not self._held:
             return  # whatever of ours ends, it cannot start: it is no reason to let those behind it be passed for ever
-        self._behind += 1
-        if held is None:  # what others have reserved is in its way, and must not become more
-            self._behind = policy.reservations
+        jobs, most = places_left(key, self._queue(key), self._books, self._held)
+        if held is None or jobs < 1 or most < key.request.gpus:
+            self._behind = policy.reservations  # what others have reserved is in its way, and must not become more
             return
+        self._behind += 1
         waited = self._snapshot.now - self._snapshot.groups[key].since(job_id)
         if held.reservation.at == inf and waited < policy.reserve_after:
             return
@@ -379,14 +386,11 @@ def _queue_gate(queue: Queue, request: Request, jobs: int, gpus: int) -> Verdict
 
 
 def _beside(
-    key: GroupKey, request: Request, fitting: Sequence[GpuState], held: Sequence[Held], host: Host
+    request: Request, fitting: Sequence[GpuState], held: Sequence[Held], host: Host
 ) -> tuple[str, ...] | Verdict:
-    """GPUs for a job that runs on beyond these reservations, such that none is delayed; or which one would be.
-
-    `request` is the job's, its range of GPUs cut down to what limits allow.
-    """
+    """GPUs for a job that runs on beyond these reservations, such that none is delayed; or which one would be."""
     for one in held:
-        if not one.leaves_enough(key, host):
+        if not one.leaves_enough(request, host):
             return one.would_be_delayed
     harmed = {gpu.uuid: [n for n, one in enumerate(held) if one.harms(request, gpu)] for gpu in fitting}
     taken = [gpu for gpu in fitting if not harmed[gpu.uuid]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import inf
 
-from gpuq.model import Claim, GiB, Order, Queue
+from gpuq.model import Claim, GiB, Order, Queue, Reason
 from gpuq.policy.line import Line
 from gpuq.policy.reserve import Ongoing, Reservation
 from gpuq.policy.scheduler import RESERVATIONS, Plan, Policy, Snapshot, plan
@@ -159,7 +159,8 @@ def test_a_range_does_not_pass_the_limit_of_its_queue() -> None:
 
 
 def test_a_later_job_leaves_the_place_in_a_queue_that_the_reservation_needs() -> None:
-    """Two jobs of the queue may run. One that has no end must not be the second while another one waits for a GPU."""
+    """Two jobs of the queue may run. None must be the second while another one waits for a GPU, which may come free
+    before it is due."""
     queues = {"two": Queue("two", max_jobs=2)}
     works = [
         Work(1, whole(), limit=100.0),
@@ -170,7 +171,9 @@ def test_a_later_job_leaves_the_place_in_a_queue_that_the_reservation_needs() ->
     ]
     found = stream(1, *works, queues=queues)
     assert holders(found) == [3]
-    assert sorted(found.started) == [1, 2, 5]
+    assert sorted(found.started) == [1, 2]
+    last = found.last
+    assert last is not None and last.verdicts[works[-1].key].reason is Reason.RESERVATION
 
 
 def test_a_later_member_leaves_the_place_in_an_array_that_the_reservation_needs() -> None:
@@ -179,10 +182,59 @@ def test_a_later_member_leaves_the_place_in_an_array_that_the_reservation_needs(
         Work(2, whole(), array=(2, 1), priority=1, limit=10.0),
         Work(3, cpu(1), array=(2, 1)),
         Work(4, cpu(1), array=(2, 1), limit=50.0),
+        Work(5, cpu(1), array=(3, 1), limit=50.0),
     ]
     found = stream(1, *works)
     assert holders(found) == [2]
-    assert sorted(found.started) == [1, 4]
+    assert sorted(found.started) == [1, 5]
+    end(found, 1, 20.0)
+    assert found.started[2] == 20.0
+
+
+def test_a_later_job_leaves_the_gpus_in_a_queue_that_the_reservation_needs() -> None:
+    """Three GPUs are the queue's, and two of them are promised. A range takes what is left beside them."""
+    queues = {"some": Queue("some", max_gpus=3)}
+    works = [
+        Work(1, whole(3), limit=100.0),
+        Work(2, share(8, 2), limit=10.0, queue="some"),
+        Work(3, share(1, 1, most=3), limit=10.0, queue="some"),
+        Work(4, share(1), limit=10.0, queue="some"),
+    ]
+    found = stream(4, *works, queues=queues)
+    assert holders(found) == [2]
+    assert [run.gpus for run in found.running.values()] == [("GPU-0", "GPU-1", "GPU-2"), ("GPU-3",)]
+
+
+def test_two_reservations_leave_each_other_cpus_and_places() -> None:
+    queues = {"one": Queue("one", max_jobs=1)}
+    running = [Work(1, whole(), limit=10.0), Work(2, whole(), limit=20.0), Work(3, whole(), limit=30.0)]
+    found = stream(
+        3,
+        *running,
+        Work(4, whole(cpus=3), limit=10.0),
+        Work(5, whole(cpus=2), limit=10.0),
+        policy=Policy(reservations=3),
+    )
+    assert [(r.job_id, r.at) for r in found.reserved] == [(4, 10.0)]
+    found = stream(
+        3,
+        *running,
+        Work(4, whole(cpus=2), limit=10.0),
+        Work(5, share(8, cpus=2), limit=10.0),
+        policy=Policy(reservations=3),
+    )
+    assert [(r.job_id, r.at) for r in found.reserved] == [(4, 10.0), (5, 20.0)]
+    come(found, Work(6, cpu(1), limit=5.0), Work(7, cpu(1), limit=25.0), at=0.0)
+    assert 6 in found.started and 7 not in found.started
+    found = stream(
+        3,
+        *running,
+        Work(4, whole(), limit=10.0, queue="one"),
+        Work(5, share(8), limit=10.0, queue="one"),
+        policy=Policy(reservations=3),
+        queues=queues,
+    )
+    assert holders(found) == [4]
 
 
 def test_fifo_lets_nothing_pass_but_what_waits_for_other_things_blocks_nobody() -> None:
