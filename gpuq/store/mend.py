@@ -10,7 +10,7 @@ from typing import Any
 
 from gpuq.events import Event, Kind
 from gpuq.model import ACTIVE, WAITING, Attempt, Failure, Job, State
-from gpuq.policy.dependencies import Standing, weigh
+from gpuq.policy.dependencies import holds, weigh
 from gpuq.policy.lifecycle import advance
 from gpuq.store import runrecord, staging
 from gpuq.store.columns import misfit
@@ -151,20 +151,21 @@ def _make_attempt(store: Store, job: Job, run_root: Path, now: float) -> None:
 def _waiting(store: Store, job: Job, now: float, mended: Mended) -> None:
     """A job that waits: its dependencies as the other jobs stand, and what it needs to run."""
     store.conn.execute("DELETE FROM dependencies WHERE job_id = ?", (job.id,))
-    lost: list[int] = []
-
-    def standing(job_id: int) -> Standing | None:
-        found = store.standing(job_id)
-        if found is None:
-            lost.append(job_id)
-        return found
-
-    open_, never = weigh(job.after, standing)
+    known = {one.job_id: store.standing(one.job_id) for clause in job.after for one in clause.alternatives}
+    open_, never = weigh(job.after, known.__getitem__)
     if never is not None:
         step = advance(job, never, now)
         store.change(job, step.job, step.event)
         return
     store.add_dependencies([job.id], job.after, open_)
+    # a clause that holds by another alternative does not need the job that was lost
+    lost = [
+        one.job_id
+        for clause in job.after
+        if not any((how := known[one.job_id]) and holds(one.condition, how) for one in clause.alternatives)
+        for one in clause.alternatives
+        if known[one.job_id] is None
+    ]
     if lost:
         _hold(
             store,

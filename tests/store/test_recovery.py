@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -382,6 +383,39 @@ def test_an_older_database_beside_newer_run_folders_runs_nothing_twice(tmp_path:
         assert (jobs[16].state, jobs[16].attempt) == (State.QUEUED, 0)
         assert [attempt.number for attempt in store.attempts(15)] == [1]
         assert store.next_id() == 22
+
+
+def test_what_jobs_wait_for_is_told_anew_from_how_the_others_stand(tmp_path: Path) -> None:
+    made = Queue(tmp_path / "state", jobs=12)  # 1 to 6 have succeeded, the others wait
+    made.start(7)
+    texts = {
+        8: (["failed:1|ok:3", "started:7"], None, []),
+        9: (["failed:1|ok:11", "any:12"], None, ["ok:11", "any:12"]),
+        10: (["any:3", "failed:1|failed:3"], "depends on failed:1|failed:3: job 1 succeeded, job 3 succeeded", []),
+        11: (
+            ["failed:3|ok:99", "started:12"],
+            "depends on job 99, which was lost with the damaged database",
+            ["started:12"],
+        ),
+        12: (
+            ["ok:3|ok:99", "any:7|failed:99"],
+            "depends on job 99, which was lost with the damaged database",
+            ["any:7"],
+        ),
+    }
+    for n, (words, _, _) in texts.items():
+        made.store.conn.execute("UPDATE jobs SET after = ? WHERE id = ?", (json.dumps(words), n))
+        made.store.conn.execute("DELETE FROM dependencies WHERE job_id = ?", (n,))
+    made.store.close()
+    (made.folder / "changes").unlink()
+    _, store, _ = reopened(made.folder)
+    with closing(store):
+        for n, (words, note, open_) in texts.items():
+            job = store.job(n)
+            assert job is not None and [str(clause) for clause in job.after] == words
+            assert (job.note, [str(one) for one in store.open_dependencies(n)]) == (note, open_), n
+        states = [store.state_of(n) for n in texts]
+        assert states == [State.QUEUED, State.QUEUED, State.SKIPPED, State.HELD, State.HELD]
 
 
 def test_rows_that_make_no_sense_are_left_out_and_told(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def test_a_database_of_every_released_schema_opens_with_everything_in_it(dump: P
         assert store.attempts(3)[0].claims[0].over
         assert store.job(7) == next(job for job in jobs if job.ending is Ending.CANCEL)
         assert store.open_dependencies(6) == [Dependency(Condition.OK, 7)]
+        clauses = store.conn.execute("SELECT on_id, condition, met, clause FROM dependencies WHERE job_id = 6")
+        assert [tuple(row) for row in clauses] == [(7, "ok", 0, 0), (1, "any", 1, 1)], "each is a clause of its own"
         assert store.submission("0123456789abcdef") == (1, total)
         assert store.environment("e" * 64) == b'{"HOME":"/home/ada","X":"\\u00e9"}'
         assert [job.id for job in store.live_jobs(State.QUEUED)] == [6, 9, 10]
