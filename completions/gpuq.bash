@@ -97,7 +97,7 @@ _gpuq() {
             argument="ids:live"
             ;;
         "list")
-            options="-a --all --state --tag -n --json -q --quiet -h --help"
+            options="-a --all --state --tag -n --start --json -q --quiet -h --help"
             values="--state --tag -n"
             argument="ids:all"
             ;;

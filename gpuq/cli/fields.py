@@ -9,20 +9,25 @@ from typing import Any
 from gpuq.units import format_duration, format_short_duration, format_size, printable
 
 Object = Mapping[str, Any]
+#: When waiting jobs will start, by id: what `why` tells as `estimate`.
+Estimates = Mapping[int, Object]
 
 JOB_HEADER = ("id", "name", "state", "gpus", "vram", "time", "reason", "command")
+#: The same with when jobs start, or did.
+START_HEADER = ("id", "name", "state", "gpus", "vram", "start", "reason", "command")
 GPU_HEADER = ("gpu", "name", "total", "used", "foreign", "claimed", "headroom", "jobs", "status")
 
 
-def job_row(job: Object, now: float | None = None) -> tuple[str, ...]:
-    """The cells of JOB_HEADER."""
+def job_row(job: Object, now: float | None = None, estimates: Estimates | None = None) -> tuple[str, ...]:
+    """The cells of JOB_HEADER, or with `estimates` of START_HEADER."""
+    now = now if now is not None else time.time()
     return (
         str(job["id"]),
         name_cell(job),
         job["state"],
         gpus_cell(job),
         vram_cell(job),
-        time_cell(job, now if now is not None else time.time()),
+        time_cell(job, now) if estimates is None else start_cell(job, now, estimates),
         reason_cell(job),
         command_cell(job["command"]),
     )
@@ -110,6 +115,28 @@ def state_text(job: Object) -> str:
         return str(job["state"])
     since, kill_at = local_time(job.get("ending_at")), local_time(job.get("kill_at"))
     return f"{job['state']}, {ending_cell(job)}" + (f" since {since}; KILL follows at {kill_at}" if since else "")
+
+
+def start_cell(job: Object, now: float, estimates: Estimates) -> str:
+    """When it started; of a waiting job when it will: `16:20`, `16:20-16:40`, `>17:00`, `?` where nobody can say."""
+    if job["state"] not in ("held", "queued"):
+        return short_time(job["started_at"], now)
+    estimate = estimates.get(job["id"])
+    if estimate is None:
+        return "?"
+    earliest, latest, later = (short_time(estimate[key], now) for key in ("earliest", "latest", "later_than"))
+    if latest:
+        return latest if earliest in ("", latest) else f"{earliest}-{latest}"
+    return f">{later}" if later else f"{earliest}-?" if earliest else "?"
+
+
+def short_time(text: str | None, now: float) -> str:
+    """Local time to the minute, with the day where that is another than today; empty for None."""
+    if text is None:
+        return ""
+    at = datetime.fromisoformat(text).astimezone()
+    same = at.date() == datetime.fromtimestamp(now).astimezone().date()
+    return at.strftime("%H:%M" if same else "%m-%d %H:%M")
 
 
 def because(reason: str | None, text: str | None) -> str:

@@ -35,6 +35,7 @@ app = new_app()
         "gpuq list                          what runs and what waits",
         "gpuq list --all -n 20              the last jobs as well",
         "gpuq list --state failed --tag lr  what failed of a series",
+        "gpuq list --start                  when waiting jobs will start",
         "gpuq list -q --state queued | xargs gpuq hold",
     ),
 )
@@ -47,13 +48,17 @@ def list_(
         int | None,
         typer.Option("-n", metavar="N", help="At most this many rows, 0 for all; on a terminal 50 if not given."),
     ] = None,
+    start: Annotated[
+        bool, typer.Option("--start", help="When waiting jobs will start, as far as one can say.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Show jobs: running first, then those that wait by priority and age.
 
     Without ids, states or --all those that have not ended. VRAM is used/claimed on each GPU, with `!` where more is
-    used than was claimed; TIME is how long a job runs or has waited.
+    used than was claimed; TIME is how long a job runs or has waited. Estimates are of the queue as it is: `16:20-16:40`
+    is from what is likely to what time limits allow, `>17:00` not before, `?` where what is in the way has no limit.
     """
     selection = select(ids, state, tag)
     check_number(number, "rows", ", 0 for all")
@@ -66,6 +71,9 @@ def list_(
     if first is None and ids:
         raise NoSuchJob(f"there is no job {', '.join(ids)}" + (" in that state, with that tag" if state or tag else ""))
     every = found if first is None else chain([first], found)
+    estimates = _estimates() if start and not bare_ids else None
+    if as_json and estimates is not None:
+        every = ({**job, "estimate": estimates.get(job["id"])} for job in every)
     if as_json:
         print_jobs(every)
     elif quiet:
@@ -74,7 +82,7 @@ def list_(
         chosen = "no job was chosen" if state or tag else "there is no job: none was submitted yet, or all were pruned"
         tell(chosen if state or tag or everything else "no jobs are waiting or running")
     else:
-        count = _print(every)
+        count = _print(every, estimates)
         command = ["gpuq", "list", *(ids or []), *(["--all"] if everything else [])]
         command += ["--state", state] if state is not None else []
         command += [word for one in tag or [] for word in ("--tag", one)]
@@ -89,7 +97,14 @@ def _default_limit(*, bare: bool) -> int:
     return load_settings().list_rows
 
 
-def _print(jobs: Iterable[Job]) -> int:
+def _estimates() -> dict[int, Job]:
+    """When waiting jobs will start, by id."""
+    from gpuq.client import request
+
+    return {estimate.pop("job"): estimate for estimate in request("estimates")["estimates"]}
+
+
+def _print(jobs: Iterable[Job], estimates: dict[int, Job] | None) -> int:
     """The table; how many rows it has."""
     count = 0
 
@@ -102,11 +117,12 @@ def _print(jobs: Iterable[Job]) -> int:
     if on_terminal():
         from gpuq.cli import render
 
-        render.print_jobs(counted())
+        render.print_jobs(counted(), estimates)
     else:
         from gpuq.cli import fields, plain
 
-        sys.stdout.writelines(plain.lines(fields.JOB_HEADER, map(fields.job_row, counted())))
+        header = fields.JOB_HEADER if estimates is None else fields.START_HEADER
+        sys.stdout.writelines(plain.lines(header, (fields.job_row(job, None, estimates) for job in counted())))
     return count
 
 

@@ -67,16 +67,16 @@ def log_printer() -> Callable[[str, str, str], None]:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def print_jobs(jobs: Iterable[Object]) -> None:
+def print_jobs(jobs: Iterable[Object], estimates: fields.Estimates | None = None) -> None:
     console = make_console()
-    console.print(jobs_table(jobs, console.width))
+    console.print(jobs_table(jobs, console.width, estimates))
 
 
-def jobs_table(jobs: Iterable[Object], width: int) -> Table:
+def jobs_table(jobs: Iterable[Object], width: int, estimates: fields.Estimates | None = None) -> Table:
     """The table of `list`; command and name give way where the terminal is narrow."""
     table = _table()
     now = time.time()
-    for name in fields.JOB_HEADER:
+    for name in fields.JOB_HEADER if estimates is None else fields.START_HEADER:
         if name == "command":
             table.add_column("COMMAND", no_wrap=True, overflow="ellipsis", ratio=1, min_width=8)
         elif name == "name":
@@ -84,7 +84,7 @@ def jobs_table(jobs: Iterable[Object], width: int) -> Table:
         else:
             table.add_column(name.upper(), no_wrap=True, justify="right" if name == "id" else "left")
     for job in jobs:
-        row = fields.job_row(job, now)
+        row = fields.job_row(job, now, estimates)
         bad = "red" if job.get("over_claim") or job["state"] == "failed" else ""
         styles = {2: STATE_STYLE.get(job["state"], ""), 4: "red" if job.get("over_claim") else "", 6: bad}
         table.add_row(*(Text(cell, styles.get(i, "")) for i, cell in enumerate(row)))

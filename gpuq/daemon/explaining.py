@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 
 from gpuq.daemon.core import Core
@@ -33,6 +33,8 @@ MOST_CLAUSES = 20
 MOST_STRANGERS = 5
 #: Seconds that an answer takes at most, and the parts of it for each look ahead.
 PATIENCE, AHEAD = 0.18, 0.3
+#: Jobs of each kind for whose starts `list --start` looks ahead.
+MOST_ESTIMATES = 500
 #: Changes that are told.
 MOST_CHANGES = 4
 
@@ -127,30 +129,52 @@ def _reservation(now: _Now, one: Reservation) -> View:
     return {"at": _finite(one.at), "gpus": list(one.gpus), "places": [now.place(uuid) for uuid in one.gpus]}
 
 
+async def estimates(core: Core) -> list[View]:
+    """When each job that may start does, as far as a look ahead of a moment goes. Others nothing can be said of."""
+    now = _Now.of(core)
+    wanted = {job_id for line in now.snapshot.groups.values() for job_id in line.head(MOST_ESTIMATES)}
+    latest, end = await _starts(now, wanted, PATIENCE / 2, likely=False)
+    earliest, _ = await _starts(now, wanted, PATIENCE / 2, likely=True)
+    return [
+        {"job": job_id, **_range(earliest.get(job_id), latest.get(job_id), end)}
+        for job_id in sorted(wanted)
+        if job_id in latest or job_id in earliest or end is not None
+    ]
+
+
 async def _estimate(now: _Now, job_id: int, seconds: float) -> View:
-    """When it starts: as it is likely, and at the latest; None where nobody can say, and `later_than` is set where
-    that was not found out in time."""
-    latest, later_than = await _start_of(now, job_id, seconds * AHEAD, likely=False)
-    earliest, sooner_than = await _start_of(now, job_id, seconds * AHEAD, likely=True)
-    if earliest is not None and latest is not None and earliest > latest:
-        earliest = latest  # planning is no monotone function of run times (Graham's anomalies)
-    return {
-        "earliest": moment(earliest),
-        "latest": moment(latest),
-        "later_than": moment(min(later_than, sooner_than) if later_than and sooner_than else later_than),
-    }
+    latest, end = await _starts(now, {job_id}, seconds * AHEAD, likely=False)
+    earliest, _ = await _starts(now, {job_id}, seconds * AHEAD, likely=True)
+    return _range(earliest.get(job_id), latest.get(job_id), end)
 
 
-async def _start_of(now: _Now, job_id: int, seconds: float, *, likely: bool) -> tuple[float | None, float | None]:
-    """When it starts, or up to when it has not where that took too long."""
+def _range(earliest: float | None, latest: float | None, end: float | None) -> View:
+    """When a job starts: as it is likely, and at the latest; None where nobody can say.
+
+    `later_than` is set where that was not found out in time. `end` is up to when it was looked ahead, None where there
+    was nothing more to see.
+    """
+    if latest is not None:
+        # planning is no monotone function of run times (Graham, Bounds on Multiprocessing Timing Anomalies, 1969)
+        earliest = latest if earliest is None else min(earliest, latest)
+        end = None
+    return {"earliest": moment(earliest), "latest": moment(latest), "later_than": moment(end)}
+
+
+async def _starts(
+    now: _Now, wanted: Set[int], seconds: float, *, likely: bool
+) -> tuple[dict[int, float], float | None]:
+    """When these jobs start, and up to when it was looked ahead, where that was not far enough for all."""
     deadline = time.monotonic() + seconds
+    found: dict[int, float] = {}
     for one in forecast(now.snapshot, now.gpus, likely=likely):
-        if job_id in one.started:
-            return one.at, None
-        if not one.last and time.monotonic() > deadline:
-            return None, one.at
+        found |= dict.fromkeys(one.started & wanted, one.at)
+        if len(found) == len(wanted) or one.last:
+            return found, None
+        if time.monotonic() > deadline:
+            return found, one.at
         await let_others()
-    return None, None
+    return found, None
 
 
 async def _changes(core: Core, now: _Now, job: Job, key: GroupKey, deadline: float) -> list[str]:

@@ -180,6 +180,7 @@ ANSWERS: dict[str, Answer] = {
     "list": listing.list_,
     "show": looking.show,
     "why": looking.why,
+    "estimates": looking.estimates,
     "gpus": looking.gpus,
     "cancel": cancel,
     "hold": hold,

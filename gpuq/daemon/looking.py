@@ -74,6 +74,11 @@ async def why(daemon: Daemon, session: Session, message: Message) -> Message:
     return {"explanations": await explaining.explanations(daemon.core, jobs)}
 
 
+async def estimates(daemon: Daemon, _session: Session, _message: Message) -> Message:
+    """When waiting jobs will start, as far as can be found out in a moment."""
+    return {"estimates": await explaining.estimates(daemon.core)}
+
+
 async def gpus(daemon: Daemon, _session: Session, _message: Message) -> Message:
     await daemon.runner.gpus.fresh()
     return views.gpus_view(daemon.core)
