@@ -16,9 +16,11 @@ from math import inf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuq.model import Claim, GiB, Reason, Request
+from gpuq.model import Claim, GiB, Reason, Request, Wishes
+from gpuq.policy.line import Line
 from gpuq.policy.reserve import Ongoing
 from gpuq.policy.scheduler import Plan, Policy, Snapshot, plan
+from gpuq.policy.waiting import GroupKey
 from tests.policy.stream import HOST, Stream, Work, card, cpu, lines, share, whole
 
 # --- the oracle that tries everything -------------------------------------------------------------
@@ -242,3 +244,19 @@ def test_a_stream_of_whole_gpus_runs_as_easy_backfill_says(rows: list[tuple[int,
     stream = Stream({f"GPU-{n}": 8 for n in range(total)})
     stream.run(works)
     assert stream.started == easy(total, works)
+
+
+def test_no_reservation_passes_a_job_that_has_none_and_competes_for_the_same_gpus() -> None:
+    """Who has one goes ahead: small jobs, each reserved on a GPU of its own, would pass a large one for ever."""
+    ongoing = [Ongoing(job_id, ends=100.0 * job_id, gpus=1) for job_id in (1, 2, 3)]
+    gpus = [card(n, 24, [Claim(n + 1, 1, f"GPU-{n}", None)]) for n in range(3)]
+
+    def holders(*wanted: Request) -> list[int]:
+        groups = {GroupKey(0, 1, request): Line.of([job_id]) for job_id, request in enumerate(wanted, 11)}
+        snapshot = Snapshot(groups, HOST, policy=Policy(reservations=8), ongoing=ongoing)
+        return [one.job_id for one in plan(snapshot, gpus).reservations]
+
+    here = Wishes(exclude=("GPU-2",))
+    first, large = Request(1, 20 * GiB, 0, 0, which=here), Request(2, None, 0, 0, which=here)
+    assert holders(first, large, whole()) == [11]
+    assert holders(first, whole(), large) == [11, 12], "both are ahead of it"
