@@ -198,7 +198,7 @@ complete -c gpuq -n '__gpuq_options list' -s a -l all -d 'Ended jobs too, newest
 complete -c gpuq -n '__gpuq_options list' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options list' -l tag -d 'Only jobs with this tag; repeat for several' -x
 complete -c gpuq -n '__gpuq_options list' -s n -d 'At most this many rows, 0 for all; on a terminal 50 if not given' -x
-complete -c gpuq -n '__gpuq_options list' -l start -d 'When waiting jobs will start, as far as can be said'
+complete -c gpuq -n '__gpuq_options list' -l start -d 'When waiting jobs will start, as far as one can say'
 complete -c gpuq -n '__gpuq_options list' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options list' -s q -l quiet -d 'Print ids only, one per line'
 complete -c gpuq -n '__gpuq_options list' -s h -l help -d 'Show the help.'
