@@ -218,6 +218,8 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
     "a huge pid": _changed(pid=2**31),
     "another version": _changed(v=2),
     "a wait for no GPU": _changed(waits={"since": 0, "gpus": 0, "bytes": 1}),
+    "a wait on no GPU": _changed(waits={"since": 0, "gpus": 1, "bytes": 1, "only": []}),
+    "a wait on a GPU that is none": _changed(waits={"since": 0, "gpus": 1, "bytes": 1, "only": ["../x"]}),
     "a link to a good one": lambda file: file.symlink_to(_good_elsewhere(file)),
     "a link to a secret": lambda file: file.symlink_to("/etc/shadow"),
     "a link to a device": lambda file: file.symlink_to("/dev/zero"),

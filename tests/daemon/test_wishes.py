@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gpuq.daemon.wishes import Listed
@@ -142,6 +144,20 @@ def test_a_range_takes_what_has_room_and_waits_for_its_least(sim: Box) -> None:
     end.touch()
     sim.wait(first, rest, late)
     assert [sim.log(job) for job in (first, rest, late)] == ["1\n", "3\n", "2\n"]
+
+
+def test_cpus_and_host_memory_count_for_gpu_jobs_that_ask_for_them(sim: Box) -> None:
+    cpus, ram = len(os.sched_getaffinity(0)), psutil.virtual_memory().total
+    gate = sim.folder / "go"
+    wait = ["sh", "-c", f'while [ ! -e "{gate}" ]; do sleep 0.02; done']
+    sim.wait_state(sim.submit(*wait, gpus=1, vram=GiB, cpus=cpus, ram=ram // 2), "running")
+    no_cpu = sim.submit("true", gpus=1, vram=GiB, cpus=1)
+    no_ram = sim.submit("true", gpus=1, vram=GiB, ram=ram // 2 + MiB)
+    assert sim.reason(no_cpu) == ("Resources", f"asks for 1 CPU, 0 of {cpus} free")
+    assert "of host memory" in sim.reason(no_ram)[1]
+    assert sim.wait(sim.submit("true", gpus=1, vram=GiB, time_limit=9.0, priority=1))["state"] == "succeeded"
+    gate.touch()
+    assert sim.wait(no_cpu, no_ram)["state"] == "succeeded"
 
 
 def test_an_index_is_a_uuid_from_the_submit_on(box: Box, mixed: FakeNvml) -> None:

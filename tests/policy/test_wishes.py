@@ -183,10 +183,14 @@ CARDS = st.lists(st.tuples(NAMES, st.sampled_from([16, 40, 80])), min_size=1, ma
     lambda rows: [card(n, name, size) for n, (name, size) in enumerate(rows)]
 )
 SOME = st.lists(st.integers(0, 4), max_size=3, unique=True).map(lambda some: uuids(*some))
+#: What just fits a card, and a byte more, beside any.
+CLAIMS = st.builds(
+    lambda size, more: size * GiB - SETTINGS.margin + more, st.sampled_from([16, 40, 80]), st.integers(0, 1)
+)
 ASKS = st.builds(
     Request,
     st.integers(1, 4),
-    st.none() | st.integers(1, 90 * 1024).map(lambda mib: mib * MiB),
+    st.none() | st.integers(1, 90 * GiB) | CLAIMS,
     st.just(0),
     st.just(0),
     st.integers(0, 6),
