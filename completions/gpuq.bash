@@ -7,7 +7,7 @@ _gpuq_parse() {
     ((at < COMP_CWORD)) || return
     verb=${COMP_WORDS[at++]}
     case $verb in
-        db | daemon | config)
+        gpus | queue | group | db | daemon | config)
             ((at < COMP_CWORD)) && sub=${COMP_WORDS[at++]}
             ;;
     esac
@@ -49,16 +49,16 @@ _gpuq() {
         "")
             options="-h --help --version"
             values=""
-            argument="words:submit run cancel hold release suspend resume retry wait list show why logs gpus top events simulate prune db daemon doctor config completion sim-job"
+            argument="words:submit run cancel hold release suspend resume retry wait list show why logs gpus top events simulate queue group prune db daemon doctor config completion sim-job"
             ;;
         "submit")
-            options="--from -a --array -J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu --spread -c --cpus --ram -t --time -p --priority -d --after -b --begin -H --hold --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --requeue --preemptible --json -q --quiet -h --help"
-            values="--from -a --array -J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry"
+            options="--from -a --array -J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu --spread -c --cpus --ram -t --time -p --priority -d --after -b --begin -H --hold --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --requeue --preemptible --queue --group --stop-after --json -q --quiet -h --help"
+            values="--from -a --array -J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --queue --group --stop-after"
             argument="command"
             ;;
         "run")
-            options="-J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu --spread -c --cpus --ram -t --time -p --priority -d --after -b --begin -H --hold --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --requeue --preemptible -h --help"
-            values="-J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry"
+            options="-J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu --spread -c --cpus --ram -t --time -p --priority -d --after -b --begin -H --hold --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --requeue --preemptible --queue --group --stop-after -h --help"
+            values="-J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --queue --group --stop-after"
             argument="command"
             ;;
         "cancel")
@@ -119,6 +119,16 @@ _gpuq() {
         "gpus")
             options="--json -h --help"
             values=""
+            argument="words:disable enable"
+            ;;
+        "gpus disable")
+            options="--why --json -h --help"
+            values="--why"
+            argument=""
+            ;;
+        "gpus enable")
+            options="--json -h --help"
+            values=""
             argument=""
             ;;
         "top")
@@ -135,6 +145,56 @@ _gpuq() {
             options="--policy -g --gpus --what-if --since --until --gantt --jobs --json -h --help"
             values="--policy -g --gpus --what-if --since --until"
             argument="files"
+            ;;
+        "queue")
+            options=""
+            values=""
+            argument="words:list set pause drain resume remove"
+            ;;
+        "queue list")
+            options="--json -h --help"
+            values=""
+            argument=""
+            ;;
+        "queue set")
+            options="-p --priority --gpus --default-time --max-time --max-jobs --max-gpus --json -h --help"
+            values="-p --priority --gpus --default-time --max-time --max-jobs --max-gpus"
+            argument=""
+            ;;
+        "queue pause")
+            options="--why --json -h --help"
+            values="--why"
+            argument=""
+            ;;
+        "queue drain")
+            options="--why --json -h --help"
+            values="--why"
+            argument=""
+            ;;
+        "queue resume")
+            options="--json -h --help"
+            values=""
+            argument=""
+            ;;
+        "queue remove")
+            options="--json -h --help"
+            values=""
+            argument=""
+            ;;
+        "group")
+            options=""
+            values=""
+            argument="words:list resume"
+            ;;
+        "group list")
+            options="--json -h --help"
+            values=""
+            argument=""
+            ;;
+        "group resume")
+            options="--json -h --help"
+            values=""
+            argument=""
             ;;
         "prune")
             options="--older --larger --state --tag --all --logs-only --dry-run -y --yes --json -q --quiet -h --help"

@@ -38,7 +38,7 @@ function __gpuq_command
                 set -e words[1]
                 string join \n -- $words
                 return 0
-            case --from -a --array -J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry
+            case --from -a --array -J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --queue --group --stop-after
                 set -e words[1]
                 set -e words[1]
             case '-*'
@@ -51,7 +51,7 @@ function __gpuq_command
     # nothing but options so far: the command begins here, unless an option or its value is being typed
     string match -q -- '-*' (commandline -ct); and return 1
     set -l words (__gpuq_words)
-    not contains -- "$words[-1]" --from -a --array -J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry
+    not contains -- "$words[-1]" --from -a --array -J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --queue --group --stop-after
 end
 
 function __gpuq_options
@@ -111,6 +111,9 @@ complete -c gpuq -n '__gpuq_options submit' -l log-limit -d 'Keep this much of t
 complete -c gpuq -n '__gpuq_options submit' -l retry -d 'Try again after a failure: 2 (any but lost), vram-oom:2*1.5 (a larger claim each time), lost,gpu-lost:3. Repeat; each rule has its own count, and a named failure goes by its own rule. Failures: exit, signal, timeout, vram-oom, host-oom, gpu-lost, over-memory, launch, lost' -x
 complete -c gpuq -n '__gpuq_options submit' -l requeue -d 'Try again, up to 10 times, when lost to a crash or reboot'
 complete -c gpuq -n '__gpuq_options submit' -l preemptible -d 'Give way to jobs of higher priority that cannot start otherwise: TERM, --grace, and queued again'
+complete -c gpuq -n '__gpuq_options submit' -l queue -d 'Queue; `gpuq queue list` shows them' -x
+complete -c gpuq -n '__gpuq_options submit' -l group -d 'Jobs that stop together; see --stop-after' -x
+complete -c gpuq -n '__gpuq_options submit' -l stop-after -d 'After N failures in a row nothing more of the group starts, or of the array, until `gpuq group resume`' -x
 complete -c gpuq -n '__gpuq_options submit' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options submit' -s q -l quiet -d 'Print ids only, one per line'
 complete -c gpuq -n '__gpuq_options submit' -s h -l help -d 'Show the help.'
@@ -141,6 +144,9 @@ complete -c gpuq -n '__gpuq_options run' -l log-limit -d 'Keep this much of the 
 complete -c gpuq -n '__gpuq_options run' -l retry -d 'Try again after a failure: 2 (any but lost), vram-oom:2*1.5 (a larger claim each time), lost,gpu-lost:3. Repeat; each rule has its own count, and a named failure goes by its own rule. Failures: exit, signal, timeout, vram-oom, host-oom, gpu-lost, over-memory, launch, lost' -x
 complete -c gpuq -n '__gpuq_options run' -l requeue -d 'Try again, up to 10 times, when lost to a crash or reboot'
 complete -c gpuq -n '__gpuq_options run' -l preemptible -d 'Give way to jobs of higher priority that cannot start otherwise: TERM, --grace, and queued again'
+complete -c gpuq -n '__gpuq_options run' -l queue -d 'Queue; `gpuq queue list` shows them' -x
+complete -c gpuq -n '__gpuq_options run' -l group -d 'Jobs that stop together; see --stop-after' -x
+complete -c gpuq -n '__gpuq_options run' -l stop-after -d 'After N failures in a row nothing more of the group starts, or of the array, until `gpuq group resume`' -x
 complete -c gpuq -n '__gpuq_options run' -s h -l help -d 'Show the help.'
 complete -c gpuq -n __gpuq_no_verb -a cancel -d 'Cancel waiting or running jobs.'
 complete -c gpuq -n '__gpuq_options cancel' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
@@ -221,9 +227,16 @@ complete -c gpuq -n '__gpuq_options logs' -s n -d 'Only the last lines' -x
 complete -c gpuq -n '__gpuq_options logs' -l attempt -d 'Of this attempt; the newest if not given' -x
 complete -c gpuq -n '__gpuq_options logs' -s h -l help -d 'Show the help.'
 complete -c gpuq -n '__gpuq_verb logs' -a '(__gpuq_ids all)'
-complete -c gpuq -n __gpuq_no_verb -a gpus -d 'Show the GPUs and who uses their memory.'
+complete -c gpuq -n __gpuq_no_verb -a gpus -d 'Show the GPUs and who uses their memory; disable and enable them.'
 complete -c gpuq -n '__gpuq_options gpus' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options gpus' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_group gpus' -a disable -d 'Start no new job on these GPUs, until `gpuq gpus enable`; what runs there goes on.'
+complete -c gpuq -n '__gpuq_options gpus disable' -l why -d 'Shown to whoever asks why' -x
+complete -c gpuq -n '__gpuq_options gpus disable' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options gpus disable' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_group gpus' -a enable -d 'Let jobs start again on GPUs that were disabled.'
+complete -c gpuq -n '__gpuq_options gpus enable' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options gpus enable' -s h -l help -d 'Show the help.'
 complete -c gpuq -n __gpuq_no_verb -a top -d 'Watch GPUs, running jobs and the queue.'
 complete -c gpuq -n '__gpuq_options top' -l once -d 'Print one frame, and leave'
 complete -c gpuq -n '__gpuq_options top' -l svg -d 'Write one frame as an SVG picture' -r -F
@@ -248,6 +261,40 @@ complete -c gpuq -n '__gpuq_options simulate' -l jobs -d 'With --json: also when
 complete -c gpuq -n '__gpuq_options simulate' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options simulate' -s h -l help -d 'Show the help.'
 complete -c gpuq -n '__gpuq_verb simulate' -F
+complete -c gpuq -n __gpuq_no_verb -a queue -d 'Queues: their priority, limits and GPUs; pause and drain them.'
+complete -c gpuq -n '__gpuq_group queue' -a list -d 'Show the queues: jobs that run and wait, GPUs in use and allowed, and limits.'
+complete -c gpuq -n '__gpuq_options queue list' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options queue list' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_group queue' -a set -d 'Make a queue, or change what is named of it; `none` takes a limit away.'
+complete -c gpuq -n '__gpuq_options queue set' -s p -l priority -d 'Added to that of each of its jobs' -x
+complete -c gpuq -n '__gpuq_options queue set' -l gpus -d 'GPUs that its jobs may have: indexes or UUIDs' -x
+complete -c gpuq -n '__gpuq_options queue set' -l default-time -d 'Time limit of jobs that name none' -x
+complete -c gpuq -n '__gpuq_options queue set' -l max-time -d 'Longest time limit that a job may have' -x
+complete -c gpuq -n '__gpuq_options queue set' -l max-jobs -d 'Most jobs that run at a time' -x
+complete -c gpuq -n '__gpuq_options queue set' -l max-gpus -d 'Most GPUs that these have in all' -x
+complete -c gpuq -n '__gpuq_options queue set' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options queue set' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_group queue' -a pause -d 'Start nothing more of a queue, until `gpuq queue resume`.'
+complete -c gpuq -n '__gpuq_options queue pause' -l why -d 'Shown to whoever asks why a job waits' -x
+complete -c gpuq -n '__gpuq_options queue pause' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options queue pause' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_group queue' -a drain -d 'Take no new jobs into a queue, and start what it has.'
+complete -c gpuq -n '__gpuq_options queue drain' -l why -d 'Shown to whoever asks why a job waits' -x
+complete -c gpuq -n '__gpuq_options queue drain' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options queue drain' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_group queue' -a resume -d 'Let a queue that is paused or draining go on.'
+complete -c gpuq -n '__gpuq_options queue resume' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options queue resume' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_group queue' -a remove -d 'Remove a queue in which no jobs wait or run.'
+complete -c gpuq -n '__gpuq_options queue remove' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options queue remove' -s h -l help -d 'Show the help.'
+complete -c gpuq -n __gpuq_no_verb -a group -d 'Groups of jobs that stop together after failures.'
+complete -c gpuq -n '__gpuq_group group' -a list -d 'Show groups in which jobs wait or run, and those of which the last jobs failed.'
+complete -c gpuq -n '__gpuq_options group list' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options group list' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_group group' -a resume -d 'Let a group that has stopped go on; its failures are counted anew.'
+complete -c gpuq -n '__gpuq_options group resume' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options group resume' -s h -l help -d 'Show the help.'
 complete -c gpuq -n __gpuq_no_verb -a prune -d 'Remove ended jobs, with their logs.'
 complete -c gpuq -n '__gpuq_options prune' -l older -d 'Only jobs ended so long ago' -x
 complete -c gpuq -n '__gpuq_options prune' -l larger -d 'Only jobs that left at least so much on disk' -x

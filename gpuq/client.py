@@ -29,7 +29,7 @@ PATIENCE = 60.0
 #: How often a daemon is started, or asked what may be asked twice, where it dies before it answers.
 TRIES = 4
 #: Operations that change nothing.
-READING = frozenset({"status", "list", "show", "why", "gpus"})
+READING = frozenset({"status", "list", "show", "why", "gpus", "queues", "groups"})
 
 
 class Client:

@@ -101,7 +101,7 @@ def is_readonly(path: Path) -> bool:
 
 
 #: Version of the database's schema: how many migrations there are (`store/migrations.py`).
-SCHEMA = 11
+SCHEMA = 12
 #: What is in a state folder from the first start on.
 _MARKS = ("sock", "daemon.lock", "daemon.pid", "daemon.log", "start.lock", "queue.db", "damaged")
 

@@ -41,6 +41,10 @@ class NoSuchJob(GpuqError):
     exit_code = 3
 
 
+class NoSuchQueue(GpuqError):
+    """No queue has the given name."""
+
+
 class NotAllowed(GpuqError):
     """The kernel says that the caller is somebody who may not do this."""
 

@@ -44,6 +44,17 @@ class Kind(StrEnum):
     PRUNED = "pruned"
     #: a submission was given up before anybody saw a job of it: `ids` are ranges, and of no job
     WITHDRAWN = "withdrawn"
+    #: what holds for a queue was changed, or it was removed; these name no job
+    QUEUE_SET = "queue-set"
+    QUEUE_REMOVED = "queue-removed"
+    #: a GPU takes no new job until it is enabled
+    GPU_DISABLED = "gpu-disabled"
+    GPU_ENABLED = "gpu-enabled"
+    #: so many jobs of a group failed in a row that nothing more of it starts, until somebody lets it go on
+    GROUP_STOPPED = "group-stopped"
+    GROUP_RESUMED = "group-resumed"
+    #: its owner changed what a waiting job asks for
+    EDITED = "edited"
     DAEMON_STARTED = "daemon-started"
     DAEMON_STOPPED = "daemon-stopped"
 

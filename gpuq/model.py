@@ -347,6 +347,28 @@ class Queue:
     why: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DisabledGpu:
+    """A GPU that takes no new job until somebody enables it."""
+
+    uuid: str
+    why: str
+    #: since when, in seconds since the epoch
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """How the jobs of a group, which stop together, have fared."""
+
+    name: str
+    #: how many in a row have failed, and the ids of the last of them
+    failures: int = 0
+    failed: tuple[int, ...] = ()
+    #: when it stopped, in seconds since the epoch; None while its jobs start
+    stopped_at: float | None = None
+
+
 # --- what NVML says -------------------------------------------------------------------------------
 
 

@@ -22,6 +22,11 @@ Operations and their fields (`sel` is a Selection as JSON; `job` is the object o
 | wait | sel, any, pages, brief | jobs, once all (any: one) of them ended |
 | follow | id | stream: {"job": job} now and on each change, until the job ended |
 | gpus | | gpus, driver, fault, version, note |
+| gpus-switch | do (disable enable), gpus [index or uuid], why? | gpus [{uuid, index, changed}] |
+| queues | | queues |
+| queue | name, do (set pause resume drain remove), changes? {}, why? | queue, notes, new, changed |
+| groups | | groups |
+| group | name, do (resume) | group, changed |
 | top | | stream of frames: {"gpus", "running", "waiting", "counts", "note"} |
 | events | sel?, since?, since_job?, limit, follow, pages | events; with follow then a stream of {"event": event} |
 | db-check | | path bytes whole problems checked_at report |

@@ -125,7 +125,8 @@ def entries() -> list[Entry]:
             continue
         command = build(name)
         if verb.group:
-            found.append(Entry((name,), verb.help, (), "verbs"))
+            options = _entry((name,), verb.help, command).options if command.params else ()
+            found.append(Entry((name,), verb.help, options, "verbs"))
             for sub, subcommand in command.commands.items():
                 found.append(_entry((name, sub), subcommand.get_short_help_str(limit=200), subcommand))
         else:

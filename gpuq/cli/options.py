@@ -12,7 +12,7 @@ from gpuq import config, units
 from gpuq.cli import parse
 from gpuq.cli.common import tell
 from gpuq.errors import NoSuchJob, UsageError
-from gpuq.protocol import MAX_COMMAND, MAX_ENVIRONMENT, MAX_NAME, MAX_TAGS, MAX_TEXT, Selection
+from gpuq.protocol import MAX_COMMAND, MAX_ENVIRONMENT, MAX_JOBS, MAX_NAME, MAX_TAGS, MAX_TEXT, Selection
 
 #: Slurm's --priority without its extremes; larger runs first.
 MAX_PRIORITY = 1000
@@ -172,6 +172,20 @@ Preemptible = Annotated[
 ]
 
 
+Queue = Annotated[str | None, typer.Option("--queue", metavar="NAME", help="Queue; `gpuq queue list` shows them.")]
+Group = Annotated[
+    str | None, typer.Option("--group", metavar="NAME", help="Jobs that stop together; see --stop-after.")
+]
+StopAfter = Annotated[
+    int | None,
+    typer.Option(
+        "--stop-after",
+        metavar="N",
+        help="After N failures in a row nothing more of the group starts, or of the array, until `gpuq group resume`.",
+    ),
+]
+
+
 class Resources(NamedTuple):
     """The values of the options, as they were typed."""
 
@@ -199,6 +213,9 @@ class Resources(NamedTuple):
     gpu_id: Sequence[str] = ()
     exclude_gpu: Sequence[str] = ()
     spread: bool = False
+    queue: str | None = None
+    group: str | None = None
+    stop_after: int | None = None
 
 
 def make_template(options: Resources, now: float) -> dict[str, Any]:
@@ -221,6 +238,11 @@ def make_template(options: Resources, now: float) -> dict[str, Any]:
         "cpus": options.cpus,
         "ram": units.parse_size(options.ram, "--ram") if options.ram is not None else None,
         "time_limit": time_limit,
+        # what was not typed gives way to the queue's default
+        "time_chosen": options.time is not None,
+        "queue": _short(options.queue, "--queue", MAX_NAME),
+        "group": _short(options.group, "--group", MAX_NAME),
+        "stop_after": _count(options.stop_after, "--stop-after"),
         "priority": options.priority,
         "begin_at": parse.parse_begin(options.begin, now) if options.begin is not None else None,
         "hold": options.hold,
@@ -309,6 +331,12 @@ def _retry(options: Resources) -> list[str]:
     """The rules as they were typed; --requeue is one for `lost`, where none names that."""
     named = {name.strip() for rule in options.retry for name in rule.rpartition(":")[0].split(",")}
     return [*options.retry, *([f"lost:{REQUEUES}"] if options.requeue and "lost" not in named else [])]
+
+
+def _count(number: int | None, what: str) -> int | None:
+    if number is not None and not 1 <= number <= MAX_JOBS:
+        raise UsageError(f"{what} {number} is not from 1 to {MAX_JOBS:,}")
+    return number
 
 
 def _short(text: str | None, what: str, limit: int) -> str | None:

@@ -54,6 +54,9 @@ def run(
     retry: opt.Retry = None,
     requeue: opt.Requeue = False,
     preemptible: opt.Preemptible = False,
+    queue: opt.Queue = None,
+    group: opt.Group = None,
+    stop_after: opt.StopAfter = None,
 ) -> int:
     """Submit a command, print its log, and exit with its code.
 
@@ -86,6 +89,9 @@ def run(
         gpu_id=gpu_id or [],
         exclude_gpu=exclude_gpu or [],
         spread=spread,
+        queue=queue,
+        group=group,
+        stop_after=stop_after,
     )
     template = opt.make_template(resources, clock.time())
     environment = opt.make_environment(export, env or [])

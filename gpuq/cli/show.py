@@ -69,6 +69,8 @@ def _about(job: Mapping[str, Any], now: float) -> Iterator[tuple[str, str]]:
     yield "peak host memory", _size(job.get("peak_ram_bytes"))
     yield "priority", str(job["priority"]) if job["priority"] else ""
     yield "preemptible", "yes" if job.get("preemptible") else ""
+    yield "queue", "" if (queue := job.get("queue") or "default") == "default" else queue
+    yield "group", _group(job)
     yield "tags", printable(", ".join(job["tags"]))
     yield "after", fields.after_text(job["after"])
     yield from (("waits for" if n == 0 else "", line) for n, line in enumerate(job.get("waits_for") or []))
@@ -117,6 +119,12 @@ def _which(job: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _peak(job: Mapping[str, Any]) -> str:
     peak = _size(job.get("peak_vram_bytes"))
     return f"{peak}, more than was claimed" if peak and job.get("over_claim") else peak
+
+
+def _group(job: Mapping[str, Any]) -> str:
+    name, most = job.get("group"), job.get("stop_after")
+    stops = f", stops after {most} failure{'' if most == 1 else 's in a row'}" if most else ""
+    return printable(name) + stops if name else ""
 
 
 def _array(array: Mapping[str, Any] | None) -> str:

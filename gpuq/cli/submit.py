@@ -41,6 +41,8 @@ app = new_app()
         "gpuq submit --after 'ok:12|failed:13' --after started:14 -- ./report.sh",
         "gpuq submit --retry vram-oom:2*1.5 --requeue --vram 8GiB -- ./train.sh",
         "gpuq submit --time 8h --signal USR1@300 --grace 2m -- ./train.sh",
+        "gpuq submit --group night --stop-after 3 --from sweep.txt",
+        "gpuq submit --queue night --time 6h -- ./train.sh",
         "gpuq submit --gpus 0 --from commands.txt   a shell command per line",
     ),
 )
@@ -86,6 +88,9 @@ def submit(
     retry: opt.Retry = None,
     requeue: opt.Requeue = False,
     preemptible: opt.Preemptible = False,
+    queue: opt.Queue = None,
+    group: opt.Group = None,
+    stop_after: opt.StopAfter = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -126,6 +131,9 @@ def submit(
         gpu_id=gpu_id or [],
         exclude_gpu=exclude_gpu or [],
         spread=spread,
+        queue=queue,
+        group=group,
+        stop_after=stop_after,
     )
     template = opt.make_template(resources, clock.time())
     environment = opt.make_environment(export, env or [])

@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 from gpuq import crash
@@ -20,6 +21,7 @@ from gpuq.daemon.cascade import Cascade
 from gpuq.daemon.claimsfile import PublishedClaim, hashed
 from gpuq.daemon.hub import Hub
 from gpuq.daemon.reserve import Reserve
+from gpuq.daemon.rules import Rules
 from gpuq.daemon.running import NewAttempt, Running, note_broken, over_text
 from gpuq.daemon.wishes import Listed
 from gpuq.errors import DiskFull, StoreError
@@ -35,6 +37,7 @@ from gpuq.model import (
     GpuReading,
     Host,
     Job,
+    Queue,
     Readings,
     Reason,
     Request,
@@ -43,7 +46,7 @@ from gpuq.model import (
 )
 from gpuq.policy import ledger, placing, retry
 from gpuq.policy.dependencies import Standing, listed
-from gpuq.policy.explain import Verdict
+from gpuq.policy.explain import Verdict, impossible
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.lifecycle import (
     Cancelled,
@@ -93,6 +96,8 @@ class Core:
         self.cascade = Cascade(store, self.waiting)
         #: called after a transaction that has left something to `go_on` with
         self.on_left: Callable[[], None] = lambda: None
+        #: queues, disabled GPUs, groups that have stopped
+        self.rules = Rules(store)
         self.running: dict[int, Running] = {}
         #: running jobs by their supervisor's pid; the thread that reads the GPUs looks into it
         self.shims: dict[int, int] = {}
@@ -115,6 +120,7 @@ class Core:
     def load(self) -> list[Job]:
         """Fill memory from the store; returns the running jobs, whose attempts are to be taken back."""
         now = time.time()
+        self.rules.load()
         free, others = self.store.waiting(self.settings.grace)
         for key, ids in free.items():
             self.waiting.add_free(key, ids)
@@ -151,20 +157,21 @@ class Core:
         has changed. What is kept in reserve for that is used where the disk is full.
         """
         todo = list(facts)
-        self._with_room(lambda: self._apply(todo, attempts=attempts, now=now, meanwhile=meanwhile))
+        self.with_room(lambda: self._apply(todo, attempts=attempts, now=now, meanwhile=meanwhile))
 
     def cancel_waiting(self, ids: Sequence[int]) -> None:
         """Cancel jobs that wait in one transaction, as far as `apply` does with those that depend on them.
 
         The same as `apply` with Cancelled for each, without a look at each. Raises as it does.
         """
-        self._with_room(lambda: self._apply((), cancelled=ids))
+        self.with_room(lambda: self._apply((), cancelled=ids))
 
     def go_on(self) -> None:
         """See, in one transaction, to more of those that depend on jobs that have ended. Raises StoreError."""
-        self._with_room(lambda: self._apply(()))
+        self.with_room(lambda: self._apply(()))
 
-    def _with_room(self, work: Callable[[], T]) -> T:
+    def with_room(self, work: Callable[[], T]) -> T:
+        """Write something; what is kept in reserve for that is used where the disk is full. Raises StoreError."""
         try:
             return work()
         except DiskFull:
@@ -201,13 +208,15 @@ class Core:
                 self.store.change(new.before, new.started.job, new.started.event)
                 self.store.add_attempt(new.attempt)
             dependents.renew(self.store, [job.id for job, fact in todo if isinstance(fact, Retried)])
+            groups = self.rules.record([job for job in changed.values() if job.ended], now)
             told = self.cascade.tell(ended, [new.attempt.job_id for new in attempts], now)
             if meanwhile is not None:
                 meanwhile()
         if alike is not None:
             decisions.happened_alike(alike, cancelled)
             self.waiting.remove_all(cancelled)
-        decisions.happened(events)
+        decisions.happened(events + groups.events)
+        self.rules.keep(groups.put, groups.gone)
         for job in changed.values():
             self._settle(job, now)
         self.cascade.keep(told, now)
@@ -220,16 +229,19 @@ class Core:
 
     def _step(self, job: Job, fact: Fact, now: float) -> Step:
         """Write what a fact makes of a job, and what the job's own rules make of that."""
+        ended, step = self._outcome(job, fact, now)
+        self._close_attempt(ended.job, fact, now)
+        self.store.change(job, step.job, step.event)
+        return step
+
+    def _outcome(self, job: Job, fact: Fact, now: float) -> tuple[Step, Step]:
+        """What a fact makes of a job, and what the job's own rules make of that."""
         step = advance(job, fact, now)
         wanted = step.job.state is State.FAILED and job.ending is not Ending.CANCEL
         rule = self._again(step.job, now) if wanted else None
         if isinstance(rule, GivenUp):
             step = noted(step, rule.note)
-        self._close_attempt(step.job, fact, now)
-        if isinstance(rule, TriedAgain):
-            step = advance(step.job, rule, now)
-        self.store.change(job, step.job, step.event)
-        return step
+        return step, advance(step.job, rule, now) if isinstance(rule, TriedAgain) else step
 
     def _begin(self, new: NewAttempt) -> None:
         """Hold in memory what the store holds of a claimed attempt."""
@@ -364,7 +376,7 @@ class Core:
 
     def most_urgent(self) -> Request | None:
         """The request of the first group that waits for GPUs that others have, or our own jobs."""
-        queue = Snapshot(self.waiting.groups, self.host, policy=self.policy)
+        queue = Snapshot(self.waiting.groups, self.host, policy=self.policy, queues=self.rules.queues)
         waits = [
             (queue.rank(key, self.waiting.groups[key].first), key.request)
             for key, verdict in self.verdicts.items()
@@ -399,9 +411,9 @@ class Core:
             self.readings, self.history, self.claims(), self.settings, self.host, self.neighbours
         )
         fault = self.gpu_fault()
-        if fault is None:
-            return states
-        return tuple(state if state.fault else replace(state, fault=fault) for state in states)
+        if fault is not None:
+            return tuple(state if state.fault else replace(state, fault=fault) for state in states)
+        return tuple(map(self.rules.judged, states)) if self.rules.disabled else states
 
     @property
     def silent(self) -> float | None:
@@ -424,7 +436,7 @@ class Core:
     def listed(self) -> Listed:
         """The GPUs as they may be named, by index."""
         indexes = {gpu.uuid: gpu.index for gpu in sorted(self._gpu_readings(), key=lambda gpu: gpu.order)}
-        indexes |= dict.fromkeys(self.host.capacities.keys() - indexes)
+        indexes |= dict.fromkeys((self.host.capacities.keys() | self.rules.disabled.keys()) - indexes.keys())
         return Listed(None if self.readings is None else self.readings.driver, indexes, self.gpu_fault())
 
     def gpu_place(self, uuid: str) -> str:
@@ -451,8 +463,8 @@ class Core:
 
     # --- asking -----------------------------------------------------------------------------------
 
-    def snapshot(self, over: Container[int] = ()) -> Snapshot:
-        """The queue as it is, or as it will be without the running jobs that are `over`."""
+    def snapshot(self, over: Mapping[int, Fact] = MappingProxyType({})) -> Snapshot:
+        """The queue as it is, or as it will be without the running jobs that are `over`, with how they ended."""
         running = [r for r in self.running.values() if r.job.id not in over]
         now = time.time()
         return Snapshot(
@@ -461,10 +473,17 @@ class Core:
             now=now,
             policy=self.policy,
             ongoing=[self._ongoing(one, now) for one in running],
+            queues=self.rules.queues,
+            stopped=self.rules.stopped_with(self._foreseen(over, now), now),
             predictions=self.predictions,
             reserved=self.reserved,
             gpu_fault=self.gpu_fault(),
         )
+
+    def _foreseen(self, over: Mapping[int, Fact], now: float) -> list[Job]:
+        """Jobs of groups as they are once they have ended so: what starts in their place is decided with that."""
+        jobs = ((self.running[job_id].job, fact) for job_id, fact in over.items())
+        return [self._outcome(job, fact, now)[1].job for job, fact in jobs if job.group is not None]
 
     def _ongoing(self, running: Running, now: float) -> Ongoing:
         """A running job as planning sees it."""
@@ -482,7 +501,7 @@ class Core:
             job.queue,
             job.array.array_id if job.array else None,
             job.preemptible and job.ending is None,
-            job.priority,
+            self.rules.priority(job),
             ran,
             self.grace(job),
         )
@@ -502,6 +521,12 @@ class Core:
     def _likely_end(self, job: Job, ran: float, now: float) -> float:
         known = self.predictions.of(kind_of(job.name)) if job.name else None
         return inf if known is None or job.state is State.SUSPENDED else now + known.likely_left(ran)
+
+    def impossible(self, request: Request, queue: Queue) -> str | None:
+        """Why this host can never run the request in that queue, None if it can, or if its GPUs are not known yet."""
+        # what is known of the GPUs of a driver that does not work now is what it told before
+        known = self.readings is not None and self.readings.driver is not Driver.BROKEN
+        return impossible(request, self.host, self.settings, queue, gpus_known=known or bool(self.host.capacities))
 
     def reason(self, job: Job) -> Verdict | None:
         """Why a job waits; None when it does not."""

@@ -14,7 +14,8 @@ from gpuq.daemon.asking import Answer, Daemon, Session, Stream, chosen
 from gpuq.daemon.core import Core
 from gpuq.daemon.hub import let_others
 from gpuq.daemon.owners import owner_name
-from gpuq.errors import StoreError
+from gpuq.daemon.queues import refuse_closed
+from gpuq.errors import GpuqError, StoreError
 from gpuq.model import ACTIVE, WAITING, Ending, Job
 from gpuq.policy.dependencies import ended_words
 from gpuq.policy.lifecycle import (
@@ -144,8 +145,19 @@ def _problem(core: Core, session: Session, job: Job, fact: Fact) -> str | None:
         return f"job {job.id} is {job.state}, and cannot {verb}"
     if isinstance(fact, Suspended) and job.ending is not None:
         return f"job {job.id} is being ended, and cannot {verb}"
+    if isinstance(fact, Retried) and (closed := _closed(core, job)) is not None:
+        return closed
     if isinstance(fact, Retried) and core.store.environment(job.env_hash) is None:
         return f"job {job.id} ended so long ago that its environment was erased: submit it anew"
+    return None
+
+
+def _closed(core: Core, job: Job) -> str | None:
+    """Why its queue does not take the job again."""
+    try:
+        refuse_closed(core.rules.queue(job.queue))
+    except GpuqError as error:
+        return f"job {job.id} cannot be queued again: {error.message}"
     return None
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuq import __version__, config, crash, protocol
-from gpuq.daemon import database, decisions, handlers
+from gpuq.daemon import database, decisions, disabling, groups, handlers, queues
 from gpuq.daemon.asking import Daemon, Session
 from gpuq.daemon.handlers import STREAMS
 from gpuq.errors import (
@@ -29,7 +29,7 @@ from gpuq.protocol import Message
 
 log = logging.getLogger("gpuq.server")
 
-ANSWERS = handlers.ANSWERS | database.ANSWERS
+ANSWERS = handlers.ANSWERS | database.ANSWERS | queues.ANSWERS | groups.ANSWERS | disabling.ANSWERS
 
 #: A connection that says nothing is closed after this long, in seconds.
 IDLE = 30.0
@@ -38,7 +38,7 @@ RESERVED_FDS = 256
 #: Connections that the kernel keeps until they are accepted; net.core.somaxconn may make it fewer.
 BACKLOG = 1024
 #: What is asked for so often, and changes so little, that a refusal of it is not worth a line of the log.
-LOOKS = frozenset({"status", "list", "show", "why", "gpus", "wait", "follow", "top", "events"})
+LOOKS = frozenset({"status", "list", "show", "why", "gpus", "wait", "follow", "top", "events", "queues", "groups"})
 _UCRED = struct.Struct("3i")
 
 

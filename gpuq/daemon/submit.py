@@ -17,15 +17,19 @@ from gpuq.errors import BadRequest, CannotFit, UsageError
 from gpuq.launch.environment import log_path
 from gpuq.model import (
     ANY_GPU,
+    DEFAULT_QUEUE,
     ArrayPlace,
     EarlySignal,
     Job,
     KiB,
+    Queue,
     Request,
     RetryRule,
     State,
     Wishes,
 )
+from gpuq.policy import queues
+from gpuq.policy.groups import ARRAY, array_group
 from gpuq.policy.retry import parse_rules
 from gpuq.protocol import Message
 from gpuq.store.rows import dump
@@ -60,9 +64,12 @@ class Submission:
 
     def at(self, first_id: int) -> Job:
         """The template once it is known where the ids begin."""
-        return (
-            replace(self.template, array=ArrayPlace(first_id, 0, self.array_limit)) if self.indexes else self.template
-        )
+        if not self.indexes:
+            return self.template
+        # an array that stops is a group of its own
+        group = array_group(first_id) if self.template.stop_after is not None else None
+        place = ArrayPlace(first_id, 0, self.array_limit)
+        return replace(self.template, array=place, group=self.template.group or group)
 
 
 def check_key(value: object) -> str:
@@ -148,7 +155,12 @@ def check_array(value: object) -> tuple[tuple[int, ...], int]:
     return indexes, _integer(value.get("limit") or 0, "the array's limit", 0, protocol.MAX_JOBS)
 
 
-def check_template(t: Mapping[str, Any], owner: int, listed: Listed, now: float) -> Job:
+def check_queue(t: Mapping[str, Any]) -> str:
+    """The name of the queue that is asked for."""
+    return DEFAULT_QUEUE if t.get("queue") is None else _text(t["queue"], "--queue", protocol.MAX_NAME)
+
+
+def check_template(t: Mapping[str, Any], owner: int, listed: Listed, queue: Queue, now: float) -> Job:
     """The job that all of the submission are like, but for what they wait for: see `depending`.
 
     `listed` are the host's GPUs. Raises CannotFit where one is named that it does not have.
@@ -160,7 +172,8 @@ def check_template(t: Mapping[str, Any], owner: int, listed: Listed, now: float)
         raise UsageError("--vram without GPUs: it is the memory on each GPU, so leave it out or ask for --gpus 1")
     refuse_contradiction(gpus, which, listed)
     cpus = _optional(t, "cpus", "--cpus", 0, 65536)
-    time_limit = _seconds(t.get("time_limit"), "--time")
+    seconds, chosen = _seconds(t.get("time_limit"), "--time"), t.get("time_chosen") is not False
+    time_limit = queues.time_limit(queue, seconds if chosen else None, None if chosen else seconds)
     return Job(
         id=0,
         name=_name(t.get("name")),
@@ -174,6 +187,9 @@ def check_template(t: Mapping[str, Any], owner: int, listed: Listed, now: float)
         env_hash="",
         submitted_at=now,
         priority=_integer(t.get("priority") or 0, "--priority", -protocol.MAX_PRIORITY, protocol.MAX_PRIORITY),
+        queue=queue.name,
+        group=check_group(t.get("group")),
+        stop_after=_optional(t, "stop_after", "--stop-after", 1, protocol.MAX_JOBS),
         time_limit=time_limit,
         begin_at=_moment(t.get("begin_at")),
         tags=_tags(t.get("tags") or []),
@@ -303,6 +319,18 @@ def _moment(value: object) -> float | None:
     return float(value)
 
 
+def check_group(value: object) -> str | None:
+    """The name of a group. Raises UsageError for one that is an array's."""
+    if value is None:
+        return None
+    name = _text(value, "--group", protocol.MAX_NAME).encode("utf-8", "replace").decode("utf-8")
+    if not name:
+        raise UsageError("--group is empty: give it a name")
+    if name.startswith(ARRAY):
+        raise UsageError(f"--group {name!r}: names that begin with {ARRAY!r} are those of arrays; choose another")
+    return name
+
+
 def _name(value: object) -> str:
     text = _text(value, "--name", protocol.MAX_NAME) if value is not None else ""
     return text.encode("utf-8", "replace").decode("utf-8")
@@ -375,6 +403,8 @@ def read_submission(first: Message, count: int, template: Job) -> Submission:
         raise UsageError("nothing to submit: no command was given")
     if count * max(1, len(indexes)) > protocol.MAX_JOBS:
         raise CannotFit(f"a submission holds at most {protocol.MAX_JOBS:,} jobs")
+    if template.stop_after is not None and template.group is None and not indexes:
+        raise UsageError("--stop-after is for several jobs: name their --group, or submit an --array")
     environment = check_environment(first.get("env"))
     digest = hashlib.sha256(environment).hexdigest()
     held = first["template"].get("hold") is True

@@ -20,11 +20,11 @@ from gpuq.daemon import submit as submission
 from gpuq.daemon.asking import Daemon, Session
 from gpuq.daemon.core import Core
 from gpuq.daemon.hub import let_others
+from gpuq.daemon.queues import refuse_closed
 from gpuq.errors import BadRequest, CannotFit, DiskFull, StoreError
 from gpuq.events import Event, Kind
-from gpuq.model import WAITING, Driver, Job, State
+from gpuq.model import WAITING, Job, State
 from gpuq.policy.dependencies import Numbered
-from gpuq.policy.explain import impossible
 from gpuq.policy.lifecycle import Step, advance
 from gpuq.protocol import Message
 from gpuq.store import dependents, runrecord
@@ -125,13 +125,15 @@ class Intake:
         self._depending = await depending.resolve(core.store, job.owner, clauses, self._checked.indexes)
         after = replace(self._checked.template, after=self._depending.common)
         self._checked = replace(self._checked, template=after)
-        problem = _impossible(core, job)
+        problem = core.impossible(job.request, core.rules.queue(job.queue))
         if problem is not None and job.request.gpus:
             await self._daemon.runner.gpus.fresh()  # a GPU may have come, or come back, since the last reading
-            problem = _impossible(core, job)
+            problem = core.impossible(job.request, core.rules.queue(job.queue))
         if problem is not None:
             about_gpus = job.request.gpus and "--cpus" not in problem and "--ram" not in problem
-            raise CannotFit(f"{problem}; see `gpuq gpus`" if about_gpus else problem)
+            look = "queue list" if f"queue {job.queue}" in problem else "gpus"
+            raise CannotFit(f"{problem}; see `gpuq {look}`" if about_gpus else problem)
+        refuse_closed(core.rules.queue(job.queue))
         core.reserve.require()
         self._ids = core.store.submission(self._key)  # sent again while this one waited for the GPUs
         self._first_job = core.store.next_id() == 1
@@ -243,7 +245,9 @@ class Intake:
     # --- what becomes of it -----------------------------------------------------------------------
 
     def _look_ahead(self, template: Job) -> Job:
-        """The jobs as they are now that it is known whether what they depend on can still hold. Raises NoSuchJob."""
+        """The jobs as they are now that it is known whether what they depend on can still hold. Raises NoSuchJob, and
+        NoSuchQueue or GpuqError where their queue is gone, or takes no more."""
+        refuse_closed(self._core.rules.queue(template.queue))
         self._unmet, broken = depending.weighed(self._core.store, template.after)
         if broken is not None:
             # what can no longer hold is skipped at once: whether it ended before or after this is a matter of luck
@@ -262,7 +266,7 @@ class Intake:
         """The template as its jobs stand: queued, held, or skipped."""
         if self._skipped is None:
             return template
-        return replace(self._skipped.job, array=template.array)
+        return replace(self._skipped.job, array=template.array, group=template.group)
 
     def _events(self, template: Job) -> list[Event]:
         """Of each of the jobs, but for its id and its name."""
@@ -309,14 +313,11 @@ class Intake:
         if queued is not None and queued.state is State.SKIPPED:
             note = f"job {queued.id} is skipped: it {queued.note}"
         notes = [note, submission.missing_folder(queued) if queued is not None else None]
+        if queued is not None and queued.group is not None and queued.state in WAITING:
+            notes.append(core.rules.stopped.get(queued.group))
         return {"ids": list(ids), "notes": [text for text in notes if text]}
 
 
 def _template(core: Core, session: Session, template: Message) -> Job:
-    return submission.check_template(template, session.uid, core.listed(), time.time())
-
-
-def _impossible(core: Core, job: Job) -> str | None:
-    # what is known of the GPUs of a driver that does not work now is what it told before
-    known = core.readings is not None and core.readings.driver is not Driver.BROKEN
-    return impossible(job.request, core.host, core.settings, gpus_known=known or bool(core.host.capacities))
+    queue = core.rules.queue(submission.check_queue(template))
+    return submission.check_template(template, session.uid, core.listed(), queue, time.time())

@@ -81,6 +81,9 @@ def job_view(core: Core, job: Job) -> View:
         "ram_bytes": job.request.ram or None,
         "peak_ram_bytes": job.peak_ram,
         "priority": job.priority,
+        "queue": job.queue,
+        "group": job.group,
+        "stop_after": job.stop_after,
         "tags": list(job.tags),
         "after": [str(d) for d in job.after],
         "array": {"id": job.array.array_id, "index": job.array.index, "limit": job.array.limit or None}

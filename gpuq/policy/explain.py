@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gpuq.model import ANY_GPU, Host, Queue, Reason, Request, Settings, Wishes
 from gpuq.policy.ledger import GpuState
-from gpuq.policy.placing import Seen, Wish, fits, largest, seen, wishes
+from gpuq.policy.placing import Seen, Wish, fits, largest, of_queue, seen, wishes
 from gpuq.units import format_size
 
 #: Neighbours that a reason names.
@@ -166,12 +166,19 @@ def gpu_verdict(request: Request, gpu: GpuState) -> str:
     return f"foreign use {format_size(gpu.foreign_besides)}, {format_size(gpu.tolerated)} tolerated"
 
 
-def impossible(request: Request, host: Host, settings: Settings, *, gpus_known: bool) -> str | None:
-    """Why this host can never run the request, None if it can. GPUs, where they are known, by the capacities seen."""
+def impossible(
+    request: Request, host: Host, settings: Settings, queue: Queue | None = None, *, gpus_known: bool
+) -> str | None:
+    """Why this host can never run the request in that queue, None if it can.
+
+    GPUs, where they are known, by the capacities seen.
+    """
     if request.cpus > host.cpus:
         return f"{request.cpus} CPUs asked for with --cpus, and gpuq may use {host.cpus} here"
     if request.ram > host.ram:
         return f"{format_size(request.ram)} asked for with --ram, and this host has {format_size(host.ram)}"
+    if queue is not None and queue.max_gpus is not None and request.gpus > queue.max_gpus:
+        return more_than_queue_has(queue, request)
     if not gpus_known or not request.gpus:
         return None
     if not host.capacities:
@@ -180,14 +187,24 @@ def impossible(request: Request, host: Host, settings: Settings, *, gpus_known: 
     if request.gpus > len(host.capacities):
         has = f"{len(host.capacities)} GPU{'s' if len(host.capacities) != 1 else ''}"
         return f"{request.gpus} GPU{'s' if request.gpus != 1 else ''} asked for with --gpus, and this host has {has}"
-    return _too_few(request, seen(host), settings.margin)
+    return _too_few(request, seen(host), settings.margin, queue)
 
 
-def _too_few(request: Request, gpus: Sequence[Seen], margin: int) -> str | None:
+def more_than_queue_has(queue: Queue, request: Request) -> str:
+    """Why a request for more GPUs than its queue may have at a time never starts."""
+    has = f"{queue.max_gpus} GPU{'' if queue.max_gpus == 1 else 's'}"
+    return f"queue {queue.name} has at most {has} at a time, and {are_asked(request)}"
+
+
+def are_asked(request: Request) -> str:
+    return f"{request.gpus} GPU{' is' if request.gpus == 1 else 's are'} asked for"
+
+
+def _too_few(request: Request, gpus: Sequence[Seen], margin: int, queue: Queue | None) -> str | None:
     """Which condition leaves too few GPUs, each counted on those that the conditions before it leave."""
     told: list[str] = []
     left = gpus
-    for wish in _conditions(request, margin):
+    for wish in (*of_queue(queue), *_conditions(request, margin)):
         before, left = left, [gpu for gpu in left if wish.passes(gpu)]
         of = "of them" if told else f"of {len(gpus)} GPU{'s' if len(gpus) != 1 else ''}"
         told.append(f"{len(left)} {of} {wish.singular if len(left) == 1 else wish.plural} {wish.what}")

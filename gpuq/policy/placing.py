@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from gpuq.model import ANY_GPU, Host, MiB, Request, Wishes
+from gpuq.model import ANY_GPU, Host, MiB, Queue, Request, Wishes
 from gpuq.policy.closeness import closest
 from gpuq.policy.ledger import GpuState
 from gpuq.units import format_size
@@ -78,6 +78,12 @@ def wishes(which: Wishes) -> Iterator[Wish]:
         yield Wish("is", "are", "named by --gpu-id", lambda card: card.uuid in which.only)
     if which.exclude:
         yield Wish("is", "are", "not excluded", lambda card: card.uuid not in which.exclude)
+
+
+def of_queue(queue: Queue | None) -> Iterator[Wish]:
+    """The condition that a queue adds for its jobs."""
+    if queue is not None and (subset := queue.gpus) is not None:
+        yield Wish("is", "are", f"for queue {queue.name}", lambda card: card.uuid in subset)
 
 
 def _names(cards: Sequence[Card]) -> list[str]:

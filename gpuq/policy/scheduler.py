@@ -18,6 +18,7 @@ from gpuq.policy.line import Line
 from gpuq.policy.placing import choose, fits, permitted, ranked
 from gpuq.policy.predict import Predictions
 from gpuq.policy.preempt import Preemption, victims
+from gpuq.policy.queues import gate
 from gpuq.policy.reserve import Books, Held, Ongoing, Reservation, domain_of, enough, places_left, reserve
 from gpuq.policy.waiting import GroupKey
 
@@ -287,7 +288,7 @@ class _Planner:
             if running >= limit:
                 return Verdict(Reason.LIMIT, f"{running} of at most {limit} jobs of array {array_id} run")
         queue = snapshot.queues.get(key.queue)
-        return None if queue is None else _queue_gate(queue, key.request, *books.queues.get(key.queue, (0, 0)))
+        return None if queue is None else gate(queue, key.request, *books.queues.get(key.queue, (0, 0)))
 
     def _queue(self, key: GroupKey) -> Queue:
         return self._snapshot.queues.get(key.queue, PLAIN)
@@ -370,19 +371,6 @@ class _Planner:
             self._preemptions.append(Preemption(one.job_id, job_id))
             books.ongoing[one.job_id] = replace(one, preemptible=False, ends=min(one.ends, books.now + one.grace))
         return bool(chosen)
-
-
-def _queue_gate(queue: Queue, request: Request, jobs: int, gpus: int) -> Verdict | None:
-    if queue.paused:
-        return Verdict(Reason.QUEUE_PAUSED, f"queue {queue.name} is paused{f': {queue.why}' if queue.why else ''}")
-    if queue.max_jobs is not None and jobs >= queue.max_jobs:
-        return Verdict(Reason.LIMIT, f"{jobs} of at most {queue.max_jobs} jobs of queue {queue.name} run")
-    if queue.max_gpus is not None and gpus + request.gpus > queue.max_gpus:
-        return Verdict(
-            Reason.LIMIT,
-            f"queue {queue.name} has {gpus} of at most {queue.max_gpus} GPUs, and {request.gpus} are asked for",
-        )
-    return None
 
 
 def _beside(

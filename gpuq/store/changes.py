@@ -6,8 +6,8 @@ that live. Only the daemon's store appends to it.
 
 A line is a JSON object with `e`, the last event of the commit, and any of `jobs` (rows; columns that several share
 stand in `common`), `set` (columns that changed, of an `id` or alike of the ranges `ids`), `submissions` (key, first and
-last id), `environments`, `removed` (ids). Rows in `staged`, `of` a submission that is written in slices, count once a
-later line names it in `shown`.
+last id), `environments`, `removed` (ids), `rules` (table, key, row or null). Rows in `staged`, `of` a submission that
+is written in slices, count once a later line names it in `shown`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -98,6 +98,10 @@ class Changes:
 
     def environment(self, digest: str, body: bytes) -> None:
         self._add("environments", [digest, base64.b64encode(body).decode("ascii")])
+
+    def rule(self, table: str, key: str, row: Mapping[str, Any] | None) -> None:
+        """What a queue, a disabled GPU or a group is now; None for one that is no more."""
+        self._add("rules", [table, key, row])
 
     def removed(self, ids: Iterable[int]) -> None:
         self._add("removed", list(ids))
@@ -180,6 +184,8 @@ class Told:
     whole: bool = True
     #: ids of jobs that were pruned
     removed: set[int] = field(default_factory=set)
+    #: rows of `rules` by table and key, None for one that is no more, with the event up to which that is true
+    rules: dict[tuple[str, str], tuple[int, Values | None]] = field(default_factory=dict)
 
 
 def last_event(path: Path) -> int:
@@ -228,6 +234,8 @@ def read(path: Path) -> Told:
                 told.submissions[str(key)] = (int(first), int(last))
             for digest, body in fields.get("environments", ()):
                 told.environments[str(digest)] = base64.b64decode(body)
+            for table, key, row in fields.get("rules", ()):
+                told.rules[str(table), str(key)] = (event, None if row is None else dict(row))
             for ids in fields.get("removed", ()):
                 for job_id in ids:
                     told.rows.pop(job_id, None)

@@ -23,6 +23,7 @@ READ_AT_STARTS = {
     "dependencies": f"job_id IN {_LIVE_JOBS}",
     "environments": "EXISTS (SELECT 1 FROM jobs WHERE env_hash = hash AND ended_at IS NULL)",
     "submissions": "rowid > (SELECT max(rowid) - 1000 FROM submissions)",
+    **dict.fromkeys(("queues", "disabled_gpus", "job_groups"), "1"),
 }
 
 

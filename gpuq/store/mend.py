@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gpuq.events import Event, Kind
-from gpuq.model import ACTIVE, WAITING, Attempt, Failure, Job, State
+from gpuq.model import ACTIVE, WAITING, Attempt, Failure, Job, Queue, State
 from gpuq.policy.dependencies import holds, weigh
 from gpuq.policy.lifecycle import advance
-from gpuq.store import runrecord, staging
+from gpuq.store import rules, runrecord, staging
 from gpuq.store.columns import misfit
 from gpuq.store.migrations import TABLES
 from gpuq.store.replay import drop_false_environments
@@ -38,6 +38,7 @@ _READERS: dict[str, Callable[[Any], object]] = {
     "attempts": lambda row: attempt_from_row(row, ()),
     "claims": claim_from_row,
     "events": event_from_row,
+    **rules.READERS,
 }
 
 
@@ -80,6 +81,10 @@ def mend(
         _submissions(store)
         for job in list(store.every_job()):
             _mend(store, _by_events(store, job) if mixed else job, job, run_root, now, mended)
+        for name in rules.lost_queues(store):  # a person decides, who knows what it was
+            why = "what was set for it is lost"
+            rules.put(store, Queue(name, paused=True, why=why))
+            store.add_events([Event(now, Kind.QUEUE_SET, data={"queue": name, "paused": True, "why": why})])
         _close_attempts(store, now)
 
 

@@ -201,6 +201,33 @@ def m011_clauses(db: Database) -> None:
     db.conn.execute("CREATE INDEX jobs_group ON jobs (job_group) WHERE job_group IS NOT NULL")
 
 
+def m012_rules(db: Database) -> None:
+    """What holds until somebody changes it: queues, disabled GPUs, how the jobs of groups have fared."""
+    db.conn.execute(
+        """CREATE TABLE queues (
+            name TEXT PRIMARY KEY NOT NULL,
+            priority INTEGER NOT NULL,
+            gpus TEXT,
+            default_time REAL,
+            max_time REAL,
+            max_jobs INTEGER,
+            max_gpus INTEGER,
+            paused INTEGER NOT NULL,
+            draining INTEGER NOT NULL,
+            why TEXT
+        )"""
+    )
+    db.conn.execute("CREATE TABLE disabled_gpus (uuid TEXT PRIMARY KEY NOT NULL, why TEXT NOT NULL, at REAL NOT NULL)")
+    db.conn.execute(
+        """CREATE TABLE job_groups (
+            name TEXT PRIMARY KEY NOT NULL,
+            failures INTEGER NOT NULL,
+            failed TEXT NOT NULL,
+            stopped_at REAL
+        )"""
+    )
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_jobs,
     m002_attempts,
@@ -213,9 +240,13 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m009_slices,
     m010_scheduling,
     m011_clauses,
+    m012_rules,
 )
 #: What the newest version has: a start looks for them, and to learn them from the migrations takes a fifth of its time.
-TABLES = frozenset({"jobs", "attempts", "claims", "submissions", "environments", "dependencies", "events"})
+TABLES = frozenset(
+    {"jobs", "attempts", "claims", "submissions", "environments", "dependencies", "events"}
+    | {"queues", "disabled_gpus", "job_groups"}
+)
 
 
 #: What `fingerprint` says of each version from 0 on. A start compares; to learn them takes a fifth of its time.
@@ -232,6 +263,7 @@ FINGERPRINTS = (
     0xBD625667,
     0x9668451C,
     0x3AF887B3,
+    0xA12D9121,
 )
 #: A version beyond this is none that a newer gpuq may have reached, but damage.
 SANE_VERSION = 100_000

@@ -75,7 +75,7 @@ class Queries:
         if self.is_unseen(job_id):
             return None
         row = self.conn.execute("SELECT state FROM jobs WHERE id = ?", (job_id,)).fetchone()
-        return None if row is None else self._made(f"the state of job {job_id}", lambda: State(row["state"]))
+        return None if row is None else self.made(f"the state of job {job_id}", lambda: State(row["state"]))
 
     def standing(self, job_id: int) -> Standing | None:
         """How a job stands for those that wait on it."""
@@ -84,13 +84,13 @@ class Queries:
         row = self.conn.execute("SELECT state, attempt FROM jobs WHERE id = ?", (job_id,)).fetchone()
         if row is None:
             return None
-        return self._made(f"the state of job {job_id}", lambda: Standing(State(row["state"]), row["attempt"] > 0))
+        return self.made(f"the state of job {job_id}", lambda: Standing(State(row["state"]), row["attempt"] > 0))
 
     def job_of(self, row: Any) -> Job:
         """The job in a row. Raises StoreDamaged for one that makes no sense."""
-        return self._made(f"the row of job {row['id']}", lambda: job_from_row(row))
+        return self.made(f"the row of job {row['id']}", lambda: job_from_row(row))
 
-    def _made(self, what: str, make: Callable[[], T]) -> T:
+    def made(self, what: str, make: Callable[[], T]) -> T:
         """Raises StoreDamaged for a row that makes no sense: the next start leaves it out, and says so."""
         try:
             return make()
@@ -133,7 +133,7 @@ class Queries:
                 continue
             free = alike.get(row[_OWN:-1])
             if free is None:  # names, and arrays without a limit, do not set all of them apart
-                key = self._made(f"the row of job {job_id}", lambda row=row: _group_key(*row[_OWN:-1]))  # type: ignore[misc]
+                key = self.made(f"the row of job {job_id}", lambda row=row: _group_key(*row[_OWN:-1]))  # type: ignore[misc]
                 free = alike[row[_OWN:-1]] = found.setdefault(key, Free())
             free.ids.append(job_id)
             free.since.append(since)
@@ -176,7 +176,7 @@ class Queries:
 
     def _waits(self, row: Sequence[Any], unmet: int, grace: float) -> Waits:
         job_id, begin_at, state, attempt, since, limit, own_grace = row[:_OWN]
-        key = self._made(f"the row of job {job_id}", lambda: _group_key(*row[_OWN:]))
+        key = self.made(f"the row of job {job_id}", lambda: _group_key(*row[_OWN:]))
         length = longest_run(limit, grace if own_grace is None else own_grace)
         return Waits(job_id, State(state), key, begin_at, attempt > 0, unmet, since, length)
 
@@ -435,7 +435,7 @@ class Queries:
         return found[0] if found else None
 
     def attempts(self, job_id: int) -> list[Attempt]:
-        return self._made(f"an attempt of job {job_id}", lambda: self._attempts(job_id))
+        return self.made(f"an attempt of job {job_id}", lambda: self._attempts(job_id))
 
     def _attempts(self, job_id: int) -> list[Attempt]:
         claims = self.conn.execute("SELECT * FROM claims WHERE job_id = ? ORDER BY attempt, rowid", (job_id,))
@@ -448,16 +448,16 @@ class Queries:
     def events(self, since: int, selection: Selection | None, limit: int | None) -> list[Event]:
         """Events after the id `since`, oldest first; with a limit, the newest ones. None of jobs when not selected."""
         if selection is None:
-            return self._made("an event", lambda: history.of_all(self.conn, since, limit))
+            return self.made("an event", lambda: history.of_all(self.conn, since, limit))
         jobs, values = self._where(selection)
-        return self._made("an event", lambda: history.of_jobs(self.conn, since, jobs, values, limit))
+        return self.made("an event", lambda: history.of_jobs(self.conn, since, jobs, values, limit))
 
     def events_page(
         self, after: history.Place, upto: int, selection: Selection | None, most: int
     ) -> tuple[list[Event], history.Place]:
         """Some of the events after that place up to that one, oldest first, and the place to go on at."""
         jobs, values = ("", []) if selection is None else self._where(selection)
-        return self._made("an event", lambda: history.page(self.conn, after, upto, jobs, values, most))
+        return self.made("an event", lambda: history.page(self.conn, after, upto, jobs, values, most))
 
     def last_event(self) -> int:
         return int(self.conn.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0])

@@ -1,10 +1,11 @@
-"""Jobs whose rows are lost, or older than what was acknowledged, as the file of changes tells them."""
+"""Jobs, and rules, whose rows are lost, or older than what was acknowledged, as the file of changes tells them."""
 
 from __future__ import annotations
 
 import hashlib
 
 from gpuq.model import Job, State
+from gpuq.store import rules
 from gpuq.store.changes import Told, Values
 from gpuq.store.rows import job_from_row, job_values
 from gpuq.store.store import Store
@@ -31,11 +32,33 @@ def replay(store: Store, told: Told, *, mixed: bool) -> int:
                 store.delete_job(job_id)
             store.put_job({"id": job_id, **job_values(job)})
             count += 1
+        _replay_rules(store, told, reaches)
         for key, (first, last) in told.submissions.items():
             if store.submission(key) is None:
                 store.put_submission(key, first, last)
         store.start_ids_after(told.last_id)
     return count
+
+
+def _replay_rules(store: Store, told: Told, reaches: int) -> None:
+    """Queues and what else holds for many: what is missing, and what the database does not reach up to."""
+    present = {(table, row[rules.KEYS[table]]) for table, row in rules.rows(store)}
+    for (table, key), (event, row) in told.rules.items():
+        if table not in rules.KEYS or ((table, key) in present and event <= reaches):
+            continue
+        if row is None:
+            rules.remove_row(store, table, key)
+        elif _makes_sense(store, table, key, row):
+            rules.put_row(store, table, row)
+
+
+def _makes_sense(store: Store, table: str, key: str, row: Values) -> bool:
+    columns = {column["name"] for column in store.conn.execute(f"PRAGMA table_info({table})").fetchall()}
+    try:
+        rules.READERS[table](row)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
+    return row.keys() == columns and row[rules.KEYS[table]] == key
 
 
 def drop_false_environments(store: Store) -> None:

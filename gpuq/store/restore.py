@@ -14,7 +14,7 @@ from pathlib import Path
 from gpuq.errors import StoreDamaged, StoreError
 from gpuq.model import ENDED, WAITING
 from gpuq.protocol import spans
-from gpuq.store import check, recovery, staging
+from gpuq.store import check, recovery, rules, staging
 from gpuq.store.backup import copy_file, stamp
 from gpuq.store.connection import connect_readonly
 from gpuq.store.migrations import refuse_newer, version_of
@@ -62,6 +62,7 @@ def _checked(folder: Path, path: Path, owner: int) -> Iterator[Path]:
             for job in store.every_job():
                 store.attempts(job.id)
             store.events(0, None, None)
+            rules.read(store)
         yield copied
     except StoreDamaged as error:
         raise StoreError(f"{path} cannot be gone on with: {error.message}") from None

@@ -7,7 +7,7 @@ millisecond, and to import sqlite-utils, which the migrations need, took a quart
 from __future__ import annotations
 
 #: The version that the statements make.
-VERSION = 11
+VERSION = 12
 
 STATEMENTS = (
     # AUTOINCREMENT: an id is never used again, not even after the newest is deleted
@@ -122,4 +122,23 @@ STATEMENTS = (
     )""",
     "CREATE INDEX events_job ON events (job_id, id)",
     "CREATE INDEX events_ranges ON events (job_id) WHERE last_id IS NOT NULL",
+    """CREATE TABLE queues (
+        name TEXT PRIMARY KEY NOT NULL,
+        priority INTEGER NOT NULL,
+        gpus TEXT,
+        default_time REAL,
+        max_time REAL,
+        max_jobs INTEGER,
+        max_gpus INTEGER,
+        paused INTEGER NOT NULL,
+        draining INTEGER NOT NULL,
+        why TEXT
+    )""",
+    "CREATE TABLE disabled_gpus (uuid TEXT PRIMARY KEY NOT NULL, why TEXT NOT NULL, at REAL NOT NULL)",
+    """CREATE TABLE job_groups (
+        name TEXT PRIMARY KEY NOT NULL,
+        failures INTEGER NOT NULL,
+        failed TEXT NOT NULL,
+        stopped_at REAL
+    )""",
 )

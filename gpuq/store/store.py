@@ -24,7 +24,7 @@ from gpuq.events import Event, Kind
 from gpuq.model import WAITING, Attempt, Claim, Clause, Job, State
 from gpuq.policy.dependencies import Numbered
 from gpuq.protocol import spans
-from gpuq.store import dependents, staging
+from gpuq.store import dependents, rules, staging
 from gpuq.store.backup import FOLDER, before_migration, copy, stamp
 from gpuq.store.changes import Changes, groups
 from gpuq.store.connection import connect
@@ -128,6 +128,7 @@ class Store(Queries):
                 [{"e": event, "last": self.next_id() - 1}],
                 ({"e": event, "environments": [body]} for body in bodies),
                 ({"e": event, "submissions": [[*key]]} for key in keys),
+                ({"e": event, "rules": [[table, row[rules.KEYS[table]], row]]} for table, row in rules.rows(self)),
                 ({"e": event, "jobs": [group]} for group in groups(columns, rows)),
                 ({"e": event, "staged": [{"of": token, **group}]} for token, group in staged),
             ),

@@ -22,7 +22,7 @@ from gpuq.daemon.wishes import Listed
 from gpuq.errors import BadRequest, CannotFit, GpuqError, StoreError, UsageError
 from gpuq.launch import adoption, outcome
 from gpuq.launch.parts.files import to_json
-from gpuq.model import Driver
+from gpuq.model import Driver, Queue
 from gpuq.policy.retry import parse_rule
 from tests.chaos import inputs
 
@@ -112,7 +112,7 @@ def retry_rule(text: str) -> None:
 @only(UsageError, BadRequest, CannotFit)
 def template(value: Any) -> None:
     if isinstance(value, dict):
-        found = submit.check_template(value, 0, Listed(Driver.OK, {"GPU-a": 0, "GPU-b": 1}), NOW)
+        found = submit.check_template(value, 0, Listed(Driver.OK, {"GPU-a": 0, "GPU-b": 1}), Queue(), NOW)
         assert found.time_limit is None or math.isfinite(found.time_limit)
 
 

@@ -26,6 +26,8 @@ from gpuq.store.salvage import shapes
 from gpuq.store.store import Store
 
 RELEASED = sorted((Path(__file__).parent / "schemas").glob("v*.sql"))
+#: What every released schema had.
+FIRST = TABLES - {"queues", "disabled_gpus", "job_groups"}
 #: The states that version 5 knew.
 RELEASED_STATES = {State(s) for s in "held queued running succeeded failed cancelled skipped".split()}
 
@@ -38,7 +40,7 @@ def build(dump: Path, path: Path) -> None:
 def rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
     """Every row of every table, by the columns that the first schema had."""
     with closing(sqlite3.connect(path)) as db:
-        return {table: db.execute(f"SELECT * FROM {table} ORDER BY rowid").fetchall() for table in TABLES}
+        return {table: db.execute(f"SELECT * FROM {table} ORDER BY rowid").fetchall() for table in FIRST}
 
 
 def test_what_version_6_added_is_kept(tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_a_database_of_every_released_schema_opens_with_everything_in_it(dump: P
         assert len(store.events(0, None, None)) == len(before["events"])
         assert store.next_id() == 41, "an id that was given out is not given out again"
     after = rows(path)
-    for table in TABLES:
+    for table in FIRST:
         assert [row[: len(old)] for row, old in zip(after[table], before[table], strict=True)] == before[table]
 
 
