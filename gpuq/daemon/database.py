@@ -17,7 +17,7 @@ from gpuq.daemon.core import Core
 from gpuq.errors import BadRequest, StoreError, UsageError
 from gpuq.model import ENDED, Job
 from gpuq.protocol import MAX_ID, Message
-from gpuq.store import backup, dependents, recovery, restore, runrecord
+from gpuq.store import backup, dependents, recovery, restore, rules, runrecord
 
 #: Jobs that are removed in one go; others are served between two.
 SLICE = 200
@@ -119,6 +119,9 @@ async def _remove(daemon: Daemon, ids: list[int], *, logs_only: bool) -> None:
     if not logs_only:
         with core.store.transaction():
             core.store.prune([n for n in ended if _may_go(core, n)], time.time())
+            gone = [group for group in core.rules.groups.values() if not rules.has_jobs(core.store, group.name)]
+            core.rules.write(gone=gone)
+        core.rules.keep(gone=gone)
         core.hub.tell(ended)
 
 
