@@ -49,7 +49,7 @@ _gpuq() {
         "")
             options="-h --help --version"
             values=""
-            argument="words:submit run cancel hold release suspend resume retry wait list show why logs gpus top events simulate queue group prune db daemon doctor config completion sim-job"
+            argument="words:submit run cancel hold release suspend resume retry wait list show why logs gpus top events stats simulate queue group prune db daemon doctor config completion sim-job"
             ;;
         "submit")
             options="--from -a --array -J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu --spread -c --cpus --ram -t --time -p --priority -d --after -b --begin -H --hold --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --requeue --preemptible --queue --group --stop-after --json -q --quiet -h --help"
@@ -140,6 +140,11 @@ _gpuq() {
             options="--state --tag -f --follow -n --json -h --help"
             values="--state --tag -n"
             argument="ids:all"
+            ;;
+        "stats")
+            options="--since --json -h --help"
+            values="--since"
+            argument=""
             ;;
         "simulate")
             options="--policy -g --gpus --what-if --since --until --gantt --jobs --json -h --help"

@@ -250,6 +250,10 @@ complete -c gpuq -n '__gpuq_options events' -s n -d 'The last N; 0 for all that 
 complete -c gpuq -n '__gpuq_options events' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options events' -s h -l help -d 'Show the help.'
 complete -c gpuq -n '__gpuq_verb events' -a '(__gpuq_ids all)'
+complete -c gpuq -n __gpuq_no_verb -a stats -d 'Say what jobs waited, ran, used and failed of.'
+complete -c gpuq -n '__gpuq_options stats' -l since -d 'Of jobs that ended in the last 24h, 7d, …; of all' -x
+complete -c gpuq -n '__gpuq_options stats' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options stats' -s h -l help -d 'Show the help.'
 complete -c gpuq -n __gpuq_no_verb -a simulate -d 'Try a policy, or other GPUs, on what ran, or on a trace.'
 complete -c gpuq -n '__gpuq_options simulate' -l policy -d 'fifo, fit-first, easy, sjf, current; all if not given' -x
 complete -c gpuq -n '__gpuq_options simulate' -s g -l gpus -d '8, 8x80GiB or 2x24GiB,4x80GiB; the host\'s if not given' -x

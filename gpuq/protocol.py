@@ -18,6 +18,7 @@ Operations and their fields (`sel` is a Selection as JSON; `job` is the object o
 | show | sel | jobs, each with attempts [{…, claims}] and events |
 | why | sel | explanations |
 | estimates | | estimates [{job, earliest, latest, later_than}], of those that may start |
+| stats | seconds? | stats |
 | cancel hold release suspend resume retry | sel | done [ids], refused [{id, message}] |
 | wait | sel, any, pages, brief | jobs, once all (any: one) of them ended |
 | follow | id | stream: {"job": job} now and on each change, until the job ended |

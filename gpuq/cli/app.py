@@ -46,6 +46,7 @@ VERBS: dict[str, Verb] = {
     "gpus": Verb("gpus", "Show the GPUs and who uses their memory; disable and enable them.", "Looking", group=True),
     "top": Verb("top", "Watch GPUs, running jobs and the queue.", "Looking"),
     "events": Verb("events", "Show what happened.", "Looking"),
+    "stats": Verb("stats", "Say what jobs waited, ran, used and failed of.", "Looking"),
     "simulate": Verb("simulate", "Try a policy, or other GPUs, on what ran, or on a trace.", "Looking"),
     "queue": Verb("queue", "Queues: their priority, limits and GPUs; pause and drain them.", "Queues", group=True),
     "group": Verb("group", "Groups of jobs that stop together after failures.", "Queues", group=True),

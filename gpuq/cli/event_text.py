@@ -26,7 +26,8 @@ def details(event: Event, indexes: Indexes) -> str:
     attempt = event.get("attempt") or 1
     words = [f"attempt={attempt}"] if attempt > 1 else []
     data = dict(event.get("data") or {})
-    data.pop("why", None)  # `gpuq why` tells it
+    for told_elsewhere in ("why", "reserved_at"):
+        data.pop(told_elsewhere, None)
     then = data.pop("indexes", None)  # what the GPUs were called when it happened; older events do not tell
     if then is not None:
         indexes = {uuid: index for uuid, index in zip(data.get("gpus") or (), then, strict=False) if index is not None}

@@ -10,6 +10,7 @@ import os
 import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ class Attempts:
         number = job.attempt + 1
         run_dir = core.next_run_dir(job)
         indexes = tuple(map(core.gpu_index, start.gpus))
-        started = Started(start.gpus, log_path(job, str(run_dir)), indexes, self._why(start))
+        reserved_at = next((r.at for r in core.reserved if r.job_id == job.id and r.at < inf), None)
+        started = Started(start.gpus, log_path(job, str(run_dir)), indexes, self._why(start), reserved_at)
         step = advance(job, started, time.time())
         assert step.job.log_path is not None and step.job.started_at is not None
         broken = _make_work_folder(run_dir)

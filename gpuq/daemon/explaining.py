@@ -102,14 +102,15 @@ class _Now:
 def _gpus(now: _Now, job: Job, key: GroupKey) -> View:
     """Each GPU with what it says to the request, and how many pass each condition."""
     reserved = {uuid: one for one in now.snapshot.reserved if one.job_id != job.id for uuid in one.gpus}
-    conditions = list(sieve(job.request, now.gpus, now.snapshot.queues.get(key.queue, PLAIN)))
+    queue = now.snapshot.queues.get(key.queue, PLAIN)
+    conditions = list(sieve(job.request, now.gpus, queue))
     if reserved:
         conditions.append(("not reserved for others", [g for g in conditions[-1][1] if g.uuid not in reserved]))
     return {
         "gpus": [
             {
                 **_numbers(gpu),
-                "verdict": gpu_verdict(job.request, gpu),
+                "verdict": gpu_verdict(job.request, gpu, queue),
                 "reserved_for": reserved[gpu.uuid].job_id if gpu.uuid in reserved else None,
                 "reserved_at": _finite(reserved[gpu.uuid].at) if gpu.uuid in reserved else None,
             }

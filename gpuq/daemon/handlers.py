@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-from gpuq.daemon import awaiting, decisions, listing, looking, submitting
+from gpuq.daemon import awaiting, counting, decisions, listing, looking, submitting
 from gpuq.daemon.asking import Answer, Daemon, Session, Stream, chosen
 from gpuq.daemon.core import Core
 from gpuq.daemon.hub import let_others
@@ -193,6 +193,7 @@ ANSWERS: dict[str, Answer] = {
     "show": looking.show,
     "why": looking.why,
     "estimates": looking.estimates,
+    "stats": counting.stats,
     "gpus": looking.gpus,
     "cancel": cancel,
     "hold": hold,

@@ -142,8 +142,13 @@ def sieve(request: Request, gpus: Sequence[GpuState], queue: Queue) -> Iterator[
     yield "with room beside our running jobs", left
 
 
-def gpu_verdict(request: Request, gpu: GpuState) -> str:
-    """What one GPU says to a request, in a few words."""
+def gpu_verdict(request: Request, gpu: GpuState, queue: Queue | None = None) -> str:
+    """What one GPU says to a request in that queue, in a few words."""
+    if queue is not None and queue.gpus is not None and gpu.uuid not in queue.gpus:
+        return f"not of queue {queue.name}"
+    for wish in wishes(request.which):
+        if not wish.passes(gpu):
+            return wish.what.removeprefix("not ") if wish.what.startswith("not ") else f"not {wish.what}"
     if gpu.fault is not None:
         return f"unavailable: {gpu.fault}"
     if fits(request, gpu):

@@ -25,6 +25,8 @@ class Started:
     indexes: tuple[int | None, ...] = ()
     #: why there and then, a line each
     why: tuple[str, ...] = ()
+    #: when it was to start at the latest, in seconds since the epoch, where it had a reservation
+    reserved_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +157,12 @@ def advance(job: Job, fact: Fact, now: float) -> Step:
     if job.state not in states:
         raise IllegalTransition(f"job {job.id} is {job.state}, and cannot {verb}")
     match fact:
-        case Started(gpus, log_path, indexes, why):
+        case Started(gpus, log_path, indexes, why, reserved_at):
             data: dict[str, object] = {"gpus": list(gpus), **({"indexes": list(indexes)} if indexes else {})}
             if why:
                 data["why"] = list(why)
+            if reserved_at is not None:
+                data["reserved_at"] = reserved_at
             changes = {"attempt": job.attempt + 1, "gpus": gpus, "log_path": log_path, "started_at": now}
             return _step(job, State.RUNNING, Kind.STARTED, now, data, **changes, **NOT_ENDED)
         case Ended():
