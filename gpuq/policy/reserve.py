@@ -246,8 +246,9 @@ def domain_of(key: GroupKey, books: Books, subset: Collection[str] | None, other
     return [gpu for gpu in permitted(key.request, books.gpus, subset) if gpu.uuid not in taken]
 
 
-def places_left(key: GroupKey, queue: Queue, books: Books, held: Iterable[Held]) -> tuple[float, float]:
-    """How many jobs, and how many GPUs, the limits of array and queue leave beside what runs and has reservations.
+def gpus_within_limits(key: GroupKey, queue: Queue, books: Books, held: Iterable[Held]) -> float | None:
+    """How many GPUs the limits of its queue leave to a job beside what runs and has reservations; None where these, or
+    those of its array, leave it no place.
 
     Whoever is over by the time of the reservation counts as well: the holder may be able to start before.
     """
@@ -262,4 +263,4 @@ def places_left(key: GroupKey, queue: Queue, books: Books, held: Iterable[Held])
         jobs = min(jobs, queue.max_jobs - running - len(inside))
     if queue.max_gpus is not None:
         gpus = queue.max_gpus - used - sum(inside)
-    return jobs, gpus
+    return gpus if jobs >= 1 and (not key.request.gpus or gpus >= key.request.gpus) else None

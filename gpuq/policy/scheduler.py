@@ -19,7 +19,7 @@ from gpuq.policy.placing import choose, fits, permitted, ranked
 from gpuq.policy.predict import Predictions
 from gpuq.policy.preempt import Preemption, victims
 from gpuq.policy.queues import gate
-from gpuq.policy.reserve import Books, Held, Ongoing, Reservation, domain_of, enough, places_left, reserve
+from gpuq.policy.reserve import Books, Held, Ongoing, Reservation, domain_of, enough, gpus_within_limits, reserve
 from gpuq.policy.waiting import GroupKey
 
 #: Reasons that pass as soon as enough jobs end.
@@ -302,8 +302,8 @@ class _Planner:
         if len(fitting) < request.gpus or not enough(request, books.host, books.cpus_used, books.ram_used):
             used = (books.cpus_used, books.ram_used)
             return why_not(request, mine, len(fitting), books.host, *used, self._snapshot.gpu_fault)
-        jobs, most = places_left(key, self._queue(key), books, self._held)
-        if jobs < 1 or most < request.gpus:
+        most = gpus_within_limits(key, self._queue(key), books, self._held)
+        if most is None:
             return self._keeps_its_place(key)
         if request.most:
             request = replace(request, most=int(min(request.most, most)))
@@ -343,8 +343,7 @@ class _Planner:
             return
         if held is None and not self._held:
             return  # whatever of ours ends, it cannot start: it is no reason to let those behind it be passed for ever
-        jobs, most = places_left(key, self._queue(key), self._books, self._held)
-        if held is None or jobs < 1 or most < key.request.gpus:
+        if held is None or gpus_within_limits(key, self._queue(key), self._books, self._held) is None:
             self._behind = policy.reservations  # what others have reserved is in its way, and must not become more
             return
         self._behind += 1

@@ -205,6 +205,15 @@ def test_a_later_job_leaves_the_gpus_in_a_queue_that_the_reservation_needs() -> 
     assert [run.gpus for run in found.running.values()] == [("GPU-0", "GPU-1", "GPU-2"), ("GPU-3",)]
 
 
+def test_a_queue_that_has_more_gpus_than_it_may_lets_cpu_jobs_start() -> None:
+    """Its limit was lowered meanwhile."""
+    found = stream(2, Work(1, whole(2), queue="some"), queues={"some": Queue("some", max_gpus=2)})
+    lowered = replace(found.snapshot(), queues={"some": Queue("some", max_gpus=1)})
+    for work, starts in ((Work(2, cpu(1), queue="some"), [2]), (Work(3, share(1), queue="some"), [])):
+        result = plan(replace(lowered, groups={work.key: Line.of([work.job_id])}), found.gpus())
+        assert [start.job_id for start in result.starts] == starts
+
+
 def test_two_reservations_leave_each_other_cpus_and_places() -> None:
     queues = {"one": Queue("one", max_jobs=1)}
     running = [Work(1, whole(), limit=10.0), Work(2, whole(), limit=20.0), Work(3, whole(), limit=30.0)]
