@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.fakenvml import FakeNvml
 from tests.harness import Box
+
+# no test asserts a time: the machine may be busy
+settings.register_profile("gpuq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gpuq")
 
 #: Where the many interpreters that tests start keep compiled code, if they may not beside the source (python(1)).
 _COMPILED = pytest.StashKey["tempfile.TemporaryDirectory[str]"]()

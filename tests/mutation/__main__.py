@@ -26,7 +26,7 @@ from contextlib import closing
 from pathlib import Path
 from shutil import copytree
 
-from tests.mutation.plugin import UNCHANGED
+from tests.mutation.plugin import PROFILE, UNCHANGED
 
 ROOT = Path(__file__).parent.parent.parent
 #: Of the operators of Cosmic Ray, those that are left out, as SQL has it.
@@ -56,8 +56,9 @@ def main() -> None:
 
 
 def _command() -> list[str]:
-    quick = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-p", "tests.mutation.plugin"]
-    return [sys.executable, "-m", "pytest", *quick, "tests/policy"]
+    first_failure = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
+    plugin = ["-p", "tests.mutation.plugin", "--hypothesis-profile", PROFILE]
+    return [sys.executable, "-m", "pytest", *first_failure, *plugin, "tests/policy"]
 
 
 def _config(timeout: float) -> str:

@@ -6,15 +6,21 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 
 #: The environment variable with the folder of the modules as they are without a change.
 UNCHANGED = "GPUQ_UNCHANGED"
 
+#: What Hypothesis draws: the same each time, and nothing to find a smaller example.
+PROFILE = "mutation"
 settings.register_profile(
-    "mutation", phases=[Phase.explicit, Phase.generate], derandomize=True, database=None, deadline=None
+    PROFILE,
+    phases=[Phase.explicit, Phase.generate],
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
-settings.load_profile("mutation")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
