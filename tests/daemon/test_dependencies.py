@@ -10,9 +10,11 @@ from gpuq.daemon.core import Core
 from gpuq.errors import ConnectionLost, DependencyCycle, GpuqError, NoSuchJob, UsageError
 from gpuq.model import Condition
 from gpuq.policy.dependencies import TooMany
-from gpuq.policy.lifecycle import Retried
+from gpuq.policy.lifecycle import Ended, Retried
 from gpuq.store import dependents, staging
+from tests.daemon.test_cascade import parts_of
 from tests.daemon.test_many import filled
+from tests.daemon.test_stories import again, drain, start
 from tests.harness import Box, gone, wait_until
 from tests.policy.build import clauses, numbered
 
@@ -348,3 +350,36 @@ def test_jobs_that_wait_for_each_other_are_tried_again_one_after_the_other() -> 
         open_ = {n: [str(d) for d in core.store.open_dependencies(n)] for n in (1, 2, 3)}
         assert open_ == {1: [], 2: ["any:1"], 3: ["ok:2"]}
         assert core.waiting.blocked(1) is None
+
+
+def test_only_what_is_still_waited_for_makes_a_cycle() -> None:
+    with filled([WAITING_JOB] * 3) as core:
+        edited(core, 3, "any:1|any:2")
+        assert dependents.cycle(core.store, 1, [3]) == [1, 3, 1]
+        core.cancel_waiting([2])
+        assert dependents.cycle(core.store, 1, [3]) is None, "that holds by now"
+
+
+def test_of_those_that_are_tried_again_together_a_new_start_is_waited_for() -> None:
+    with filled([WAITING_JOB] * 2) as core:
+        edited(core, 2, "started:1")
+        start(core, 1)
+        assert core.store.open_dependencies(2) == []
+        core.apply([(core.running[1].job, Ended(exit_code=0))])
+        core.cancel_waiting([2])
+        core.apply([(job, Retried()) for job in core.store.jobs([1, 2])])
+        assert [str(one) for one in core.store.open_dependencies(2)] == ["started:1"]
+        start(core, 1)
+        assert core.store.open_dependencies(2) == []
+
+
+def test_a_start_that_was_not_told_to_all_is_found_by_the_next_daemon() -> None:
+    with filled([WAITING_JOB] * 6) as core, parts_of(2):
+        for n in range(2, 7):
+            edited(core, n, "started:1" if n < 6 else "ok:1")
+        start(core, 1)
+        assert core.cascade.left
+        fresh = again(core)
+        assert list(fresh.cascade.left) == [1]
+        drain(fresh)
+        assert [bool(core.store.open_dependencies(n)) for n in range(2, 7)] == [False] * 4 + [True]
