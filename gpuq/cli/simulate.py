@@ -14,7 +14,7 @@ from gpuq.cli.parse import parse_past
 from gpuq.errors import CannotFit, GpuqError, UsageError
 from gpuq.simulate.cards import Cards, describe, parse_cards, parse_what_if
 from gpuq.simulate.results import Run, Spread, Summary, summary
-from gpuq.simulate.rules import CURRENT, PLAIN, Rules, current, parse_policies
+from gpuq.simulate.rules import CURRENT, PLAIN, Rules, current, parse_policies, queues_of
 from gpuq.simulate.trace import SECOND, Refusal, Trace, refusal_by
 from gpuq.units import format_short_duration, printable
 
@@ -97,8 +97,8 @@ def simulate(
         raise UsageError("--since and --until choose from this host's history; a trace is simulated as a whole")
     span = _span(since, until)
     names = [*PLAIN, *(() if trace is not None else (CURRENT,))] if policy is None else parse_policies(policy)
-    cards = _cards(trace, gpus)
-    rules = [PLAIN[name] if name in PLAIN else _current() for name in names]
+    cards, uuids = _cards(trace, gpus)
+    rules = [PLAIN[name] if name in PLAIN else _current(trace, uuids) for name in names]
     sets = {"": cards} | {text: parse_what_if(text, cards) for text in what_if or ()}
     refuse = refusal_by(list(sets.values()))
     found, left_out = _history(refuse, *span) if trace is None else (_read(trace, refuse), {})
@@ -114,9 +114,10 @@ def simulate(
         _draw(found, one)
 
 
-def _cards(trace: str | None, gpus: str | None) -> Cards:
+def _cards(trace: str | None, gpus: str | None) -> tuple[Cards, list[str] | None]:
+    """The GPUs that there are, and their UUIDs where they are the host's."""
     if gpus is not None:
-        return parse_cards(gpus)
+        return parse_cards(gpus), None
     if trace is not None:
         raise UsageError("how many GPUs are to run the trace? write --gpus 8, or --gpus 8x80GiB where jobs share them")
     from gpuq.client import request
@@ -124,13 +125,19 @@ def _cards(trace: str | None, gpus: str | None) -> Cards:
     found = [gpu for gpu in request("gpus")["gpus"] if gpu["total_bytes"]]
     if not found:
         raise CannotFit("this host has no GPUs now: say on which to simulate, as in --gpus 8 or --gpus 8x80GiB")
-    return tuple(gpu["total_bytes"] - gpu["margin_bytes"] for gpu in found)
+    return tuple(gpu["total_bytes"] - gpu["margin_bytes"] for gpu in found), [gpu["uuid"] for gpu in found]
 
 
-def _current() -> Rules:
+def _current(trace: str | None, uuids: list[str] | None) -> Rules:
+    """The host's settings, and with its history the limits of its queues."""
     from gpuq.config import load_settings
 
-    return current(load_settings(), {})
+    settings = load_settings()
+    if trace is not None:
+        return current(settings, {})
+    from gpuq.client import request
+
+    return current(settings, queues_of(request("queues")["queues"], uuids))
 
 
 def _read(path: str, refuse: Refusal) -> Trace:

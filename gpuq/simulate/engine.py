@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from gpuq.errors import CannotFit
-from gpuq.model import Claim, GiB, Host, Request
+from gpuq.model import Claim, GiB, Host, Order, Request
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.line import Line
 from gpuq.policy.reserve import Ongoing, Reservation
@@ -45,6 +45,8 @@ class _Gpus:
         #: those on which there may be room for another job
         self.open = len(cards)
         self.busy = 0
+        #: how many are free as a whole, and the headroom of each, the largest first
+        self._room: tuple[int, list[int]] | None = None
 
     def take(self, number: int, job_id: int, vram: int | None, now: int) -> None:
         state = self.states[number]
@@ -60,7 +62,16 @@ class _Gpus:
             self.busy += now - self._busy_since[number]
             self._put(number, self._empty[number])
 
+    def have_room(self, request: Request) -> bool:
+        """Whether enough of them have, each by itself."""
+        if self._room is None:
+            whole = sum(state.whole_free for state in self.states)
+            self._room = whole, sorted((state.headroom for state in self.states), reverse=True)
+        whole, headroom = self._room
+        return whole >= request.gpus if request.vram is None else headroom[request.gpus - 1] >= request.vram
+
     def _put(self, number: int, state: GpuState) -> None:
+        self._room = None
         self.open += (state.headroom > 0) - (self.states[number].headroom > 0)
         self.states[number] = state
 
@@ -68,6 +79,11 @@ class _Gpus:
 def _gpu(index: int, size: int) -> GpuState:
     total = size or GiB  # jobs take whole ones, of whatever size
     return GpuState(name_of(index), index, "simulated", total, 0, 0, 0, 0, 0)
+
+
+def _rank(key: GroupKey, line: Line) -> tuple[int, int]:
+    """Of the first job, without ageing: smaller is earlier."""
+    return -key.priority, line.first
 
 
 class _Simulation:
@@ -101,8 +117,8 @@ class _Simulation:
             while coming < len(trace) and trace.submit[coming] == now:
                 self._submit(coming)
                 coming += 1
-            if self._groups and self._gpus.open:
-                self._plan(now)
+            if self._gpus.open and (groups := self._worth_a_look()):
+                self._plan(groups, now)
             if progress is not None and ended - told >= STEP:
                 told = ended
                 progress(ended)
@@ -114,7 +130,7 @@ class _Simulation:
     def _stuck(self, now: int) -> CannotFit:
         """Nothing runs any more, and nothing will come: why one of those that wait does."""
         key, line = next(iter(self._groups.items()))
-        verdict = self._ask(now).verdicts.get(key)
+        verdict = self._ask(self._groups, now).verdicts.get(key)
         name = self._trace.ids[self._row[line.first]]
         return CannotFit(f"under {self._rules.name} job {name} never starts{f': {verdict.text}' if verdict else ''}")
 
@@ -136,15 +152,30 @@ class _Simulation:
             line = self._groups[key] = Line()
         line.add(self._id[row], self._trace.submit[row], self._trace.estimate(row))
 
-    def _plan(self, now: int) -> None:
-        found = self._ask(now)
-        self._reserved = found.reservations
+    def _worth_a_look(self) -> Mapping[GroupKey, Line]:
+        """The groups of which a job could start now, with the first of the others, for which these may have to wait.
+
+        The rest can make no difference: what is free does not grow while a plan is made. Limits are another matter.
+        """
+        if self._rules.limited:
+            return self._groups
+        fits = {key: line for key, line in self._groups.items() if self._gpus.have_room(key.request)}
+        if not fits or len(fits) == len(self._groups):
+            return fits
+        first, key = min((_rank(key, line), key) for key, line in self._groups.items() if key not in fits)
+        if self._rules.policy.order is Order.FIFO:
+            fits = {key: line for key, line in fits.items() if _rank(key, line) < first}
+        return {**fits, key: self._groups[key]} if fits else fits
+
+    def _plan(self, groups: Mapping[GroupKey, Line], now: int) -> None:
+        found = self._ask(groups, now)
+        self._reserved = found.reservations if self._rules.limited else ()
         for start in found.starts:
             self._start(self._row[start.job_id], [self._gpus.index[uuid] for uuid in start.gpus], now)
 
-    def _ask(self, now: int) -> Plan:
+    def _ask(self, groups: Mapping[GroupKey, Line], now: int) -> Plan:
         snapshot = Snapshot(
-            self._groups,
+            groups,
             _HOST,
             now=now,
             policy=self._rules.policy,

@@ -261,6 +261,17 @@ def test_every_job_runs_once_for_its_time_on_gpus_that_can_hold_it(
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+@given(jobs=JOBS, data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_groups_that_are_not_looked_at_make_no_difference(policy: str, jobs: list[Job], data: st.DataObject) -> None:
+    jobs = [job._replace(gpus=min(job.gpus, len(CARDS))) for job in jobs]
+    trace = trace_of(jobs, [data.draw(SHARE) for _ in jobs])
+    some, every = simulate(trace, CARDS, PLAIN[policy]), simulate(trace, CARDS, replace(PLAIN[policy], limited=True))
+    assert some.start == every.start
+    assert all(some.gpus(row, job.gpus) == every.gpus(row, job.gpus) for row, job in enumerate(jobs))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 @given(jobs=JOBS)
 @settings(max_examples=50, deadline=None)
 def test_the_same_input_gives_the_same_output(policy: str, jobs: list[Job]) -> None:
