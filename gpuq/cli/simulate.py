@@ -100,7 +100,7 @@ def simulate(
     cards, uuids = _cards(trace, gpus)
     rules = [PLAIN[name] if name in PLAIN else _current(trace, uuids) for name in names]
     sets = {"": cards} | {text: parse_what_if(text, cards) for text in what_if or ()}
-    refuse = refusal_by(list(sets.values()))
+    refuse = refusal_by(list(sets.values()), {name: one for rule in rules for name, one in rule.queues.items()})
     found, left_out = _history(refuse, *span) if trace is None else (_read(trace, refuse), {})
     runs = _run(found, [(one, some) for some in sets.values() for one in rules])
     changes = (text for text in sets for _ in rules)

@@ -106,7 +106,8 @@ def _unusable(job: Job, refuse: Refusal, since: float | None, until: float | Non
         return "never ran"
     if not _gpus(job):
         return "without GPUs"
-    return refuse(_gpus(job), job["vram_bytes"] or WHOLE) and "too large for the simulated GPUs"
+    refused = refuse(_gpus(job), job["vram_bytes"] or WHOLE, job.get("queue") or DEFAULT_QUEUE)
+    return None if refused is None else "larger than the simulated GPUs, or than its queue allows"
 
 
 def _ran(job: Job) -> _Ran:

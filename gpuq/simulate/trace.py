@@ -7,11 +7,13 @@ ends when another one is submitted at 0.3.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 from gpuq.errors import UsageError
-from gpuq.model import DEFAULT_QUEUE
+from gpuq.model import DEFAULT_QUEUE, Queue
+from gpuq.simulate.cards import Cards, name_of
 from gpuq.units import format_size
 
 SECOND = 1_000_000
@@ -20,8 +22,11 @@ NO_LIMIT = -1
 #: Of a job's GPU memory: it takes whole GPUs.
 WHOLE = 0
 
-#: Why a request of so many GPUs, with so many bytes on each (`WHOLE`), cannot run; None where it can.
-Refusal = Callable[[int, int], str | None]
+
+class Refusal(Protocol):
+    """Why a request of so many GPUs, with so many bytes on each (`WHOLE`), can never run; None where it can."""
+
+    def __call__(self, gpus: int, vram: int, queue: str = DEFAULT_QUEUE) -> str | None: ...
 
 
 class Member(NamedTuple):
@@ -125,18 +130,25 @@ class Trace:
         return sum(0 <= limit < duration for limit, duration in zip(self.limit, self.duration, strict=True))
 
 
-def refusal_by(sets: list[tuple[int, ...]]) -> Refusal:
-    """What cannot run on one of these sets of GPUs, each the bytes of its GPUs (0: not told)."""
+def refusal_by(sets: list[Cards], queues: Mapping[str, Queue] = MappingProxyType({})) -> Refusal:
+    """What can never run on one of these sets of GPUs, or by what its queue allows."""
 
-    def refuse(gpus: int, vram: int) -> str | None:
-        for sizes in sets:
-            if gpus > len(sizes):
-                return f"asks for {gpus} GPU{'s' if gpus != 1 else ''}, and {len(sizes)} are simulated"
-            if vram and not all(sizes):
+    def refuse(gpus: int, vram: int, queue: str = DEFAULT_QUEUE) -> str | None:
+        own = queues.get(queue)
+        if own is not None and own.max_gpus is not None and gpus > own.max_gpus:
+            return f"asks for {gpus} GPUs, and queue {queue} has {own.max_gpus} at most"
+        for cards in sets:
+            if gpus > len(cards):
+                return f"asks for {gpus} GPU{'s' if gpus != 1 else ''}, and {len(cards)} are simulated"
+            if vram and not all(cards):
                 return "asks for GPU memory, and how much the simulated GPUs have is not told: write --gpus 8x80GiB"
-            able = sum(size >= vram for size in sizes)
+            allowed = (
+                size for n, size in enumerate(cards) if own is None or own.gpus is None or name_of(n) in own.gpus
+            )
+            able = sum(size >= vram for size in allowed)
             if able < gpus:
-                return f"asks for {gpus} with {format_size(vram)}, and {able} of the simulated GPUs have as much"
+                what = f"with {format_size(vram)}" if vram else f"of queue {queue}"
+                return f"asks for {gpus} {what}, and {able} of the simulated GPUs {'have as much' if vram else 'are'}"
         return None
 
     return refuse

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,23 @@ def test_history_is_replayed_as_it_was_asked_for(sim: Box) -> None:
         assert one["user"] == from_list["owner"]
     assert "nothing of this host's history can be simulated" in sim.fails(1, "simulate", "--until", "1d")
     assert sim.job(held)["state"] == "held", "nothing was changed"
+
+
+def test_current_has_the_limits_of_the_hosts_queues(sim: Box) -> None:
+    sim.ok("queue", "set", "night", "--max-jobs", "4")
+    for job in [sim.submit("sh", "-c", "sleep 0.2", vram=2**30, queue="night") for _ in range(4)]:
+        sim.wait(job)
+    sim.ok("queue", "set", "night", "--max-jobs", "1", "--gpus", "1")
+    sim.ok("queue", "pause", "night")
+    easy, now = simulated(sim, "--policy", "easy,current", "--jobs")["runs"]
+    spans = sorted((job["start"], job["end"]) for job in now["jobs"])
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans)), "one at a time"
+    assert {tuple(job["gpus"]) for job in now["jobs"]} == {(1,)}
+    assert easy["completion_seconds"]["max"] < now["completion_seconds"]["max"]
+    sim.wait(sim.submit("true", gpus=2))
+    sim.ok("queue", "set", "default", "--max-gpus", "1")
+    assert simulated(sim)["left_out"] == {"larger than the simulated GPUs, or than its queue allows": 1}
+    assert not simulated(sim, "--policy", "easy")["left_out"]
 
 
 def moment(text: str) -> float:

@@ -209,7 +209,7 @@ def test_limits_of_queues_and_arrays_are_the_hosts() -> None:
 
 
 def test_a_job_that_a_limit_keeps_for_ever_is_told_of() -> None:
-    with pytest.raises(CannotFit, match="under current job j1 never starts: queue night has 0 of at most 1 GPU"):
+    with pytest.raises(CannotFit, match="under current job j1 never starts: queue night has at most 1 GPU"):
         own([Job(0, 1, 5), Job(0, 2, 5)], 4, [Member("night")] * 2, Queue("night", max_gpus=1))
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuq.errors import UsageError
-from gpuq.model import GiB
+from gpuq.model import GiB, Queue
 from gpuq.simulate.cards import describe, parse_cards, parse_what_if
 from gpuq.simulate.engine import simulate
 from gpuq.simulate.gantt import SHADES, Picture, draw
@@ -157,7 +157,7 @@ def test_history_is_what_ran_and_ended() -> None:
         "not ended yet": 2,
         "never ran": 1,
         "without GPUs": 1,
-        "too large for the simulated GPUs": 1,
+        "larger than the simulated GPUs, or than its queue allows": 1,
     }
 
 
@@ -199,6 +199,23 @@ def test_what_limits_a_job_with_others() -> None:
     ]
     members = from_jobs(jobs, refusal_by([(A,)])).trace.members()
     assert members == [Member("night"), Member(array=(1, 2)), Member()]
+
+
+@pytest.mark.parametrize(
+    ("queue", "left"),
+    [
+        (Queue("night"), 2),
+        (Queue("night", max_gpus=2), 2),
+        (Queue("night", max_gpus=1), 1),
+        (Queue("night", gpus=frozenset({"gpu1"})), 1),
+        (Queue("night", gpus=frozenset({"gpu0"})), 0),
+        (Queue("day", max_gpus=1), 2),
+    ],
+)
+def test_what_a_queue_would_never_let_run_is_left_out(queue: Queue, left: int) -> None:
+    jobs = [job(1, 0, 0, 5, gpus=["a", "b"], queue="night"), job(2, 0, 0, 5, queue="night", vram_bytes=30 * GiB)]
+    found = from_jobs(jobs, refusal_by([(A, B, B)], {queue.name: queue}))
+    assert len(found.trace) == left
 
 
 def test_history_between_two_times() -> None:
