@@ -49,7 +49,7 @@ _gpuq() {
         "")
             options="-h --help --version"
             values=""
-            argument="words:submit run cancel hold release suspend resume retry wait list show why logs gpus top events stats simulate queue group prune db daemon doctor config completion sim-job"
+            argument="words:submit run edit cancel hold release suspend resume retry wait list show why logs gpus top events stats simulate queue group prune db daemon doctor config completion sim-job"
             ;;
         "submit")
             options="--from -a --array -J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu --spread -c --cpus --ram -t --time -p --priority -d --after -b --begin -H --hold --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --requeue --preemptible --queue --group --stop-after --json -q --quiet -h --help"
@@ -60,6 +60,11 @@ _gpuq() {
             options="-J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu --spread -c --cpus --ram -t --time -p --priority -d --after -b --begin -H --hold --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --requeue --preemptible --queue --group --stop-after -h --help"
             values="-J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu -c --cpus --ram -t --time -p --priority -d --after -b --begin --tag -D --cwd --env --export -o --output --signal --grace --log-limit --retry --queue --group --stop-after"
             argument="command"
+            ;;
+        "edit")
+            options="-J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu --spread -c --cpus --ram -t --time -p --priority --queue -d --after -b --begin --tag --group --stop-after --json -q --quiet -h --help"
+            values="-J --name -g --gpus --vram --gpu-type --gpu-min-memory --gpu-id --exclude-gpu -c --cpus --ram -t --time -p --priority --queue -d --after -b --begin --tag --group --stop-after"
+            argument="ids:waiting"
             ;;
         "cancel")
             options="--state --tag --json -q --quiet -h --help"
@@ -320,6 +325,7 @@ _gpuq() {
             run:-d | run:--after) _gpuq_ids all ;;
             run:-D | run:--cwd) compopt -o default -o dirnames 2>/dev/null; COMPREPLY=($(compgen -d -- "$cur")) ;;
             run:-o | run:--output) compopt -o default 2>/dev/null ;;
+            edit:-d | edit:--after) _gpuq_ids all ;;
             cancel:--state) COMPREPLY=($(compgen -W "held queued running suspended succeeded failed cancelled skipped" -- "$cur")) ;;
             hold:--state) COMPREPLY=($(compgen -W "held queued running suspended succeeded failed cancelled skipped" -- "$cur")) ;;
             release:--state) COMPREPLY=($(compgen -W "held queued running suspended succeeded failed cancelled skipped" -- "$cur")) ;;

@@ -148,6 +148,29 @@ complete -c gpuq -n '__gpuq_options run' -l queue -d 'Queue; `gpuq queue list` s
 complete -c gpuq -n '__gpuq_options run' -l group -d 'Jobs that stop together; see --stop-after' -x
 complete -c gpuq -n '__gpuq_options run' -l stop-after -d 'After N failures in a row nothing more of the group starts, or of the array, until `gpuq group resume`' -x
 complete -c gpuq -n '__gpuq_options run' -s h -l help -d 'Show the help.'
+complete -c gpuq -n __gpuq_no_verb -a edit -d 'Change what waiting jobs ask for.'
+complete -c gpuq -n '__gpuq_options edit' -s J -l name -d 'Name' -x
+complete -c gpuq -n '__gpuq_options edit' -s g -l gpus -d 'GPUs; 0 for a CPU job' -x
+complete -c gpuq -n '__gpuq_options edit' -l vram -d 'GPU memory on each GPU, or \'whole\'' -x
+complete -c gpuq -n '__gpuq_options edit' -l gpu-type -d 'Only GPUs with one of these names' -x
+complete -c gpuq -n '__gpuq_options edit' -l gpu-min-memory -d 'Only GPUs with so much memory in all' -x
+complete -c gpuq -n '__gpuq_options edit' -l gpu-id -d 'Only these GPUs' -x
+complete -c gpuq -n '__gpuq_options edit' -l exclude-gpu -d 'None of these GPUs' -x
+complete -c gpuq -n '__gpuq_options edit' -l spread -d 'Take the emptiest GPUs'
+complete -c gpuq -n '__gpuq_options edit' -s c -l cpus -d 'CPUs' -x
+complete -c gpuq -n '__gpuq_options edit' -l ram -d 'Host memory to reserve' -x
+complete -c gpuq -n '__gpuq_options edit' -s t -l time -d 'Time limit' -x
+complete -c gpuq -n '__gpuq_options edit' -s p -l priority -d 'Larger starts first' -x
+complete -c gpuq -n '__gpuq_options edit' -l queue -d 'Queue to move to' -x
+complete -c gpuq -n '__gpuq_options edit' -s d -l after -d 'What to wait for instead; as of `submit`' -x -a '(__gpuq_after)'
+complete -c gpuq -n '__gpuq_options edit' -s b -l begin -d 'Not before' -x
+complete -c gpuq -n '__gpuq_options edit' -l tag -d 'Labels instead of those there are; repeat' -x
+complete -c gpuq -n '__gpuq_options edit' -l group -d 'Jobs that stop together' -x
+complete -c gpuq -n '__gpuq_options edit' -l stop-after -d 'Failures after which they do' -x
+complete -c gpuq -n '__gpuq_options edit' -l json -d 'Print one JSON object, with a `schema`'
+complete -c gpuq -n '__gpuq_options edit' -s q -l quiet -d 'Print ids only, one per line'
+complete -c gpuq -n '__gpuq_options edit' -s h -l help -d 'Show the help.'
+complete -c gpuq -n '__gpuq_verb edit' -a '(__gpuq_ids waiting)'
 complete -c gpuq -n __gpuq_no_verb -a cancel -d 'Cancel waiting or running jobs.'
 complete -c gpuq -n '__gpuq_options cancel' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options cancel' -l tag -d 'Only jobs with this tag; repeat for several' -x

@@ -20,6 +20,7 @@ Operations and their fields (`sel` is a Selection as JSON; `job` is the object o
 | estimates | | estimates [{job, earliest, latest, later_than}], of those that may start |
 | stats | seconds? | stats |
 | cancel hold release suspend resume retry | sel | done [ids], refused [{id, message}] |
+| edit | sel, changes {fields of a template} | done [ids], changed [ids] |
 | wait | sel, any, pages, brief | jobs, once all (any: one) of them ended |
 | follow | id | stream: {"job": job} now and on each change, until the job ended |
 | gpus | | gpus, driver, fault, version, note |

@@ -32,6 +32,7 @@ class Verb(NamedTuple):
 VERBS: dict[str, Verb] = {
     "submit": Verb("submit", "Queue a command, an array, or a file of commands.", "Jobs"),
     "run": Verb("run", "Submit, print the log, and exit with the job's code.", "Jobs"),
+    "edit": Verb("edit", "Change what waiting jobs ask for.", "Jobs"),
     "cancel": Verb("control", "Cancel waiting or running jobs.", "Jobs"),
     "hold": Verb("control", "Keep waiting jobs from starting.", "Jobs"),
     "release": Verb("control", "Let held jobs start.", "Jobs"),

@@ -27,6 +27,7 @@ WHICH = {
     "suspended": ["suspended"],
     "queued": ["queued"],
     "held": ["held"],
+    "waiting": ["held", "queued"],
     "ended": ["cancelled", "failed", "skipped", "succeeded"],
     "all": [],
 }
@@ -34,6 +35,7 @@ VERB_JOBS = {
     "cancel": "live",
     "wait": "live",
     "hold": "queued",
+    "edit": "waiting",
     "release": "held",
     "suspend": "running",
     "resume": "suspended",

@@ -230,7 +230,7 @@ def make_template(options: Resources, now: float) -> dict[str, Any]:
         units.parse_duration(options.time, "--time") if options.time is not None else settings.get("default_time")
     )
     return {
-        "name": _short(options.name, "--name", MAX_NAME),
+        "name": short(options.name, "--name", MAX_NAME),
         "gpus": gpus,
         "gpus_most": most,
         **_which(options),
@@ -240,16 +240,16 @@ def make_template(options: Resources, now: float) -> dict[str, Any]:
         "time_limit": time_limit,
         # what was not typed gives way to the queue's default
         "time_chosen": options.time is not None,
-        "queue": _short(options.queue, "--queue", MAX_NAME),
-        "group": _short(options.group, "--group", MAX_NAME),
+        "queue": short(options.queue, "--queue", MAX_NAME),
+        "group": short(options.group, "--group", MAX_NAME),
         "stop_after": _count(options.stop_after, "--stop-after"),
         "priority": options.priority,
         "begin_at": parse.parse_begin(options.begin, now) if options.begin is not None else None,
         "hold": options.hold,
-        "tags": _tags(options.tags),
-        "after": parse.parse_after(options.after, _last_job),
+        "tags": check_tags(options.tags),
+        "after": parse.parse_after(options.after, last_job),
         "cwd": _folder(options.cwd),
-        "output": _short(options.output, "--output", MAX_TEXT),
+        "output": short(options.output, "--output", MAX_TEXT),
         "early_signal": options.signal,
         "grace": units.parse_duration(options.grace, "--grace") if options.grace is not None else None,
         "log_limit": units.parse_size(options.log_limit, "--log-limit") if options.log_limit is not None else None,
@@ -339,7 +339,7 @@ def _count(number: int | None, what: str) -> int | None:
     return number
 
 
-def _short(text: str | None, what: str, limit: int) -> str | None:
+def short(text: str | None, what: str, limit: int) -> str | None:
     if text is None:
         return None
     if not text:
@@ -349,11 +349,11 @@ def _short(text: str | None, what: str, limit: int) -> str | None:
     return text
 
 
-def _tags(tags: Sequence[str]) -> list[str]:
+def check_tags(tags: Sequence[str]) -> list[str]:
     if len(tags) > MAX_TAGS:
         raise UsageError(f"{len(tags)} tags, and at most {MAX_TAGS} are taken")
     for tag in tags:
-        _short(tag, "--tag", MAX_NAME)
+        short(tag, "--tag", MAX_NAME)
     return list(dict.fromkeys(tags))
 
 
@@ -376,7 +376,7 @@ def _folder(cwd: str | None) -> str:
     return str(path.resolve())
 
 
-def _last_job() -> int:
+def last_job() -> int:
     """Ask which job `@last` is; only when it is used."""
     from gpuq.cli.pages import Jobs
 

@@ -50,6 +50,7 @@ from gpuq.policy.explain import Verdict, impossible
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.lifecycle import (
     Cancelled,
+    Edited,
     Ended,
     Fact,
     NeverStarted,
@@ -231,7 +232,10 @@ class Core:
         """Write what a fact makes of a job, and what the job's own rules make of that."""
         ended, step = self._outcome(job, fact, now)
         self._close_attempt(ended.job, fact, now)
-        self.store.change(job, step.job, step.event)
+        if isinstance(fact, Edited):
+            self.store.edit(job, step.job, step.event, fact.unmet)
+        else:
+            self.store.change(job, step.job, step.event)
         return step
 
     def _outcome(self, job: Job, fact: Fact, now: float) -> tuple[Step, Step]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuq import __version__, config, crash, protocol
-from gpuq.daemon import database, decisions, disabling, groups, handlers, queues
+from gpuq.daemon import database, decisions, disabling, editing, groups, handlers, queues
 from gpuq.daemon.asking import Daemon, Session
 from gpuq.daemon.handlers import STREAMS
 from gpuq.errors import (
@@ -29,7 +29,7 @@ from gpuq.protocol import Message
 
 log = logging.getLogger("gpuq.server")
 
-ANSWERS = handlers.ANSWERS | database.ANSWERS | queues.ANSWERS | groups.ANSWERS | disabling.ANSWERS
+ANSWERS = handlers.ANSWERS | database.ANSWERS | queues.ANSWERS | groups.ANSWERS | disabling.ANSWERS | editing.ANSWERS
 
 #: A connection that says nothing is closed after this long, in seconds.
 IDLE = 30.0

@@ -165,6 +165,38 @@ def check_template(t: Mapping[str, Any], owner: int, listed: Listed, queue: Queu
 
     `listed` are the host's GPUs. Raises CannotFit where one is named that it does not have.
     """
+    seconds, chosen = check_seconds(t.get("time_limit"), "--time"), t.get("time_chosen") is not False
+    time_limit = queues.time_limit(queue, seconds if chosen else None, None if chosen else seconds)
+    return Job(
+        id=0,
+        name=check_name(t.get("name")),
+        owner=owner,
+        state=State.QUEUED,
+        command=(),
+        cwd=_folder(t.get("cwd")),
+        request=check_request(t, listed),
+        env_hash="",
+        submitted_at=now,
+        priority=check_priority(t.get("priority")),
+        queue=queue.name,
+        group=check_group(t.get("group")),
+        stop_after=check_stop_after(t.get("stop_after")),
+        time_limit=time_limit,
+        begin_at=check_moment(t.get("begin_at")),
+        tags=check_tags(t.get("tags") or []),
+        umask=_integer(t.get("umask", 0o077), "the umask", 0, 0o777),
+        limits=_limits(t.get("limits") or []),
+        output=_output(t.get("output")),
+        grace=check_seconds(t.get("grace"), "--grace"),
+        early_signal=_early_signal(t.get("early_signal"), time_limit),
+        log_limit=_log_limit(t),
+        retry=_retry(t.get("retry") or []),
+        preemptible=t.get("preemptible") is True,
+    )
+
+
+def check_request(t: Mapping[str, Any], listed: Listed) -> Request:
+    """The resources that are asked for. Raises UsageError, CannotFit."""
     vram = _optional(t, "vram", "--vram", 1, MAX_SIZE)
     which = _which(t, listed)
     gpus, most = _gpus(t, 0 if listed.none and vram is None and which is ANY_GPU else 1)
@@ -172,36 +204,16 @@ def check_template(t: Mapping[str, Any], owner: int, listed: Listed, queue: Queu
         raise UsageError("--vram without GPUs: it is the memory on each GPU, so leave it out or ask for --gpus 1")
     refuse_contradiction(gpus, which, listed)
     cpus = _optional(t, "cpus", "--cpus", 0, 65536)
-    seconds, chosen = _seconds(t.get("time_limit"), "--time"), t.get("time_chosen") is not False
-    time_limit = queues.time_limit(queue, seconds if chosen else None, None if chosen else seconds)
-    return Job(
-        id=0,
-        name=_name(t.get("name")),
-        owner=owner,
-        state=State.QUEUED,
-        command=(),
-        cwd=_folder(t.get("cwd")),
-        request=Request(
-            gpus, vram, (0 if gpus else 1) if cpus is None else cpus, _optional(t, "ram", "--ram") or 0, most, which
-        ),
-        env_hash="",
-        submitted_at=now,
-        priority=_integer(t.get("priority") or 0, "--priority", -protocol.MAX_PRIORITY, protocol.MAX_PRIORITY),
-        queue=queue.name,
-        group=check_group(t.get("group")),
-        stop_after=_optional(t, "stop_after", "--stop-after", 1, protocol.MAX_JOBS),
-        time_limit=time_limit,
-        begin_at=_moment(t.get("begin_at")),
-        tags=_tags(t.get("tags") or []),
-        umask=_integer(t.get("umask", 0o077), "the umask", 0, 0o777),
-        limits=_limits(t.get("limits") or []),
-        output=_output(t.get("output")),
-        grace=_seconds(t.get("grace"), "--grace"),
-        early_signal=_early_signal(t.get("early_signal"), time_limit),
-        log_limit=_log_limit(t),
-        retry=_retry(t.get("retry") or []),
-        preemptible=t.get("preemptible") is True,
-    )
+    ram = _optional(t, "ram", "--ram") or 0
+    return Request(gpus, vram, (0 if gpus else 1) if cpus is None else cpus, ram, most, which)
+
+
+def check_priority(value: object) -> int:
+    return _integer(value or 0, "--priority", -protocol.MAX_PRIORITY, protocol.MAX_PRIORITY)
+
+
+def check_stop_after(value: object) -> int | None:
+    return None if value is None else _integer(value, "--stop-after", 1, protocol.MAX_JOBS)
 
 
 def _gpus(t: Mapping[str, Any], default: int) -> tuple[int, int]:
@@ -254,7 +266,7 @@ def _integer(value: object, what: str, low: int, high: int) -> int:
     return value
 
 
-def _seconds(value: object, what: str) -> float | None:
+def check_seconds(value: object, what: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -311,7 +323,7 @@ def _retry(value: object) -> tuple[RetryRule, ...]:
     return parse_rules([_text(item, "--retry", 200) for item in value])
 
 
-def _moment(value: object) -> float | None:
+def check_moment(value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e11:
@@ -331,7 +343,7 @@ def check_group(value: object) -> str | None:
     return name
 
 
-def _name(value: object) -> str:
+def check_name(value: object) -> str:
     text = _text(value, "--name", protocol.MAX_NAME) if value is not None else ""
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -346,7 +358,7 @@ def _text(value: object, what: str, longest: int) -> str:
     return value
 
 
-def _tags(value: object) -> tuple[str, ...]:
+def check_tags(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > protocol.MAX_TAGS:
         raise BadRequest(f"tags is a list of at most {protocol.MAX_TAGS}")
     tags = [_text(tag, "--tag", protocol.MAX_NAME).encode("utf-8", "replace").decode("utf-8") for tag in value]

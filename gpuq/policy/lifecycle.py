@@ -12,7 +12,8 @@ from typing import Any
 from gpuq.errors import IllegalTransition
 from gpuq.events import Event, Kind
 from gpuq.model import ACTIVE, ENDED, Ending, Failure, Job, Request, State
-from gpuq.policy.dependencies import DependencyBroken
+from gpuq.policy.dependencies import DependencyBroken, Numbered
+from gpuq.policy.edits import told
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,16 @@ class TriedAgain:
     note: str
 
 
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """Its owner wants it otherwise."""
+
+    #: fields of the job
+    changes: Mapping[str, Any]
+    #: of what it waits for from now on, what is open; None where that stays as it is
+    unmet: frozenset[Numbered] | None = None
+
+
 Fact = (
     Started
     | Ended
@@ -116,6 +127,7 @@ Fact = (
     | Retried
     | TriedAgain
     | DependencyBroken
+    | Edited
 )
 
 
@@ -134,6 +146,7 @@ POSSIBLE: Mapping[type[Fact], tuple[frozenset[State], str]] = {
     Retried: (ENDED, "be retried"),
     TriedAgain: (frozenset({State.FAILED}), "be tried again"),
     DependencyBroken: (frozenset({State.QUEUED, State.HELD}), "be skipped"),
+    Edited: (frozenset({State.QUEUED, State.HELD}), "be edited"),
 }
 
 
@@ -193,6 +206,9 @@ def advance(job: Job, fact: Fact, now: float) -> Step:
         case DependencyBroken():
             note = fact.note
             return _step(job, State.SKIPPED, Kind.SKIPPED, now, {"note": note}, ended_at=now, note=note)
+        case Edited():
+            after = replace(job, **fact.changes)
+            return Step(after, _event(job, Kind.EDITED, now, told(job, after)))
 
 
 #: What is known of a job whose newest attempt has not ended.

@@ -126,7 +126,8 @@ def _by_events(store: Store, job: Job) -> Job:
     if job.state not in WAITING:
         return job
     row = store.conn.execute(
-        "SELECT kind, at, data FROM events WHERE job_id = ? ORDER BY id DESC LIMIT 1", (job.id,)
+        "SELECT kind, at, data FROM events WHERE job_id = ? AND kind != ? ORDER BY id DESC LIMIT 1",
+        (job.id, Kind.EDITED.value),
     ).fetchone()
     state = _TOLD.get(Kind(row["kind"])) if row else None
     if state is None or state is job.state:

@@ -421,6 +421,26 @@ class Store(Queries):
             self.changes.set(after.id, values)
         self.add_events([event])
 
+    def edit(self, before: Job, after: Job, event: Event, unmet: Collection[Numbered] | None) -> None:
+        """Write a job that waits as its owner wants it; `unmet` is what is open of what it waits for, if that changed.
+
+        Raises IllegalTransition when the job has left the state it was read in.
+        """
+        was, now = job_values(before), job_values(after)
+        values = {name: value for name, value in now.items() if value != was[name]}
+        count = self.conn.execute(
+            f"UPDATE jobs SET {','.join(f'{c} = :{c}' for c in values)} WHERE id = :id AND state = :before",
+            {**values, "id": after.id, "before": before.state.value},
+        ).rowcount
+        if count != 1:
+            raise IllegalTransition(f"job {after.id} is not {before.state} any more, and cannot be edited")
+        if unmet is not None:
+            self.conn.execute("DELETE FROM dependencies WHERE job_id = ?", (after.id,))
+            self.add_dependencies([after.id], after.after, unmet)
+        if self.changes is not None:
+            self.changes.set(after.id, values)
+        self.add_events([event])
+
     def change_alike(self, ids: Sequence[int], before: Job, after: Job, event: Event) -> None:
         """Write for all of these jobs, which wait, what a fact has made of one of them: it is the same for all.
 
