@@ -115,11 +115,33 @@ def test_more_cpus_than_there_are_reserve_nothing() -> None:
 
 
 def test_while_there_is_no_reading_a_reservation_stays_and_there_is_no_other() -> None:
-    found = stream(1, Work(1, whole(cpus=1), limit=100.0), Work(2, whole(cpus=2), limit=10.0))
+    found = stream(1, Work(1, whole(cpus=1), limit=100.0), Work(2, whole(), limit=10.0))
     groups = {**found.snapshot().groups, GroupKey(0, 1000, cpu(4)): Line.of([3])}
-    result = plan(replace(found.snapshot(), groups=groups), None)
-    assert result.reservations == found.reserved
-    assert holders(found) == [2]
+    assert plan(replace(found.snapshot(), groups=groups), None).reservations == found.reserved
+    more = replace(found.snapshot(), groups=groups, policy=Policy(reservations=2))
+    assert [one.job_id for one in plan(more, None).reservations] == [2, 3]
+
+
+def test_a_reservation_names_what_is_left_when_another_job_takes_a_spare_gpu() -> None:
+    """It wants two of three, one of which is free and would be taken by a job that never ends."""
+    running = [Work(1, whole(), limit=50.0), Work(2, whole(), limit=100.0), Work(3, whole(), limit=100.0)]
+    found = stream(3, *running, Work(4, whole(2), limit=10.0))
+    assert [(r.at, r.gpus) for r in found.reserved] == [(100.0, ("GPU-0", "GPU-1"))]
+    del found.running[1]
+    come(found, Work(5, whole()), at=20.0)
+    assert found.running[5].gpus == ("GPU-0",)
+    assert [(r.at, r.gpus) for r in found.reserved] == [(100.0, ("GPU-1", "GPU-2"))]
+
+
+def test_where_jobs_start_in_order_a_reservation_from_before_is_of_no_account() -> None:
+    """The setting was changed. An older job that came back is first, and nothing passes it."""
+    found = stream(1, Work(5, whole(), limit=100.0), Work(6, whole(), limit=10.0))
+    found.policy = Policy(order=Order.FIFO)
+    come(found, Work(2, whole(), limit=10.0), at=20.0)
+    assert not found.reserved
+    found.reserved = (Reservation(6, Work(6, whole()).key, 100.0, ("GPU-0",)),)
+    end(found, 5, 50.0)
+    assert found.started[2] == 50.0
 
 
 def test_without_a_reading_no_job_takes_the_cpus_of_a_reservation() -> None:
