@@ -126,6 +126,13 @@ def test_where_the_driver_does_not_tell_ours_counts_as_the_claims() -> None:
     assert arrived.headroom == 6 * GiB - MARGIN
 
 
+def test_untold_headroom_is_what_is_neither_used_nor_kept() -> None:
+    """Byte for byte, where claims would leave more."""
+    gpu = make_gpu(0, total=1000, margin=100, used=333, foreign=5, told=False)
+    assert gpu.headroom == 567
+    assert replace(gpu, told=True).headroom == 895
+
+
 def test_untold_headroom_never_exceeds_what_is_free() -> None:
     card = Card(claim(1, 1 * GiB))
     gpu = card.see(reading(used=20 * GiB, told=False), 0)

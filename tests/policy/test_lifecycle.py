@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gpuq.errors import IllegalTransition
 from gpuq.events import Kind
-from gpuq.model import Ending, Failure, Job, Request, State
+from gpuq.model import Ending, Failure, GiB, Job, Request, State
 from gpuq.policy.dependencies import DependencyBroken, Standing
 from gpuq.policy.lifecycle import (
     Cancelled,
@@ -164,3 +164,16 @@ def test_a_suspended_job_can_be_ended() -> None:
     ending = advance(stopped, EndAsked(Ending.CANCEL), 2.0).job
     done = advance(ending, Ended(asked=True, failure=Failure.SIGNAL, signal=15), 3.0).job
     assert (done.state, done.suspended_at) == (State.CANCELLED, None)
+
+
+def test_the_event_of_a_retry_tells_what_is_asked_for_otherwise_and_only_that() -> None:
+    failed = make_job(1, State.FAILED, request=Request(1, GiB, 0, GiB), attempt=1, failure=Failure.EXIT)
+    for request, told in (
+        (Request(1, GiB, 0, GiB), {}),
+        (Request(1, 2 * GiB, 0, GiB), {"vram": 2 * GiB}),
+        (Request(1, GiB, 0, 2 * GiB), {"ram": 2 * GiB}),
+    ):
+        step = advance(failed, TriedAgain(9.0, request, (1,), "retry 1 of 2 after exit"), 5.0)
+        data = step.event.data
+        assert {name: data[name] for name in ("vram", "ram") if name in data} == told
+        assert data["in"] == 4.0

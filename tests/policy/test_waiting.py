@@ -50,5 +50,6 @@ def test_begin_times_come_in_order() -> None:
     waiting.put_all(make_job(begin_at=30.0), range(1, 4), 0, 0.0)
     waiting.put_all(make_job(begin_at=20.0), range(4, 7), 0, 0.0)
     assert waiting.blocked(5) is Reason.BEGIN_TIME
+    assert waiting.next_begin() == 20.0
     assert waiting.due(25.0) == [4, 5, 6]
     assert waiting.due(35.0) == [1, 2, 3]
