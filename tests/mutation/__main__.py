@@ -50,6 +50,7 @@ def main() -> None:
         (work / "config.toml").write_text(_config(timeout=4 * took))
         _run([str(tool), "init", str(work / "config.toml"), str(session)], copy)
         _choose(session, chosen.sample, chosen.seed)
+    copytree(work / "unchanged", copy / "gpuq" / "policy", dirs_exist_ok=True)  # one that was stopped left a change
     print(f"results in {work}", flush=True)
     _run([str(tool), "exec", str(work / "config.toml"), str(session)], copy)
     _report(session)
