@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gpuq.model import ANY_GPU, Host, Queue, Reason, Request, Settings, Wishes
+from gpuq.policy.fleet import Fleet
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.placing import Seen, Wish, fits, largest, of_queue, seen, wishes
 from gpuq.units import format_size
@@ -46,17 +47,11 @@ def _which(wishes: Wishes) -> Iterator[str]:
 
 
 def why_not(
-    request: Request,
-    gpus: Sequence[GpuState],
-    fitting: int,
-    host: Host,
-    cpus_used: int,
-    ram_used: int,
-    gpu_fault: str | None,
+    request: Request, fleet: Fleet, host: Host, cpus_used: int, ram_used: int, gpu_fault: str | None
 ) -> Verdict:
-    """Why a request that does not fit now does not. `gpus` are those that it may have, `fitting` have room for it."""
-    if fitting < request.gpus:
-        return _why_no_gpu(request, gpus, fitting, gpu_fault)
+    """Why a request that does not fit now does not. The `fleet` are the GPUs that it may have."""
+    if request.gpus and (fitting := fleet.room(request)) < request.gpus:
+        return _why_no_gpu(request, fleet, fitting, gpu_fault)
     if request.cpus and request.cpus > host.cpus - cpus_used:
         cpus = f"{request.cpus} CPU{'s' if request.cpus > 1 else ''}"
         return Verdict(Reason.RESOURCES, f"asks for {cpus}, {host.cpus - cpus_used} of {host.cpus} free")
@@ -67,25 +62,24 @@ def why_not(
     )
 
 
-def _why_no_gpu(request: Request, gpus: Sequence[GpuState], fitting: int, gpu_fault: str | None) -> Verdict:
-    healthy = [gpu for gpu in gpus if gpu.fault is None]
-    able = [gpu for gpu in healthy if request.vram is None or gpu.capacity >= request.vram]
-    if len(able) < request.gpus:
+def _why_no_gpu(request: Request, fleet: Fleet, fitting: int, gpu_fault: str | None) -> Verdict:
+    able = fleet.able(request)
+    if able < request.gpus:
         if gpu_fault is not None:
             return Verdict(Reason.GPU_UNAVAILABLE, gpu_fault)
-        faults = "; ".join(f"{gpu.place}: {gpu.fault}" for gpu in gpus if gpu.fault is not None)
-        has = f"{len(able)} GPU{'s' if len(able) != 1 else ''}{'' if request.vram is None else ' large enough'}"
+        faults = "; ".join(f"{gpu.place}: {gpu.fault}" for gpu in fleet.gpus if gpu.fault is not None)
+        has = f"{able} GPU{'s' if able != 1 else ''}{'' if request.vram is None else ' large enough'}"
         return Verdict(Reason.GPU_UNAVAILABLE, faults or f"asks for {asked(request)}, and this host has {has} now")
-    says = f"asks for {asked(request)}; {fitting} of {len(healthy)} GPUs fit now"
-    alone = sum(fits(request, gpu.without_foreign) for gpu in able)
+    says = f"asks for {asked(request)}; {fitting} of {len(fleet.healthy)} GPUs fit now"
+    alone = fleet.room_alone(request)
     if alone >= request.gpus:
-        most = max(able, key=lambda gpu: gpu.foreign)
+        large = fleet.large(request)
+        most = max(large, key=lambda gpu: gpu.foreign)
         used = f" ({format_size(most.foreign)} on {most.place})" if most.foreign else ""
-        claimed = [line for gpu in able for line in neighbour_lines(gpu)][:MOST_NEIGHBOURS]
+        claimed = [line for gpu in large for line in neighbour_lines(gpu)][:MOST_NEIGHBOURS]
         return Verdict(Reason.FOREIGN_USE, "; ".join([f"{says}, {alone} without foreign use{used}", *claimed]))
     if request.vram is not None:
-        best = max(gpu.headroom for gpu in able)
-        says += f", most headroom {format_size(max(0, best))}"
+        says += f", most headroom {format_size(max(0, fleet.most_headroom(request)))}"
     return Verdict(Reason.RESOURCES, says)
 
 

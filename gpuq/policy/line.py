@@ -125,6 +125,8 @@ class Line:
 
     def since(self, job_id: int) -> float:
         """Raises KeyError for a job that is not here."""
+        if self._firsts and job_id == self._firsts[0]:  # as it mostly is
+            return self._chunks[0].since[0]
         chunk, at = self._place(job_id)
         return chunk.since[at]
 

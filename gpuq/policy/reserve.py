@@ -17,6 +17,7 @@ from math import inf
 
 from gpuq.model import DEFAULT_QUEUE, Claim, Host, Queue, Reason, Request
 from gpuq.policy.explain import Verdict
+from gpuq.policy.fleet import Fleet
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.placing import choose, fits, permitted
 from gpuq.policy.waiting import GroupKey
@@ -71,6 +72,7 @@ class Books:
 
     def __init__(self, gpus: Iterable[GpuState], host: Host, now: float, ongoing: Iterable[Ongoing]) -> None:
         self.gpus = list(gpus)
+        self._fleet = Fleet(self.gpus)
         self.host = host
         self.now = now
         #: by id, those that the plan starts included
@@ -82,6 +84,13 @@ class Books:
         self.queues: dict[str, tuple[int, int]] = {}
         for one in ongoing:
             self.add(one)
+
+    @property
+    def fleet(self) -> Fleet:
+        """The GPUs as they are now."""
+        if self._fleet.gpus is not self.gpus:
+            self._fleet = Fleet(self.gpus)
+        return self._fleet
 
     def add(self, one: Ongoing) -> None:
         self.ongoing[one.job_id] = one

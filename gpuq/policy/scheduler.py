@@ -13,9 +13,10 @@ from math import inf
 
 from gpuq.model import Host, Order, Queue, Reason, Request, Settings
 from gpuq.policy.explain import Verdict, why_not
+from gpuq.policy.fleet import Fleet
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.line import Line
-from gpuq.policy.placing import choose, fits, permitted, ranked
+from gpuq.policy.placing import choose, permitted, ranked
 from gpuq.policy.predict import Predictions
 from gpuq.policy.preempt import Preemption, victims
 from gpuq.policy.queues import gate
@@ -297,11 +298,12 @@ class _Planner:
         """GPUs for a job now, or why there are none."""
         books, request = self._books, key.request
         mine = permitted(request, books.gpus, self._queue(key).gpus) if request.gpus else ()
-        fitting = [gpu for gpu in mine if fits(request, gpu)]
+        fleet = books.fleet if mine is books.gpus else Fleet(mine)
+        used = (books.cpus_used, books.ram_used)
+        if (request.gpus and fleet.room(request) < request.gpus) or not enough(request, books.host, *used):
+            return why_not(request, fleet, books.host, *used, self._snapshot.gpu_fault)
+        fitting = fleet.fitting(request)
         self._fitting = len(fitting)
-        if len(fitting) < request.gpus or not enough(request, books.host, books.cpus_used, books.ram_used):
-            used = (books.cpus_used, books.ram_used)
-            return why_not(request, mine, len(fitting), books.host, *used, self._snapshot.gpu_fault)
         most = gpus_within_limits(key, self._queue(key), books, self._held)
         if most is None:
             return self._keeps_its_place(key)

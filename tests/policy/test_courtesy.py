@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from gpuq.model import Claim, GiB, Reason, Request
 from gpuq.policy.courtesy import NONE, OFFENCE, PATIENCE, Courtesy, NeighbourWait, give_way
 from gpuq.policy.explain import why_not
+from gpuq.policy.fleet import Fleet
 from gpuq.policy.ledger import GpuState
 from gpuq.policy.placing import place
 from tests.policy.build import HOST, make_gpu
@@ -31,7 +32,7 @@ def test_what_one_that_waits_for_longer_could_take_is_left_to_it() -> None:
     (gpu,) = left([make_gpu(0)], wait(50, 20))
     assert place(share(10), [gpu]) is None
     assert place(share(3), [gpu]) == ("GPU-0",)
-    verdict = why_not(share(10), [gpu], 0, HOST, 0, 0, None)
+    verdict = why_not(share(10), Fleet([gpu]), HOST, 0, 0, None)
     assert verdict.reason is Reason.FOREIGN_USE
     assert "user1001's gpuq waits for longer, and it is its turn on GPU 0" in verdict.text
     assert "claims" not in verdict.text

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gpuq.model import Claim, GiB, GpuProcess, Host, MiB, Reason, Request
 from gpuq.policy import neighbours
 from gpuq.policy.explain import gpu_verdict, neighbour_lines, why_not
+from gpuq.policy.fleet import Fleet
 from gpuq.policy.neighbours import NeighbourClaim
 from tests.policy.build import HOST, SETTINGS, Card, mine, reading
 
@@ -118,15 +119,17 @@ def test_who_claims_how_much_is_said() -> None:
         "alice's gpuq claims 11GiB on GPU 0 that it has not allocated yet",
         "bob's gpuq claims 4GiB on GPU 0 that it has not allocated yet",
     ]
-    verdict = why_not(Request(1, 20 * GiB, 0, 0), [gpu], 0, HOST, 0, 0, None)
+    verdict = why_not(Request(1, 20 * GiB, 0, 0), Fleet([gpu]), HOST, 0, 0, None)
     assert verdict.reason is Reason.FOREIGN_USE
     assert "alice's gpuq claims 11GiB on GPU 0" in verdict.text
     whole = card(theirs(None)).see(reading(), 0)
     assert gpu_verdict(Request(1, GiB, 0, 0), whole) == "alice's gpuq has the whole GPU"
-    assert "alice's gpuq claims the whole GPU 0" in why_not(Request(1, GiB, 0, 0), [whole], 0, HOST, 0, 0, None).text
+    assert (
+        "alice's gpuq claims the whole GPU 0" in why_not(Request(1, GiB, 0, 0), Fleet([whole]), HOST, 0, 0, None).text
+    )
     assert gpu_verdict(Request(1, None, 0, 0), gpu) == "claimed by alice, bob's gpuq"
     idle = card(theirs(10 * GiB)).see(reading(), 0)
-    assert "0B on GPU" not in why_not(Request(1, 20 * GiB, 0, 0), [idle], 0, HOST, 0, 0, None).text
+    assert "0B on GPU" not in why_not(Request(1, 20 * GiB, 0, 0), Fleet([idle]), HOST, 0, 0, None).text
 
 
 # --- properties -----------------------------------------------------------------------------------
