@@ -67,53 +67,53 @@ _gpuq() {
             argument="ids:waiting"
             ;;
         "cancel")
-            options="--state --tag --json -q --quiet -h --help"
-            values="--state --tag"
+            options="--state --tag --group --json -q --quiet -h --help"
+            values="--state --tag --group"
             argument="ids:live"
             ;;
         "hold")
-            options="--state --tag --json -q --quiet -h --help"
-            values="--state --tag"
+            options="--state --tag --group --json -q --quiet -h --help"
+            values="--state --tag --group"
             argument="ids:queued"
             ;;
         "release")
-            options="--state --tag --json -q --quiet -h --help"
-            values="--state --tag"
+            options="--state --tag --group --json -q --quiet -h --help"
+            values="--state --tag --group"
             argument="ids:held"
             ;;
         "suspend")
-            options="--state --tag --json -q --quiet -h --help"
-            values="--state --tag"
+            options="--state --tag --group --json -q --quiet -h --help"
+            values="--state --tag --group"
             argument="ids:running"
             ;;
         "resume")
-            options="--state --tag --json -q --quiet -h --help"
-            values="--state --tag"
+            options="--state --tag --group --json -q --quiet -h --help"
+            values="--state --tag --group"
             argument="ids:suspended"
             ;;
         "retry")
-            options="--state --tag --json -q --quiet -h --help"
-            values="--state --tag"
+            options="--state --tag --group --json -q --quiet -h --help"
+            values="--state --tag --group"
             argument="ids:ended"
             ;;
         "wait")
-            options="--state --tag --any --timeout --json -q --quiet -h --help"
-            values="--state --tag --timeout"
+            options="--state --tag --group --any --timeout --json -q --quiet -h --help"
+            values="--state --tag --group --timeout"
             argument="ids:live"
             ;;
         "list")
-            options="-a --all --state --tag -n --start --json -q --quiet -h --help"
-            values="--state --tag -n"
+            options="-a --all --state --tag --group -n --start --json -q --quiet -h --help"
+            values="--state --tag --group -n"
             argument="ids:all"
             ;;
         "show")
-            options="--state --tag --json -h --help"
-            values="--state --tag"
+            options="--state --tag --group --json -h --help"
+            values="--state --tag --group"
             argument="ids:all"
             ;;
         "why")
-            options="--state --tag --json -h --help"
-            values="--state --tag"
+            options="--state --tag --group --json -h --help"
+            values="--state --tag --group"
             argument="ids:all"
             ;;
         "logs")
@@ -142,8 +142,8 @@ _gpuq() {
             argument=""
             ;;
         "events")
-            options="--state --tag -f --follow -n --json -h --help"
-            values="--state --tag -n"
+            options="--state --tag --group -f --follow -n --json -h --help"
+            values="--state --tag --group -n"
             argument="ids:all"
             ;;
         "stats")
@@ -207,8 +207,8 @@ _gpuq() {
             argument=""
             ;;
         "prune")
-            options="--older --larger --state --tag --all --logs-only --dry-run -y --yes --json -q --quiet -h --help"
-            values="--older --larger --state --tag"
+            options="--older --larger --state --tag --group --all --logs-only --dry-run -y --yes --json -q --quiet -h --help"
+            values="--older --larger --state --tag --group"
             argument="ids:all"
             ;;
         "db")

@@ -174,6 +174,7 @@ complete -c gpuq -n '__gpuq_verb edit' -a '(__gpuq_ids waiting)'
 complete -c gpuq -n __gpuq_no_verb -a cancel -d 'Cancel waiting or running jobs.'
 complete -c gpuq -n '__gpuq_options cancel' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options cancel' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options cancel' -l group -d 'Only jobs of this group; array:12 is array 12' -x
 complete -c gpuq -n '__gpuq_options cancel' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options cancel' -s q -l quiet -d 'Print ids only, one per line'
 complete -c gpuq -n '__gpuq_options cancel' -s h -l help -d 'Show the help.'
@@ -181,6 +182,7 @@ complete -c gpuq -n '__gpuq_verb cancel' -a '(__gpuq_ids live)'
 complete -c gpuq -n __gpuq_no_verb -a hold -d 'Keep waiting jobs from starting.'
 complete -c gpuq -n '__gpuq_options hold' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options hold' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options hold' -l group -d 'Only jobs of this group; array:12 is array 12' -x
 complete -c gpuq -n '__gpuq_options hold' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options hold' -s q -l quiet -d 'Print ids only, one per line'
 complete -c gpuq -n '__gpuq_options hold' -s h -l help -d 'Show the help.'
@@ -188,6 +190,7 @@ complete -c gpuq -n '__gpuq_verb hold' -a '(__gpuq_ids queued)'
 complete -c gpuq -n __gpuq_no_verb -a release -d 'Let held jobs start.'
 complete -c gpuq -n '__gpuq_options release' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options release' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options release' -l group -d 'Only jobs of this group; array:12 is array 12' -x
 complete -c gpuq -n '__gpuq_options release' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options release' -s q -l quiet -d 'Print ids only, one per line'
 complete -c gpuq -n '__gpuq_options release' -s h -l help -d 'Show the help.'
@@ -195,6 +198,7 @@ complete -c gpuq -n '__gpuq_verb release' -a '(__gpuq_ids held)'
 complete -c gpuq -n __gpuq_no_verb -a suspend -d 'Stop running jobs where they are; they keep their GPUs.'
 complete -c gpuq -n '__gpuq_options suspend' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options suspend' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options suspend' -l group -d 'Only jobs of this group; array:12 is array 12' -x
 complete -c gpuq -n '__gpuq_options suspend' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options suspend' -s q -l quiet -d 'Print ids only, one per line'
 complete -c gpuq -n '__gpuq_options suspend' -s h -l help -d 'Show the help.'
@@ -202,6 +206,7 @@ complete -c gpuq -n '__gpuq_verb suspend' -a '(__gpuq_ids running)'
 complete -c gpuq -n __gpuq_no_verb -a resume -d 'Let suspended jobs go on.'
 complete -c gpuq -n '__gpuq_options resume' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options resume' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options resume' -l group -d 'Only jobs of this group; array:12 is array 12' -x
 complete -c gpuq -n '__gpuq_options resume' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options resume' -s q -l quiet -d 'Print ids only, one per line'
 complete -c gpuq -n '__gpuq_options resume' -s h -l help -d 'Show the help.'
@@ -209,6 +214,7 @@ complete -c gpuq -n '__gpuq_verb resume' -a '(__gpuq_ids suspended)'
 complete -c gpuq -n __gpuq_no_verb -a retry -d 'Queue ended jobs again, as a new attempt.'
 complete -c gpuq -n '__gpuq_options retry' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options retry' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options retry' -l group -d 'Only jobs of this group; array:12 is array 12' -x
 complete -c gpuq -n '__gpuq_options retry' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options retry' -s q -l quiet -d 'Print ids only, one per line'
 complete -c gpuq -n '__gpuq_options retry' -s h -l help -d 'Show the help.'
@@ -216,6 +222,7 @@ complete -c gpuq -n '__gpuq_verb retry' -a '(__gpuq_ids ended)'
 complete -c gpuq -n __gpuq_no_verb -a wait -d 'Wait until jobs have ended.'
 complete -c gpuq -n '__gpuq_options wait' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options wait' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options wait' -l group -d 'Only jobs of this group; array:12 is array 12' -x
 complete -c gpuq -n '__gpuq_options wait' -l any -d 'Until the first of them ended; exit with its code'
 complete -c gpuq -n '__gpuq_options wait' -l timeout -d 'Give up after this time' -x
 complete -c gpuq -n '__gpuq_options wait' -l json -d 'Print one JSON object, with a `schema`'
@@ -226,6 +233,7 @@ complete -c gpuq -n __gpuq_no_verb -a list -d 'Show jobs: running first, then wa
 complete -c gpuq -n '__gpuq_options list' -s a -l all -d 'Ended jobs too, newest first'
 complete -c gpuq -n '__gpuq_options list' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options list' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options list' -l group -d 'Only jobs of this group; array:12 is array 12' -x
 complete -c gpuq -n '__gpuq_options list' -s n -d 'At most this many rows, 0 for all; on a terminal 50 if not given' -x
 complete -c gpuq -n '__gpuq_options list' -l start -d 'When waiting jobs will start, as far as one can say'
 complete -c gpuq -n '__gpuq_options list' -l json -d 'Print one JSON object, with a `schema`'
@@ -235,12 +243,14 @@ complete -c gpuq -n '__gpuq_verb list' -a '(__gpuq_ids all)'
 complete -c gpuq -n __gpuq_no_verb -a show -d 'Show everything about a job.'
 complete -c gpuq -n '__gpuq_options show' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options show' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options show' -l group -d 'Only jobs of this group; array:12 is array 12' -x
 complete -c gpuq -n '__gpuq_options show' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options show' -s h -l help -d 'Show the help.'
 complete -c gpuq -n '__gpuq_verb show' -a '(__gpuq_ids all)'
 complete -c gpuq -n __gpuq_no_verb -a why -d 'Say why a job waits, with the numbers behind it.'
 complete -c gpuq -n '__gpuq_options why' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options why' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options why' -l group -d 'Only jobs of this group; array:12 is array 12' -x
 complete -c gpuq -n '__gpuq_options why' -l json -d 'Print one JSON object, with a `schema`'
 complete -c gpuq -n '__gpuq_options why' -s h -l help -d 'Show the help.'
 complete -c gpuq -n '__gpuq_verb why' -a '(__gpuq_ids all)'
@@ -268,6 +278,7 @@ complete -c gpuq -n '__gpuq_options top' -s h -l help -d 'Show the help.'
 complete -c gpuq -n __gpuq_no_verb -a events -d 'Show what happened.'
 complete -c gpuq -n '__gpuq_options events' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options events' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options events' -l group -d 'Only jobs of this group; array:12 is array 12' -x
 complete -c gpuq -n '__gpuq_options events' -s f -l follow -d 'Go on with what happens next'
 complete -c gpuq -n '__gpuq_options events' -s n -d 'The last N; 0 for all that are kept' -x
 complete -c gpuq -n '__gpuq_options events' -l json -d 'Print one JSON object, with a `schema`'
@@ -327,6 +338,7 @@ complete -c gpuq -n '__gpuq_options prune' -l older -d 'Only jobs ended so long 
 complete -c gpuq -n '__gpuq_options prune' -l larger -d 'Only jobs that left at least so much on disk' -x
 complete -c gpuq -n '__gpuq_options prune' -l state -d 'Only jobs in these states' -x -a 'held queued running suspended succeeded failed cancelled skipped'
 complete -c gpuq -n '__gpuq_options prune' -l tag -d 'Only jobs with this tag; repeat for several' -x
+complete -c gpuq -n '__gpuq_options prune' -l group -d 'Only jobs of this group; array:12 is array 12' -x
 complete -c gpuq -n '__gpuq_options prune' -l all -d 'Every job that has ended'
 complete -c gpuq -n '__gpuq_options prune' -l logs-only -d 'Remove logs, keep the jobs'
 complete -c gpuq -n '__gpuq_options prune' -l dry-run -d 'Only say what would go'

@@ -116,24 +116,28 @@ def raise_error(error: Mapping[str, Any]) -> None:
 
 
 class Selection(NamedTuple):
-    """Which jobs a verb is about: ids and ranges, `@last`, states, tags. Several kinds are a conjunction."""
+    """Which jobs a verb is about: ids and ranges, `@last`, states, tags, groups. Several kinds are a conjunction."""
 
     #: inclusive ranges; a single id is (n, n)
     ranges: tuple[tuple[int, int], ...] = ()
     last: bool = False
     states: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    #: `array:12` is the array of which 12 is the first
+    groups: tuple[str, ...] = ()
 
     @property
     def empty(self) -> bool:
-        return not (self.ranges or self.last or self.states or self.tags)
+        return not (self.ranges or self.last or self.states or self.tags or self.groups)
 
     def to_json(self) -> Message:
         return {
             "ranges": [list(r) for r in self.ranges],
             "last": self.last,
             "states": list(self.states),
-            "tags": list(self.tags),
+            # a daemon that knows no groups must not take this for more jobs than are meant
+            "tags": [*self.tags, *map(_stand_in, self.groups)],
+            "groups": list(self.groups),
         }
 
     @classmethod
@@ -144,12 +148,19 @@ class Selection(NamedTuple):
         try:
             ranges = tuple((_id(a), _id(b)) for a, b in value.get("ranges", []))
             states = tuple(_text(s) for s in value.get("states", []))
-            tags = tuple(_text(t) for t in value.get("tags", []))
+            groups = tuple(_text(g) for g in value.get("groups", []))
+            tags = tuple(_text(t) for t in value.get("tags", []) if t not in set(map(_stand_in, groups)))
         except (TypeError, ValueError):
             raise BadRequest(f"the selection {value!r} is malformed") from None
-        if len(tags) > MAX_TAGS:
-            raise UsageError(f"a selection has at most {MAX_TAGS} tags, and this one has {len(tags)}")
-        return cls(ranges, value.get("last") is True, states, tags)
+        for some, what in ((tags, "tags"), (groups, "groups")):
+            if len(some) > MAX_TAGS:
+                raise UsageError(f"a selection has at most {MAX_TAGS} {what}, and this one has {len(some)}")
+        return cls(ranges, value.get("last") is True, states, tags, groups)
+
+
+def _stand_in(group: str) -> str:
+    """A tag that no job has."""
+    return f"group={group}\0"
 
 
 def _id(value: object) -> int:
@@ -202,8 +213,13 @@ def ranges(ids: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans(ids))
 
 
-def parse_ids(words: list[str], states: str | None = None, tags: list[str] | None = None) -> Selection:
-    """A selection from the command line: `12`, `12-20`, `@last`, `--state a,b`, `--tag t`. Raises UsageError."""
+def parse_ids(
+    words: list[str], states: str | None = None, tags: list[str] | None = None, groups: list[str] | None = None
+) -> Selection:
+    """A selection from the command line: `12`, `12-20`, `@last`, `--state a,b`, `--tag t`, `--group g`.
+
+    Raises UsageError.
+    """
     ranges: list[tuple[int, int]] = []
     last = False
     for word in words:
@@ -218,7 +234,7 @@ def parse_ids(words: list[str], states: str | None = None, tags: list[str] | Non
             raise UsageError(f"the range {word!r} is upside down: write {high}-{low}")
         ranges.append((low, high))
     chosen = tuple(s.strip() for s in states.split(",")) if states is not None else ()
-    return Selection(tuple(ranges), last, chosen, tuple(tags or ()))
+    return Selection(tuple(ranges), last, chosen, tuple(tags or ()), tuple(groups or ()))
 
 
 def _is_number(text: str) -> bool:

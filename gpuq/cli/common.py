@@ -22,6 +22,10 @@ Tags = Annotated[
     list[str] | None,
     typer.Option("--tag", metavar="TAG", help="Only jobs with this tag; repeat for several.", show_default=False),
 ]
+Groups = Annotated[
+    list[str] | None,
+    typer.Option("--group", metavar="NAME", help="Only jobs of this group; array:12 is array 12.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, with a `schema`.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only, one per line.")]
 
@@ -36,9 +40,11 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def select(ids: list[str] | None, states: str | None = None, tags: list[str] | None = None) -> Selection:
+def select(
+    ids: list[str] | None, states: str | None = None, tags: list[str] | None = None, groups: list[str] | None = None
+) -> Selection:
     """The jobs named on the command line. Raises UsageError."""
-    selection = parse_ids(ids or [], states, tags)
+    selection = parse_ids(ids or [], states, tags, groups)
     for state in selection.states:
         from gpuq.model import State  # slow to import, and seldom needed
 
@@ -47,11 +53,13 @@ def select(ids: list[str] | None, states: str | None = None, tags: list[str] | N
     return selection
 
 
-def select_some(ids: list[str] | None, states: str | None = None, tags: list[str] | None = None) -> Selection:
+def select_some(
+    ids: list[str] | None, states: str | None = None, tags: list[str] | None = None, groups: list[str] | None = None
+) -> Selection:
     """As `select`, where doing it to every job cannot be what was meant. Raises UsageError."""
-    selection = select(ids, states, tags)
+    selection = select(ids, states, tags, groups)
     if selection.empty:
-        raise UsageError("which jobs? name ids (12, 12-20, @last), or choose with --state or --tag")
+        raise UsageError("which jobs? name ids (12, 12-20, @last), or choose with --state, --tag or --group")
     return selection
 
 

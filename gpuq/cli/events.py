@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from gpuq.cli.common import (
+    Groups,
     Ids,
     Json,
     States,
@@ -38,6 +39,7 @@ def events(
     ids: Ids = None,
     state: States = None,
     tag: Tags = None,
+    group: Groups = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens next.")] = False,
     number: Annotated[int, typer.Option("-n", metavar="N", help="The last N; 0 for all that are kept.")] = 50,
     as_json: Json = False,
@@ -46,7 +48,7 @@ def events(
 
     With --json one object with `events`; with -f and --json one event per line.
     """
-    selection = select(ids, state, tag)
+    selection = select(ids, state, tag, group)
     check_number(number, "events", ", 0 for all")
     fields: dict[str, Any] = {"limit": number or None, "follow": follow, "pages": True}
     if not selection.empty:

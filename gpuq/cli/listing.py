@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gpuq.cli.common import (
+    Groups,
     Ids,
     Json,
     Quiet,
@@ -44,6 +45,7 @@ def list_(
     everything: Annotated[bool, typer.Option("--all", "-a", help="Ended jobs too, newest first.")] = False,
     state: States = None,
     tag: Tags = None,
+    group: Groups = None,
     number: Annotated[
         int | None,
         typer.Option("-n", metavar="N", help="At most this many rows, 0 for all; on a terminal 50 if not given."),
@@ -60,7 +62,7 @@ def list_(
     used than was claimed; TIME is how long a job runs or has waited. Estimates are of the queue as it is: `16:20-16:40`
     is from what is likely to what time limits allow, `>17:00` not before, `?` where what is in the way has no limit.
     """
-    selection = select(ids, state, tag)
+    selection = select(ids, state, tag, group)
     check_number(number, "rows", ", 0 for all")
     limit = number if number is not None else _default_limit(bare=as_json or quiet)
     ended = everything or bool(selection.ranges or selection.last or selection.states)
@@ -69,7 +71,9 @@ def list_(
     found = iter(jobs)
     first = next(found, None)
     if first is None and ids:
-        raise NoSuchJob(f"there is no job {', '.join(ids)}" + (" in that state, with that tag" if state or tag else ""))
+        raise NoSuchJob(
+            f"there is no job {', '.join(ids)}" + (" in that state, with that tag" if state or tag or group else "")
+        )
     every = found if first is None else chain([first], found)
     estimates = _estimates() if start and not bare_ids else None
     if as_json and estimates is not None:
@@ -79,13 +83,18 @@ def list_(
     elif quiet:
         sys.stdout.writelines(f"{job['id']}\n" for job in every)
     elif first is None:
-        chosen = "no job was chosen" if state or tag else "there is no job: none was submitted yet, or all were pruned"
-        tell(chosen if state or tag or everything else "no jobs are waiting or running")
+        chosen = (
+            "no job was chosen"
+            if state or tag or group
+            else "there is no job: none was submitted yet, or all were pruned"
+        )
+        tell(chosen if state or tag or group or everything else "no jobs are waiting or running")
     else:
         count = _print(every, estimates)
         command = ["gpuq", "list", *(ids or []), *(["--all"] if everything else [])]
         command += ["--state", state] if state is not None else []
         command += [word for one in tag or [] for word in ("--tag", one)]
+        command += [word for one in group or [] for word in ("--group", one)]
         _tell_more(jobs.total - count, shlex.join([*command, "-n", "0"]))
 
 

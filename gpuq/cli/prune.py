@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from gpuq.cli.common import (
+    Groups,
     Ids,
     Json,
     Quiet,
@@ -41,6 +42,7 @@ def prune(
     ] = None,
     state: States = None,
     tag: Tags = None,
+    group: Groups = None,
     every: Annotated[bool, typer.Option("--all", help="Every job that has ended.")] = False,
     logs_only: Annotated[bool, typer.Option("--logs-only", help="Remove logs, keep the jobs.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
@@ -55,7 +57,7 @@ def prune(
     from gpuq.client import request
 
     wanted: dict[str, Any] = {
-        "sel": select(ids, state, tag).to_json(),
+        "sel": select(ids, state, tag, group).to_json(),
         "older": None if older is None else parse_duration(older, "--older"),
         "larger": None if larger is None else parse_size(larger, "--larger"),
         "logs_only": logs_only,

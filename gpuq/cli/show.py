@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gpuq.cli import event_text, fields, plain
-from gpuq.cli.common import Ids, Json, States, Tags, examples, new_app, print_json, screen_width, select_some
+from gpuq.cli.common import Groups, Ids, Json, States, Tags, examples, new_app, print_json, screen_width, select_some
 from gpuq.units import format_duration, format_short_duration, format_size, printable
 
 app = new_app()
@@ -17,11 +17,11 @@ app = new_app()
     "show",
     epilog=examples("gpuq show 12", "gpuq show @last --json | jq '.jobs[0].exit_code'"),
 )
-def show(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json = False) -> None:
+def show(ids: Ids = None, state: States = None, tag: Tags = None, group: Groups = None, as_json: Json = False) -> None:
     """Show everything about jobs: outcome, times, GPUs with declared and used memory, attempts, events."""
     from gpuq.client import request
 
-    jobs = request("show", sel=select_some(ids, state, tag).to_json())["jobs"]
+    jobs = request("show", sel=select_some(ids, state, tag, group).to_json())["jobs"]
     if as_json:
         print_json("gpuq.jobs/1", jobs=jobs)
         return

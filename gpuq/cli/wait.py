@@ -10,6 +10,7 @@ import typer
 
 from gpuq import units
 from gpuq.cli.common import (
+    Groups,
     Ids,
     Json,
     Quiet,
@@ -53,6 +54,7 @@ def wait(
     ids: Ids = None,
     state: States = None,
     tag: Tags = None,
+    group: Groups = None,
     any_: Annotated[bool, typer.Option("--any", help="Until the first of them ended; exit with its code.")] = False,
     timeout: Annotated[str | None, typer.Option("--timeout", metavar="TIME", help="Give up after this time.")] = None,
     as_json: Json = False,
@@ -63,7 +65,7 @@ def wait(
     One job: its exit code, 128+n for a signal or its time limit, 1 where there is no code. Several: 1 if any did
     not succeed. With --timeout 124 when the time is up.
     """
-    selection = select_some(ids, state, tag)
+    selection = select_some(ids, state, tag, group)
     seconds = units.parse_duration(timeout, "--timeout") if timeout is not None else None
 
     def ended() -> Outcome:
@@ -100,7 +102,7 @@ class Outcome(NamedTuple):
 
 def _settled(selection: Selection) -> Selection:
     """The same jobs by id alone: `--state queued` means those that are queued now, however long this takes."""
-    if not (selection.last or selection.states or selection.tags):
+    if not (selection.last or selection.states or selection.tags or selection.groups):
         return selection
     ids = [job["id"] for job in Jobs(selection, everything=True, ids=True)]
     if not ids:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gpuq.cli import fields, plain
-from gpuq.cli.common import Ids, Json, States, Tags, examples, new_app, print_json, screen_width, select_some
+from gpuq.cli.common import Groups, Ids, Json, States, Tags, examples, new_app, print_json, screen_width, select_some
 from gpuq.units import printable
 
 app = new_app()
@@ -16,7 +16,7 @@ _HEADER = ("gpu", "name", "total", "margin", "foreign", "claimed", "headroom", "
 
 
 @app.command("why", epilog=examples("gpuq why 12", "gpuq why --state queued --json"))
-def why(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json = False) -> None:
+def why(ids: Ids = None, state: States = None, tag: Tags = None, group: Groups = None, as_json: Json = False) -> None:
     """Say why jobs wait: the reason, what they ask for, and what each GPU has left.
 
     Headroom is what is left of a GPU's memory after a margin, foreign use and the claims of running jobs.
@@ -24,7 +24,7 @@ def why(ids: Ids = None, state: States = None, tag: Tags = None, as_json: Json =
     from gpuq.cli.pages import by_id
     from gpuq.client import request
 
-    explanations = request("why", sel=select_some(ids, state, tag).to_json())["explanations"]
+    explanations = request("why", sel=select_some(ids, state, tag, group).to_json())["explanations"]
     if as_json:
         print_json("gpuq.why/1", explanations=explanations)
         return

@@ -92,7 +92,7 @@ def chosen(core: Core, session: Session, message: Message) -> Selection:
     """The selection of a message that has to choose something. Raises NoSuchJob as `selected`."""
     selection = check_selection(core, session, message)
     if selection.empty:
-        raise UsageError("which jobs? write ids (12, 12-20, @last), --state or --tag")
+        raise UsageError("which jobs? write ids (12, 12-20, @last), --state, --tag or --group")
     unknown = core.store.unknown(selection.ranges)
     missing = [low for low, high in unknown if low == high]
     if missing:

@@ -57,7 +57,7 @@ async def wait(daemon: Daemon, session: Session, message: Message) -> AsyncItera
 def _meant(core: Core, session: Session, message: Message) -> Ranges:
     """The jobs that are there now, as ranges of ids."""
     selection = chosen(core, session, message)
-    if selection.states or selection.tags:
+    if selection.states or selection.tags or selection.groups:
         return Ranges(spans(core.store.select(selection)))
     last = core.store.next_id() - 1
     return Ranges((low, min(high, last)) for low, high in selection.ranges)

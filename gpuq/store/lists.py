@@ -9,12 +9,15 @@ from enum import Enum
 from typing import Any
 
 from gpuq.model import ENDED, State
-from gpuq.protocol import MAX_ID
+from gpuq.protocol import MAX_ID, MAX_JOBS
 
 #: Of a job in a list: what sorts upwards, and is no other job's.
 Key = tuple[float, int]
 #: A row that is looked at: its key, its id, and whether it has the tags that are asked for.
 Row = tuple[float, int, int, int]
+#: An SQL condition, with `{}` where its value is bound, and that value.
+Fits = tuple[str, int | str]
+_TAGGED = "EXISTS (SELECT 1 FROM json_each(tags) WHERE value = {})"
 #: Rows that are looked at for one part, where not all of them may be wanted.
 LOOK = 5000
 #: True of jobs that have not ended, and what the partial index on them asks for.
@@ -51,20 +54,21 @@ class Walk:
     after: Key | None = None
     #: no job with a larger id
     upto: int = MAX_ID
-    tags: tuple[str, ...] = ()
+    #: conditions on each job, as `fitting` has them
+    fits: tuple[Fits, ...] = ()
 
     def statements(self, states: Iterable[State], seen: str) -> list[tuple[str, dict[str, Any]]]:
         """SQL and its values; `seen` is a condition of jobs that may be seen."""
-        sql, key, later = self.order.value
+        ordered, key, later = self.order.value
         values: dict[str, Any] = {"upto": self.upto, "most": self.most}
         if self.after is not None:
             values |= {"a": self.after[0], "b": self.after[1]}
-        values |= {f"tag{n}": tag for n, tag in enumerate(self.tags)}
-        fits = " AND ".join(tagged(f":tag{n}") for n in range(len(self.tags))) or "1"
+        values |= {f"fits{n}": value for n, (_, value) in enumerate(self.fits)}
+        fits = " AND ".join(sql.format(f":fits{n}") for n, (sql, _) in enumerate(self.fits)) or "1"
         return [
             (
                 f"SELECT {key}, id, {fits} FROM jobs WHERE {in_states([state])} AND {seen} AND +id <= :upto "
-                f"AND {condition} ORDER BY {sql} LIMIT :most",
+                f"AND {condition} ORDER BY {ordered} LIMIT :most",
                 values,
             )
             for state in states
@@ -72,9 +76,17 @@ class Walk:
         ]
 
 
-def tagged(value: str) -> str:
-    """An SQL condition, of jobs with a tag; `value` is how the statement has it bound."""
-    return f"EXISTS (SELECT 1 FROM json_each(tags) WHERE value = {value})"
+def fitting(tags: Iterable[str], groups: Iterable[str]) -> tuple[Fits, ...]:
+    """The conditions of jobs with these tags, and in these groups."""
+    return (*((_TAGGED, tag) for tag in tags), *map(_in_group, groups))
+
+
+def _in_group(group: str) -> Fits:
+    array = group.removeprefix("array:")
+    if array != group and array.isascii() and array.isdigit() and len(array) <= 18:
+        first = int(array)  # the ids of an array follow each other
+        return f"(array_id = {{}} AND id BETWEEN {first} AND {min(MAX_ID, first + MAX_JOBS)})", first
+    return "job_group = {}", group
 
 
 def in_states(states: Iterable[State]) -> str:

@@ -19,7 +19,7 @@ from gpuq.policy.waiting import Free, GroupKey, Waits, longest_run
 from gpuq.protocol import MAX_ID, Selection
 from gpuq.store import history
 from gpuq.store.connection import Connection
-from gpuq.store.lists import LIVING, LOOK, Key, Order, Part, Row, Walk, in_states, inside, part_of, tagged, width
+from gpuq.store.lists import LIVING, LOOK, Key, Order, Part, Row, Walk, fitting, in_states, inside, part_of, width
 from gpuq.store.rows import attempt_from_row, claim_from_row, dump, job_from_row, request_of
 from gpuq.store.staging import Staged, hidden, unvouched
 
@@ -235,9 +235,10 @@ class Queries:
             return Part([], None)
         if selection.ranges and width(selection.ranges) <= LOOK:
             return self._walk_named(selection, chosen, order, most, after, upto)
-        look = max(most, LOOK) if selection.ranges or selection.tags else most
+        fits = fitting(selection.tags, selection.groups)
+        look = max(most, LOOK) if selection.ranges or fits else most
         found: list[Row] = []
-        walk = Walk(order, look, after, upto, selection.tags)
+        walk = Walk(order, look, after, upto, fits)
         for statement, values in walk.statements(chosen, self.seen):
             rows = self.conn.execute(statement, values)
             rows.row_factory = None
@@ -324,7 +325,7 @@ class Queries:
         chosen = [state for state in states if not selection.states or state in selection.states]
         if not chosen:
             return 0
-        if not selection.ranges and not selection.tags:
+        if not selection.ranges and not selection.tags and not selection.groups:
             return sum(map(self._count, chosen))
         clause, values = self._where(selection, chosen)
         table = "jobs NOT INDEXED" if selection.ranges else "jobs"
@@ -484,9 +485,9 @@ class Queries:
         named = [frozenset(map(State, some)) for some in (selection.states, tuple(states)) if some]
         if named:
             parts.append(in_states(frozenset.intersection(*named)))
-        for tag in selection.tags:
-            parts.append(tagged("?"))
-            values.append(tag)
+        for sql, value in fitting(selection.tags, selection.groups):
+            parts.append(sql.format("?"))
+            values.append(value)
         return " AND ".join(parts), values
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gpuq.protocol import Selection
 from tests.daemon.test_queues import waits_for
 from tests.harness import Box, gone, wait_until
 
@@ -110,6 +111,43 @@ def test_a_large_array_is_one_too(box: Box) -> None:
         [["true"]], array={"indexes": list(range(500)), "limit": 0}, stop_after=3, hold=True
     )
     assert {box.job(n)["group"] for n in (first, last)} == {f"array:{first}"}
+
+
+def test_jobs_are_chosen_by_group(box: Box) -> None:
+    night = box.submit_many([["true"]] * 3, group="night", hold=True)
+    day = box.submit_many([["true"]] * 2, group="day of days", hold=True, tags=["t"])
+    array = box.submit_many([["true"]], array={"indexes": [1, 2, 3], "limit": 0}, hold=True)
+    other = box.submit_many([["true"]], array={"indexes": [1, 2], "limit": 0}, hold=True, group="night")
+    named = {"night": [*night, *other], "day of days": day, f"array:{array[0]}": array, f"array:{other[0]}": other}
+    for name, ids in named.items():
+        assert box.ok("list", "-q", "--group", name).split() == list(map(str, ids)), name
+        assert [job["id"] for job in box.json("show", "--group", name)["jobs"]] == ids
+        assert box.json("events", "--group", name)["events"][0]["job"] == ids[0]
+        for number in ("0", "1"):
+            assert (
+                box.ok("list", "-q", "--all", "-n", number, "--group", name).split()
+                == list(map(str, ids))[: int(number) or None]
+            )
+    for name in ("nigth", "array:2", "array:x", f"array:{2**62}", ""):
+        assert box.ok("list", "-q", "--group", name) == ""
+    assert box.ok("list", "-q", "--group", "night", "--tag", "t") == ""
+    assert box.ok("release", "--group", "night", "--state", "held", f"1-{night[-1]}").split() == list(map(str, night))
+    assert box.run("wait", "--group", "day of days", "--timeout", "0.1s").returncode == 124
+    assert box.ok("cancel", "--group", "day of days").split() == list(map(str, day))
+    assert box.run("wait", "--group", "day of days", "-q").returncode == 1
+    assert box.ok("cancel", "--group", f"array:{array[0]}").split() == list(map(str, array))
+    assert {box.job(n)["state"] for n in other} == {"held"}
+    box.wait(*night)
+    assert box.ok("retry", "--group", "day of days").split() == list(map(str, day))
+    assert "--group" in box.fails(2, "cancel")
+
+
+def test_a_daemon_that_knows_no_groups_takes_a_choice_by_group_for_no_job() -> None:
+    """It reads states and tags, and leaves out what it does not know."""
+    sent = Selection(states=("queued",), tags=("a",), groups=("g",)).to_json()
+    assert Selection.from_json(sent) == Selection(states=("queued",), tags=("a",), groups=("g",))
+    older = Selection.from_json({name: value for name, value in sent.items() if name != "groups"})
+    assert len(older.tags) == 2 and "\0" in older.tags[1], "no job has such a tag: --tag refuses it"
 
 
 @pytest.mark.parametrize(
