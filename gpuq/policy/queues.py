@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
+from math import inf
+
 from gpuq.errors import UsageError
 from gpuq.model import Queue, Reason, Request
 from gpuq.policy.explain import Verdict, are_asked, more_than_queue_has
@@ -23,6 +27,52 @@ def gate(queue: Queue, request: Request, jobs: int, gpus: int) -> Verdict | None
             f"{'is' if request.gpus == 1 else 'are'} asked for",
         )
     return None
+
+
+@dataclass(slots=True)
+class Turn:
+    """The first job of a queue that its limit of GPUs keeps from starting: smaller ones do not pass it for ever.
+
+    As with a reservation, one that has ended by the time at which the job can start passes, or one beside which it can.
+    """
+
+    job_id: int
+    #: when the queue's running jobs leave it enough of the limit, in seconds since the epoch; infinity for nobody knows
+    at: float
+    #: GPUs of the limit that are left then beside it
+    left: int
+
+    def lets(self, gpus: int, ends: float) -> bool:
+        return not gpus or ends <= self.at < inf or gpus <= self.left
+
+    def book(self, gpus: int, ends: float) -> None:
+        """A job of the queue has started on so many."""
+        if not ends <= self.at < inf:
+            self.left -= gpus
+
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict(Reason.LIMIT, f"its queue's GPUs are kept for job {self.job_id}, which is first and needs more")
+
+
+def turn(queue: Queue, gpus: int, job_id: int, running: Collection[tuple[float, int]], now: float) -> Turn | None:
+    """The turn of a job that asks for so many GPUs; `running` are ends and GPUs of the queue's running jobs.
+
+    None where not the limit of GPUs keeps it, or it could never start.
+    """
+    if queue.max_gpus is None or not 0 < gpus <= queue.max_gpus:
+        return None
+    used = sum(count for _, count in running)
+    if used + gpus <= queue.max_gpus:
+        return None
+    for ends, count in sorted(running):
+        if ends == inf:
+            break
+        used -= count
+        if used + gpus <= queue.max_gpus:
+            still = sum(count for other, count in running if other > max(ends, now))
+            return Turn(job_id, max(ends, now), queue.max_gpus - still - gpus)
+    return Turn(job_id, inf, 0)
 
 
 def _never(queue: Queue, request: Request) -> str | None:

@@ -19,7 +19,7 @@ from gpuq.policy.line import Line
 from gpuq.policy.placing import choose, permitted, ranked
 from gpuq.policy.predict import Predictions
 from gpuq.policy.preempt import Preemption, victims
-from gpuq.policy.queues import gate
+from gpuq.policy.queues import Turn, gate, turn
 from gpuq.policy.reserve import Books, Held, Ongoing, Reservation, domain_of, enough, gpus_within_limits, reserve
 from gpuq.policy.waiting import GroupKey
 
@@ -175,6 +175,8 @@ class _Planner:
         self._verdicts: dict[GroupKey, Verdict] = {}
         self._held: list[Held] = []
         self._preemptions: list[Preemption] = []
+        #: the first of each queue that its limit of GPUs keeps from starting
+        self._turns: dict[str, Turn] = {}
         #: of the next job of each group: rank, id to rank by, a number of the group's, the group, id
         self._order: list[tuple[float, int, int, GroupKey, int]] = []
         #: groups of which only jobs that are over in time are still looked at, in seconds that they may take
@@ -256,25 +258,51 @@ class _Planner:
     def _look_at(self, key: GroupKey, job_id: int) -> int | None:
         """Start the job if it can; after which job its group goes on, None where it does not."""
         verdict = self._gate(key)
+        waits_its_turn = verdict is None and self._waits_for_its_queue(key, job_id)
+        if waits_its_turn:
+            self._verdicts.setdefault(key, self._turns[key.queue].verdict)
+            return self._only_short(key, job_id, self._turns[key.queue].at)
         if verdict is None:
             chosen = self._room(key, job_id)
             if not isinstance(chosen, Verdict):
                 self._start(key, job_id, chosen)
                 return job_id
             verdict = chosen
+        elif verdict.reason is Reason.LIMIT:
+            self._take_turn(key, job_id)
         self._verdicts.setdefault(key, verdict)
         if verdict.reason in PLACEABLE:
             self._cannot_start(key, job_id)
         if verdict.reason is not Reason.RESERVATION:
             return None
         self._behind = self._snapshot.policy.reservations  # who had one from here on would go ahead of it for good
-        if key in self._short:
+        return self._only_short(key, job_id, min((held.reservation.at for held in self._held), default=inf))
+
+    def _only_short(self, key: GroupKey, job_id: int, by: float) -> int | None:
+        """Go on in the group after this job with those that have ended by then; None where that was so already."""
+        if key in self._short or by == inf:
             return None
-        soonest = min((held.reservation.at for held in self._held), default=inf)
-        if soonest == inf:
-            return None
-        self._short[key] = soonest - self._snapshot.now
+        self._short[key] = by - self._snapshot.now
         return job_id
+
+    def _waits_for_its_queue(self, key: GroupKey, job_id: int) -> bool:
+        """Whether it would pass the first of its queue, which needs more GPUs than the queue's limit leaves now."""
+        first = self._turns.get(key.queue)
+        return first is not None and not first.lets(key.request.gpus, self._snapshot.ends(key, job_id))
+
+    def _take_turn(self, key: GroupKey, job_id: int) -> None:
+        snapshot, policy = self._snapshot, self._snapshot.policy
+        if policy.order is not Order.EASY or key.queue in self._turns:
+            return
+        running = [(one.ends, one.gpus) for one in self._books.ongoing.values() if one.queue == key.queue]
+        found = turn(self._queue(key), key.request.gpus, job_id, running, snapshot.now)
+        if found is None or (found.at == inf and self._waited(key, job_id) < policy.reserve_after):
+            return
+        self._turns[key.queue] = found
+
+    def _waited(self, key: GroupKey, job_id: int) -> float:
+        """Seconds."""
+        return self._snapshot.now - self._snapshot.groups[key].since(job_id)
 
     def _gate(self, key: GroupKey) -> Verdict | None:
         """What keeps the jobs of a group from starting whatever is free."""
@@ -307,9 +335,11 @@ class _Planner:
         most = gpus_within_limits(key, self._queue(key), books, self._held)
         if most is None:
             return self._keeps_its_place(key)
-        if request.most:
-            request = replace(request, most=int(min(request.most, most)))
         ends = self._snapshot.ends(key, job_id)
+        if request.most:
+            first = self._turns.get(key.queue)
+            most = min(most, first.left) if first is not None and not first.lets(request.most, ends) else most
+            request = replace(request, most=int(min(request.most, most)))
         delayed = [held for held in self._held if not held.over_by(ends)]
         return _beside(request, fitting, delayed, books.host) if delayed else choose(request, fitting) or ()
 
@@ -330,6 +360,8 @@ class _Planner:
         self._books.start(begun(self._snapshot, key, job_id, len(chosen)), key.request.vram, chosen)
         for held in self._held:
             held.book(key.request, chosen, ends)
+        if key.queue in self._turns:
+            self._turns[key.queue].book(len(chosen), ends)
 
     def _cannot_start(self, key: GroupKey, job_id: int) -> None:
         """The job would start if others had ended: what that means for those behind it, and for those who run."""
@@ -349,8 +381,7 @@ class _Planner:
             self._behind = policy.reservations  # what others have reserved is in its way, and must not become more
             return
         self._behind += 1
-        waited = self._snapshot.now - self._snapshot.groups[key].since(job_id)
-        if held.reservation.at == inf and waited < policy.reserve_after:
+        if held.reservation.at == inf and self._waited(key, job_id) < policy.reserve_after:
             return
         for other in self._held:
             other.make_way(held)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from math import inf
 
-from gpuq.model import Claim, GiB, Order, Queue, Reason
+from gpuq.model import Claim, GiB, Order, Queue, Reason, Request
 from gpuq.policy.line import Line
 from gpuq.policy.reserve import Ongoing, Reservation
 from gpuq.policy.scheduler import RESERVATIONS, Plan, Policy, Snapshot, plan
 from gpuq.policy.waiting import GroupKey
 from tests.policy.build import make_gpu, stranger
-from tests.policy.stream import HOST, Stream, Work, cpu, share, whole
+from tests.policy.stream import HOST, Stream, Work, card, cpu, share, whole
 
 EASY = Policy()
 
@@ -308,3 +308,36 @@ def test_a_job_that_would_delay_one_is_not_passed_by_later_reservations() -> Non
         Work(4, whole(2), limit=10.0),
     ]
     assert holders(stream(4, *works, policy=Policy(reservations=4))) == [2]
+
+
+def test_small_jobs_of_a_queue_do_not_pass_its_first_for_ever() -> None:
+    """A queue of two GPUs; jobs of one GPU come all the time, and one that needs both."""
+    queues = {"two": Queue("two", max_gpus=2)}
+    stream = Stream({f"GPU-{n}": 24 for n in range(4)}, Policy(reservations=8), queues)
+    small = [Work(10 * n, whole(), 4.0 * n, 4.0 * n, limit=10.0, lasts=10.0, queue="two") for n in range(1, 100)]
+    stream.run([*small, Work(51, whole(2), 20.0, 20.0, limit=10.0, lasts=10.0, queue="two")])
+    assert stream.started[51] <= 50.0
+
+
+def test_who_is_over_in_time_or_leaves_enough_passes_the_first_of_its_queue() -> None:
+    queue = {"q": Queue("q", max_gpus=3)}
+    ongoing = [Ongoing(1, ends=100.0, gpus=2, queue="q")]
+    gpus = [card(n, 24, [Claim(1, 1, f"GPU-{n}", None)] if n < 2 else []) for n in range(6)]
+
+    def starts(*others: tuple[Request, float], elsewhere: bool = False) -> set[int]:
+        groups = {GroupKey(0, 1, whole(2), queue="q"): Line.of([2], length=50.0)}
+        for job_id, (request, length) in enumerate(others, 3):
+            key = GroupKey(0, 1, request, queue="default" if elsewhere else "q")
+            groups.setdefault(key, Line()).add(job_id, 0.0, length)
+        return {start.job_id for start in plan(Snapshot(groups, HOST, queues=queue, ongoing=ongoing), gpus).starts}
+
+    assert starts((whole(1), 100.0)) == {3}, "it is over when the first can start"
+    assert starts((whole(1), 101.0)) == {3}, "one GPU is left beside it"
+    assert starts((share(4), inf), (whole(1), inf)) == {3}, "but only one"
+    assert starts((whole(1), inf), (whole(1), 100.0)) == {3}
+    assert starts((whole(2), inf), elsewhere=True) == {3}, "that is another queue"
+    queue["q"] = Queue("q", max_gpus=2)
+    assert starts((whole(1), 100.0)) == set(), "the queue is full"
+    ongoing[0] = Ongoing(1, ends=100.0, gpus=1, queue="q")
+    assert starts((whole(1), 101.0)) == set() and starts((whole(1), 100.0), (cpu(), inf)) == {3, 4}
+    assert starts((whole(1), 101.0), (whole(1), 99.0)) == {4}, "of jobs that are alike the short one passes"
