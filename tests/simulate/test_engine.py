@@ -204,6 +204,11 @@ def test_limits_of_queues_and_arrays_are_the_hosts() -> None:
         0,
         30,
     ]
+    later = [Job(0, 2, 10), Job(5, 1, 10)]  # what runs already counts, too
+    assert own(later, 4, [Member("night")] * 2, Queue("night", max_jobs=1)) == [0, 10]
+    assert own(later, 4, [Member("night")] * 2, Queue("night", max_gpus=2)) == [0, 10]
+    assert own(later, 4, [Member("night")] * 2, Queue("night", max_gpus=3)) == [0, 5]
+    assert own(later, 4, [Member(array=(1, 1))] * 2) == [0, 10]
     trace = trace_of(jobs, members=[Member("night", (1, 1))] * 4)
     assert list(simulate(trace, (0,) * 4, PLAIN["easy"]).start) == [0, 0, 0, 0], "and nobody else's"
 
