@@ -335,6 +335,7 @@ def print_gantt(heading: str, picture: "Picture") -> None:
                 line.append(span.text, "dim" if span.job is None else BAR_STYLES[span.job % len(BAR_STYLES)])
         console.print(line)
     console.print(Text(picture.axis))
+    console.print(Text(picture.legend, "dim"))
 
 
 def progress_bar(what: str, total: int) -> Progress:

@@ -238,7 +238,7 @@ def _draw(trace: Trace, result: Result) -> None:
     run = result.run
     picture = draw(trace, run, shutil.get_terminal_size((NARROW, 24)).columns - 1)
     what_if = f", what if {result.change}" if result.change else ""
-    heading = f"{run.policy} on {_gpus(run.cards)}{what_if}: {picture.legend}"
+    heading = f"{run.policy} on {_gpus(run.cards)}{what_if}"
     if on_terminal():
         from gpuq.cli import render
 
@@ -247,7 +247,7 @@ def _draw(trace: Trace, result: Result) -> None:
         print(f"\n{heading}")
         for label, spans in picture.lines:
             print(f"{label}{''.join(span.text for span in spans)}".rstrip())
-        print(picture.axis)
+        print(f"{picture.axis}\n{picture.legend}")
     if picture.more:
         print(f"… and {picture.more:,} GPUs more")
 

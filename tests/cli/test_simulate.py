@@ -190,11 +190,12 @@ def test_a_host_without_gpus_or_history(box: Box) -> None:
 
 def test_the_picture_off_a_terminal(box: Box, trace: str) -> None:
     shown = box.ok("simulate", trace, "--gpus", "2", "--policy", "easy", "--gantt", env={"COLUMNS": "31"})
-    assert shown.splitlines()[-4:] == [
-        "easy on 2 GPUs: a column is 0.8s, | and an id is a start",
+    assert shown.splitlines()[-5:] == [
+        "easy on 2 GPUs",
         "gpu0 |0----------|1-----------",
         "gpu1 ..|2-----...|1-----------",
         "     |0s         |9.6s",
+        "a column is 0.8s, | and an id is a start",
     ]
 
 
