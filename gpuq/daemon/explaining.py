@@ -182,7 +182,8 @@ async def _changes(core: Core, now: _Now, job: Job, key: GroupKey, deadline: flo
     """Options with which it would start now, as they are typed."""
     peak = max((claim.peak for attempt in core.store.attempts(job.id) for claim in attempt.claims), default=0)
     found: list[str] = []
-    for options in advice(Case(now.snapshot, now.gpus, key, job.id, peak, core.grace(job))):
+    early = job.early_signal.before if job.early_signal is not None else 0.0
+    for options in advice(Case(now.snapshot, now.gpus, key, job.id, peak, core.grace(job), early)):
         if options is not None:
             found.append(" ".join(options))
         if len(found) >= MOST_CHANGES or time.monotonic() > deadline:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import chain, combinations, islice
 from math import inf
 
 from gpuq.model import ANY_GPU, GiB, MiB
@@ -46,8 +46,9 @@ class Case:
     job_id: int
     #: most GPU memory that an attempt of it was seen to use on one GPU, in bytes
     peak: int = 0
-    #: its grace period, in seconds
+    #: its grace period, and how long before its time limit it wants a signal, in seconds
     grace: float = 0.0
+    early: float = 0.0
 
 
 def advice(case: Case) -> Iterator[tuple[str, ...] | None]:
@@ -57,18 +58,13 @@ def advice(case: Case) -> Iterator[tuple[str, ...] | None]:
     """
     trial = _Trial(case)
     found = False
-    first: list[Variant] = []
     for kind in _KINDS:
-        for number, variant in enumerate(kind(case, trial.own)):
-            if number == 0:
-                first.append(variant)
+        for variant in islice(kind(case, trial.own), MOST_TRIES):
             if trial.starts(variant):
                 found = True
                 yield variant.options
                 break
             yield None
-            if number + 1 >= MOST_TRIES:
-                break
     if not found:
         yield from _pairs(case, trial)
 
@@ -76,19 +72,14 @@ def advice(case: Case) -> Iterator[tuple[str, ...] | None]:
 def _pairs(case: Case, trial: _Trial) -> Iterator[tuple[str, ...] | None]:
     """Two changes together: of each kind, the smallest that the other leaves."""
     for one, other in combinations(_KINDS, 2):
-        both = (second for first in _some(one(case, trial.own)) for second in _some(other(case, first)))
-        for variant in _some(both):
+        if one is _less_vram:  # how much there is depends on all the others
+            one, other = other, one
+        each = (islice(other(case, first), MOST_TRIES // 2) for first in islice(one(case, trial.own), MOST_TRIES // 2))
+        for variant in islice(chain.from_iterable(each), MOST_TRIES // 2):
             if trial.starts(variant):
                 yield variant.options
                 break
             yield None
-
-
-def _some(variants: Iterable[Variant]) -> Iterator[Variant]:
-    for number, variant in enumerate(variants):
-        if number >= MOST_TRIES // 2:
-            return
-        yield variant
 
 
 class _Trial:
@@ -123,19 +114,27 @@ def _less_vram(case: Case, own: Variant) -> Iterator[Variant]:
         return
     subset = case.snapshot.queues.get(own.key.queue, PLAIN).gpus
     room = [gpu for gpu in permitted(request, case.gpus, subset) if gpu.fault is None and gpu.headroom > 0]
-    kept = {
-        uuid: one.key.request.vram or 0
-        for one in case.snapshot.reserved
-        if one.job_id != case.job_id
-        for uuid in one.gpus
-    }
     free = sorted((gpu.headroom for gpu in room), reverse=True)
-    beside = sorted((gpu.headroom - kept.get(gpu.uuid, 0) for gpu in room), reverse=True)
+    beside = sorted((_beside_reserved(case, gpu) for gpu in room), reverse=True)
     sizes = {sizes[request.gpus - 1] for sizes in (free, beside) if len(sizes) >= request.gpus}
     for size in sorted(sizes, reverse=True):
         size = neat_size(size, case.peak)
         if size >= max(case.peak, 1) and (request.vram is None or size < request.vram):
             yield own.with_request(f"--vram {size_text(size)}", vram=size)
+
+
+def _beside_reserved(case: Case, gpu: GpuState) -> int:
+    """Bytes that are left now, and once those have come for whom there are reservations."""
+    left = gpu.headroom
+    for one in case.snapshot.reserved:
+        if one.job_id == case.job_id or gpu.uuid not in one.gpus:
+            continue
+        if one.at == inf or one.key.request.vram is None:
+            return 0
+        gone = {running.job_id for running in case.snapshot.ongoing if running.ends <= one.at}
+        then = replace(gpu, claims=tuple(claim for claim in gpu.claims if claim.job_id not in gone))
+        left = min(left, then.headroom - one.key.request.vram)
+    return left
 
 
 def neat_size(size: int, least: int) -> int:
@@ -152,10 +151,12 @@ def size_text(size: int) -> str:
 
 
 def _less_time(case: Case, own: Variant) -> Iterator[Variant]:
-    """To have ended before a reservation begins."""
-    for at in sorted({one.at for one in case.snapshot.reserved if one.job_id != case.job_id and one.at < inf}):
-        limit = neat_time(at - case.snapshot.now - case.grace - TYPING)
-        if limit >= SHORTEST and limit + case.grace < own.length:
+    """To have ended before a reservation begins, the last one that will do."""
+    most = case.snapshot.queues.get(own.key.queue, PLAIN).max_time or inf
+    times = {one.at for one in case.snapshot.reserved if one.job_id != case.job_id and one.at < inf}
+    for at in sorted(times, reverse=True):
+        limit = neat_time(min(at - case.snapshot.now - case.grace - TYPING, most))
+        if limit >= SHORTEST and limit > case.early and limit + case.grace < own.length:
             yield replace(own, length=limit + case.grace, options=(*own.options, f"--time {time_text(limit)}"))
 
 
