@@ -148,15 +148,19 @@ def test_examples_of_simulated_gpus_leave_the_real_queue_alone(box: Box) -> None
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["submit", "--gpus", "x", "--", "true"], "gpuq: --gpus 'x' is not a whole number; see `gpuq submit --help`\n"),
-        (["submit", "-g", "1.5", "--", "true"], "gpuq: --gpus '1.5' is not a whole number; see `gpuq submit --help`\n"),
+        (["submit", "--cpus", "x", "--", "true"], "gpuq: --cpus 'x' is not a whole number; see `gpuq submit --help`\n"),
+        (["submit", "-c", "1.5", "--", "true"], "gpuq: --cpus '1.5' is not a whole number; see `gpuq submit --help`\n"),
         (["list", "-n", "x"], "gpuq: -n 'x' is not a whole number; see `gpuq list --help`\n"),
         (["list", "--bogus"], "gpuq: there is no option --bogus; see `gpuq list --help`\n"),
-        (["list", "--sate", "x"], "gpuq: there is no option --sate; did you mean --state? see `gpuq list --help`\n"),
+        (
+            ["list", "--sate", "x"],
+            "gpuq: there is no option --sate; did you mean --state, --start? see `gpuq list --help`\n",
+        ),
         (["list", "--state"], "gpuq: --state needs a value; see `gpuq list --help`\n"),
         (["list", "--json=1"], "gpuq: --json takes no value; see `gpuq list --help`\n"),
         (["logs"], "gpuq: ID is missing; see `gpuq logs --help`\n"),
-        (["gpus", "x"], "gpuq: 'x' is too much; see `gpuq gpus --help`\n"),
+        (["gpus", "x"], "gpuq: there is no verb 'x'; see `gpuq gpus --help`\n"),
+        (["top", "x"], "gpuq: 'x' is too much; see `gpuq top --help`\n"),
         (["daemon", "frob"], "gpuq: there is no verb 'frob'; see `gpuq daemon --help`\n"),
         (["logs", "1", "\x1b[31m"], "gpuq: '\\x1b[31m' is too much; see `gpuq logs --help`\n"),
     ],

@@ -257,8 +257,8 @@ def test_top_as_a_picture(busy: Box) -> None:
 
 SUBMIT_AT_ONCE_A_BAR = """\
 import sys
-from gpuq.cli import app, submit
-submit.PATIENT = 0.0  # whatever takes a moment is drawn
+from gpuq.cli import app, common
+common.PATIENT = 0.0  # whatever takes a moment is drawn
 sys.argv = ["gpuq", *sys.argv[1:]]
 app.main()
 """

@@ -240,7 +240,7 @@ def test_what_can_never_fit_is_refused_while_the_driver_is_down_too(box: Box, qu
     assert len(gpus(box)) == 2
     quick.set(count_error=999)
     assert box.request("gpus")["driver"] == "broken"
-    assert "30GiB asked for with --vram" in box.fails(1, "submit", "--vram", "30GiB", "--", "true")
+    assert "0 of 2 GPUs can hold the 30GiB of --vram" in box.fails(1, "submit", "--vram", "30GiB", "--", "true")
     assert "this host has 2 GPUs" in box.fails(1, "submit", "--gpus", "3", "--", "true")
     box.submit("true", gpus=2)
 

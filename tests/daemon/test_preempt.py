@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -22,9 +22,8 @@ def begun(box: Box, job_id: int) -> None:
     """Its trap is set."""
 
     def said() -> bool:
-        with suppress(FileNotFoundError):
-            return "begun" in box.log(job_id)
-        return False
+        path = box.job(job_id)["log_path"]
+        return path is not None and Path(path).exists() and "begun" in Path(path).read_text()
 
     wait_until(said, "the trap")
 
