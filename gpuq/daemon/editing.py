@@ -159,6 +159,7 @@ def _request(request: Request, changes: Mapping[str, Any]) -> dict[str, Any]:
         wanted["gpus_most"] = None
     if changes.get("gpus") == 0:
         wanted["vram"] = None  # it goes with the GPUs
+        wanted["cpus"] = request.cpus or None  # those of a GPU job need not be counted, those of a CPU job are
     return wanted | {name: value for name, value in changes.items() if name in REQUEST}
 
 

@@ -204,6 +204,15 @@ def test_moving_to_another_queue_takes_its_times(box: Box) -> None:
     assert [box.job(n)["time_limit_seconds"] for n in (free, short)] == [7200.0, 60.0]
 
 
+def test_a_job_that_needs_no_gpu_any_more_counts_as_a_cpu_job(sim: Box) -> None:
+    job = sim.submit("true", gpus=1, vram=2**30, hold=True)
+    sim.ok("edit", str(job), "--gpus", "0")
+    assert [sim.job(job)[name] for name in ("gpu_count", "vram_bytes", "cpus")] == [0, None, 1]
+    assert "--vram without GPUs" in sim.fails(2, "edit", str(job), "--vram", "1GiB")
+    sim.ok("edit", str(job), "--gpus", "2", "--cpus", "0")
+    assert [sim.job(job)[name] for name in ("gpu_count", "vram_bytes", "cpus")] == [2, None, 0]
+
+
 def test_two_edits_at_once_lose_nothing_of_each_other(box: Box) -> None:
     jobs = box.submit_many([["true"]] * 20, hold=True)
     fields = [{"priority": 4}, {"name": "n"}, {"tags": ["t"]}, {"time_limit": 9.0}, {"group": "g"}]
