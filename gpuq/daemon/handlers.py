@@ -69,9 +69,9 @@ async def _change(daemon: Daemon, session: Session, message: Message, fact: Fact
     left out in silence, because a range or a tag means `those that it can be done to`.
 
     Many are changed in slices, each committed, and others are served in between; the answer comes after the last. The
-    newest first: nothing that is chosen is skipped for what it depends on. Those that are tried again the oldest first:
-    each waits for those before it. Before the answer those are told who wait
-    on the jobs, too.
+    newest first: nothing that is chosen is skipped for what it depends on. Those that may start now the oldest first:
+    they start in that order, and one that is tried again waits for those before it. Before the answer those are told
+    who wait on the jobs, too.
     """
     core = daemon.core
     if isinstance(fact, Retried):
@@ -82,7 +82,7 @@ async def _change(daemon: Daemon, session: Session, message: Message, fact: Fact
     done: list[int] = []
     refused: list[Message] = []
     slices = [ids[max(0, end - SLICE) : end] for end in range(len(ids), 0, -SLICE)]
-    for some in reversed(slices) if isinstance(fact, Retried) else slices:
+    for some in reversed(slices) if isinstance(fact, Retried | Released) else slices:
         _change_some(daemon, session, fact, some, named, done, refused)
         await let_others()
     with suppress(StoreError):  # it goes on when that can be written
