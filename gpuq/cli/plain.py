@@ -1,5 +1,6 @@
 """Text for programs, logs and pipes: aligned columns, nothing cut off, no colours."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
@@ -48,12 +49,14 @@ def wrapped(head: str, text: str, screen: int | None, *, least: int = 20) -> str
     """`head` and `text` as lines of at most `screen` columns, the text below itself; one line where that is None.
 
     The text has `least` columns, whatever the head takes.
-    A word that is longer, as a path may be, is left whole: a cut one could not be copied.
+    A word that is longer, as a path may be, is left whole: a cut one could not be copied. So is a `command`.
     """
     if screen is None or len(head) + len(text) <= screen:
         return f"{head}{text}".rstrip() + "\n"
     import textwrap
 
     room = max(least, screen - len(head))
-    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
-    return "".join(f"{(' ' * len(head)) if i else head}{line}\n" for i, line in enumerate(lines))
+    whole = re.sub(r"`[^`]*`", lambda command: command[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(whole, room, break_long_words=False, break_on_hyphens=False) or [""]
+    found = (line.replace("\0", " ") for line in lines)
+    return "".join(f"{(' ' * len(head)) if i else head}{line}\n" for i, line in enumerate(found))

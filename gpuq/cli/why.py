@@ -1,6 +1,8 @@
 """`why`: the typed reason for which a job waits, and the numbers behind it."""
 
+import re
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +14,8 @@ app = new_app()
 
 #: On a terminal of fewer columns a GPU's name is cut to so many, and a verdict gets at least so many.
 _ROOMY, _SHORT_NAME, _NARROW = 120, 10, 12
+#: A moment as the daemon writes it.
+_MOMENT = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 _HEADER = ("gpu", "name", "total", "margin", "foreign", "claimed", "headroom", "verdict")
 
 
@@ -39,13 +43,18 @@ def describe(explanation: Mapping[str, Any], member: str = "", screen: int | Non
     On a terminal of `screen` columns it is wrapped to them.
     """
     head = f"job {explanation['job']} ({f'{member}, ' if member else ''}{explanation['state']})"
-    what = fields.because(explanation.get("reason"), explanation.get("text"))
+    what = fields.because(explanation.get("reason"), _in_local_time(explanation.get("text") or ""))
     position = explanation.get("position")
     place = f"  position {position:,} of those that may start\n" if position is not None else ""
     told = [*(explanation.get("lines") or []), *_conditions(explanation), *_outlook(explanation)]
     lines = "".join(plain.wrapped("  ", printable(line), screen) for line in told)
     gpus = explanation.get("gpus") or []
     return plain.wrapped(f"{head}: ", what, screen) + place + lines + (_gpu_table(gpus, screen) if gpus else "")
+
+
+def _in_local_time(text: str) -> str:
+    """The daemon's text, whose moments are of UTC."""
+    return _MOMENT.sub(lambda found: fields.local_time(found[0]), text)
 
 
 def _conditions(explanation: Mapping[str, Any]) -> Iterator[str]:
@@ -72,22 +81,30 @@ def _outlook(explanation: Mapping[str, Any]) -> Iterator[str]:
         )
     estimate = explanation.get("estimate")
     if estimate is not None:
-        yield f"starts {start_words(estimate)}"
+        yield start_words(estimate)
     changes = explanation.get("changes") or []
     if changes:
         yield f"would start now with {', or '.join(changes)}: `gpuq edit {explanation['job']} {changes[0]}`"
 
 
 def start_words(estimate: Mapping[str, Any]) -> str:
-    """The range in local time: `between 16:20 and 16:40`."""
+    """When it starts, in local time: `starts between 2026-01-02 16:20:00 and 16:40:00`."""
     earliest, latest, later = (fields.local_time(estimate[key]) for key in ("earliest", "latest", "later_than"))
+    if latest and earliest in ("", latest):
+        return f"starts by {latest}, if the queue stays as it is"
     if latest:
-        return f"at {latest}" if earliest in ("", latest) else f"between {earliest} and {latest}"
+        return f"starts between {earliest} and {_same_day(latest, earliest)}, if the queue stays as it is"
     if later:
-        return f"later than {later}"
+        return f"starts later than {later}"
     if earliest:
-        return f"probably at {earliest}; at the latest nobody can say: some job before it has no time limit"
-    return "nobody can say when: what is in its way has no time limit, or does not end by itself"
+        return f"will probably start at {earliest}; nobody can say by when: a job before it has no time limit"
+    return "nobody can say when it starts: what is in its way has no time limit, or does not end by itself"
+
+
+def _same_day(time: str, other: str) -> str:
+    """Without its date where that is the other's."""
+    date, _, clock = time.partition(" ")
+    return clock if date == other.partition(" ")[0] else time
 
 
 def _gpu_table(gpus: Iterable[Mapping[str, Any]], screen: int | None) -> str:
@@ -119,5 +136,5 @@ def _verdict(gpu: Mapping[str, Any]) -> str:
     text = printable(gpu.get("verdict") or "")
     if gpu.get("reserved_for") is None:
         return text
-    at = fields.local_time(gpu.get("reserved_at"))
-    return f"{text}; reserved for job {gpu['reserved_for']}{f', from {at} at the latest' if at else ''}"
+    at = fields.short_time(gpu.get("reserved_at"), time.time())
+    return f"{text}; reserved for job {gpu['reserved_for']}{f' by {at}' if at else ''}"

@@ -74,7 +74,8 @@ class Attempts:
         if waited is not None:
             lines.append(f"its kind waited before: {waited.text}")
         if start.gpus:
-            lines.append(why_there(start.request, [core.gpu_place(uuid) for uuid in start.gpus], start.fitting))
+            places = [core.gpu_place(uuid) for uuid in start.gpus]
+            lines.append(why_there(start.request, places, start.fitting, core.rules.queue(start.key.queue)))
         if start.passes:
             lines.append(f"it passed job {', '.join(map(str, start.passes))}, whose reservation it does not delay")
         return tuple(lines)

@@ -198,7 +198,9 @@ def _why_then(core: Core, job: Job) -> list[str]:
         return []
     events = core.store.events(0, Selection(ranges=((job.id, job.id),)), None)
     started = [event for event in events if event.kind is Kind.STARTED and event.attempt == job.attempt]
-    return [str(line) for event in started[-1:] for line in event.data.get("why", ())]
+    if not started:
+        return []
+    return [str(line) for line in started[-1].data.get("why", ())] or ["it did not wait: nothing was in its way"]
 
 
 def awaited(core: Core, job: Job) -> list[str]:

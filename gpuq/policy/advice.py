@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations, islice
-from math import inf
+from math import floor, inf
 
 from gpuq.model import ANY_GPU, GiB, MiB
 from gpuq.policy.ledger import GpuState
@@ -211,13 +211,25 @@ def _other_queue(case: Case, own: Variant) -> Iterator[Variant]:
 
 
 def _more_priority(case: Case, own: Variant) -> Iterator[Variant]:
-    """Just above each that is ahead of it."""
-    others = {case.snapshot.priority(key) for key in case.snapshot.groups}
-    base = case.snapshot.priority(own.key) - own.key.priority
-    for above in sorted({other + 1 - base for other in others}):
+    """Just above each that may keep it from starting: who has a reservation, and who is first of all."""
+    snapshot = case.snapshot
+    ahead = [(one.key, one.job_id) for one in snapshot.reserved if one.job_id in snapshot.groups.get(one.key, ())]
+    ahead.append(min(((key, line.first) for key, line in snapshot.groups.items()), key=lambda one: snapshot.rank(*one)))
+    base = snapshot.priority(own.key) - own.key.priority
+    for above in sorted({_above(case, *other) - base for other in ahead if other[1] != case.job_id}):
         if own.key.priority < above <= MAX_PRIORITY:
             key = replace(own.key, priority=above)
             yield replace(own, key=key, options=(*own.options, f"--priority {above}"))
+
+
+def _above(case: Case, other: GroupKey, job_id: int) -> int:
+    """Least priority, that of its queue included, with which the job goes ahead of another one, however old that is."""
+    snapshot = case.snapshot
+    priority, ageing = snapshot.priority(other), snapshot.policy.ageing
+    if not ageing:
+        return priority + 1
+    younger = snapshot.groups[case.key].since(case.job_id) - snapshot.groups[other].since(job_id)
+    return priority + 1 + max(0, floor(younger / ageing))
 
 
 _KINDS: tuple[Callable[[Case, Variant], Iterator[Variant]], ...] = (

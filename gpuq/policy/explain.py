@@ -100,11 +100,12 @@ def neighbour_lines(gpu: GpuState) -> list[str]:
     ]
 
 
-def why_there(request: Request, places: Sequence[str], fitting: int) -> str:
-    """Why a job got these GPUs, of so many that had room."""
+def why_there(request: Request, places: Sequence[str], fitting: int, queue: Queue) -> str:
+    """Why a job of that queue got these GPUs, of so many that had room."""
     got = " and ".join(places)
     if fitting == len(places):
-        return f"{got} had room, and no other GPU" if fitting == 1 else f"{got} had room, and no others"
+        of = " that it may have" if queue.gpus is not None or any(wishes(request.which)) else ""
+        return f"{got} had room, and no other GPU{'' if fitting == 1 else 's'}{of}"
     if request.which.spread:
         how = "those with the most memory left" if len(places) > 1 else "the one with the most memory left"
     elif len(places) > 1:
@@ -126,7 +127,7 @@ def sieve(request: Request, gpus: Sequence[GpuState], queue: Queue) -> Iterator[
         yield f"of queue {queue.name}", left
     for wish in wishes(request.which):
         left = [gpu for gpu in left if wish.passes(gpu)]
-        yield wish.what, left
+        yield wish.counted, left
     if request.vram is not None:
         left = [gpu for gpu in left if gpu.capacity >= request.vram]
         yield f"large enough for {format_size(request.vram)}", left
@@ -142,7 +143,7 @@ def gpu_verdict(request: Request, gpu: GpuState, queue: Queue | None = None) -> 
         return f"not of queue {queue.name}"
     for wish in wishes(request.which):
         if not wish.passes(gpu):
-            return wish.what.removeprefix("not ") if wish.what.startswith("not ") else f"not {wish.what}"
+            return wish.failed
     if gpu.fault is not None:
         return f"unavailable: {gpu.fault}"
     if fits(request, gpu):

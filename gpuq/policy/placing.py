@@ -51,6 +51,17 @@ class Wish:
     passes: Callable[[Card], bool]
     #: what there is instead on these GPUs, for one who asked for too much
     instead: Callable[[Sequence[Card]], Sequence[str]] = lambda _: ()
+    #: what is said of a GPU that does not pass; otherwise `not`, and what it is not
+    otherwise: str = ""
+
+    @property
+    def counted(self) -> str:
+        """After a count: `2 of type A100`, `2 with at least 60GiB`."""
+        return f"with {self.what}" if self.singular == "has" else self.what
+
+    @property
+    def failed(self) -> str:
+        return self.otherwise or f"not {self.what}"
 
 
 def wishes(which: Wishes) -> Iterator[Wish]:
@@ -73,11 +84,12 @@ def wishes(which: Wishes) -> Iterator[Wish]:
             f"at least {format_size(which.min_memory)}",
             lambda card: not card.total or card.total >= which.min_memory,
             lambda cards: [f"the largest has {_size_beside(largest(cards), which.min_memory)}"],
+            f"has less than {format_size(which.min_memory)}",
         )
     if which.only:
         yield Wish("is", "are", "named by --gpu-id", lambda card: card.uuid in which.only)
     if which.exclude:
-        yield Wish("is", "are", "not excluded", lambda card: card.uuid not in which.exclude)
+        yield Wish("is", "are", "not excluded", lambda card: card.uuid not in which.exclude, otherwise="excluded")
 
 
 def of_queue(queue: Queue | None) -> Iterator[Wish]:

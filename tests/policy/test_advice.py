@@ -237,6 +237,18 @@ def test_priority_is_just_enough() -> None:
     assert found == [], "there is no higher one"
 
 
+@pytest.mark.parametrize("order", [Order.EASY, Order.FIFO])
+def test_priority_that_outweighs_age(order: Order) -> None:
+    """Job 8 has waited for ten hours more, each of which counts as much as one point of priority."""
+    gpus, old = [taken(0, 1), card(1, 24)], Work(8, whole(2), since=NOW - 36_000, priority=3)
+    policy = Policy(order, ageing=3600.0)
+    for since, priority in ((NOW, 14), (NOW - 1, 13), (NOW - 36_000, 4)):
+        case = case_of(Work(9, whole(), since=since), gpus, old, ongoing=[running(1, NOW + 9)], policy=policy)
+        assert checked(case) == [f"--priority {priority}"]
+        less = Case(case.snapshot, gpus, case.key, 9, 0, GRACE)
+        assert 9 not in {start.job_id for start in followed(less, [f"--priority {priority - 1}"]).starts}
+
+
 def test_what_the_host_has_left() -> None:
     busy = [running(1, cpus=3, ram=10 * GiB, gpus=0)]
     assert checked(case_of(Work(9, cpu(4)), [], ongoing=busy)) == ["--cpus 1"]
