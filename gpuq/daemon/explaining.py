@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from gpuq.daemon.core import Core
@@ -37,15 +37,35 @@ PATIENCE, AHEAD = 0.18, 0.3
 MOST_ESTIMATES = 500
 #: Changes that are told.
 MOST_CHANGES = 4
+#: Jobs that are explained between two turns of others, and at a time.
+SLICE, MOST = 10, 1000
 
 
 async def explanations(core: Core, jobs: Sequence[Job]) -> list[View]:
-    """One for each job, in their order."""
-    share = PATIENCE / max(1, len(jobs))
-    return [await _explanation(core, job, share) for job in jobs]
+    """One for each job, in their order, all of the same moment. What is looked ahead, and tried, is for all together:
+    the first of many are told what would help, as far as time goes."""
+    deadline = time.monotonic() + PATIENCE
+    now = _Now.of(core, jobs)
+    found = []
+    for number, job in enumerate(jobs):
+        if number % SLICE == SLICE - 1:
+            await let_others()
+        found.append(_explanation(core, now, job))
+    wanted = now.keys.keys()
+    if not wanted:
+        return found
+    latest, end = await _starts(now, wanted, PATIENCE * AHEAD, likely=False)
+    earliest, _ = await _starts(now, wanted, PATIENCE * AHEAD, likely=True)
+    for job, view in zip(jobs, found, strict=True):
+        if job.id in wanted:
+            view["estimate"] = _range(earliest.get(job.id), latest.get(job.id), end)
+            if time.monotonic() < deadline:
+                view["changes"] = await _changes(core, now, job, deadline)
+    return found
 
 
-async def _explanation(core: Core, job: Job, seconds: float) -> View:
+def _explanation(core: Core, now: _Now, job: Job) -> View:
+    """Of one job, but for what will be and what would help."""
     verdict = core.reason(job)
     view: View = {
         "job": job.id,
@@ -61,42 +81,51 @@ async def _explanation(core: Core, job: Job, seconds: float) -> View:
         "estimate": None,
         "changes": [],
     }
-    if verdict is None or job.state not in WAITING:
+    if verdict is None:
         view["lines"] = _why_then(core, job)
         return view
     if verdict.reason is Reason.DEPENDENCY:
         view["lines"] = awaited(core, job)
-    key = core.waiting.key(job.id)
+    key = now.keys.get(job.id)
     if key is None:
         return view
-    now = _Now.of(core)
     view["position"] = scheduler.position(now.snapshot, key, job.id)
-    view["lines"] = _resources(core, job)
+    view["lines"] = _resources(now, job)
     if job.request.gpus:
         view |= _gpus(now, job, key)
     view["reservation"] = next((_reservation(now, r) for r in now.snapshot.reserved if r.job_id == job.id), None)
-    deadline = time.monotonic() + seconds
-    view["estimate"] = await _estimate(now, job.id, seconds)
-    view["changes"] = await _changes(core, now, job, key, deadline)
     return view
 
 
 @dataclass(frozen=True, slots=True)
 class _Now:
-    """The queue and the GPUs as they are: what happens meanwhile does not change it."""
+    """The queue and the GPUs as they are."""
 
     snapshot: Snapshot
     gpus: Sequence[GpuState]
+    #: of the jobs in question, those that may start
+    keys: Mapping[int, GroupKey]
 
     @classmethod
-    def of(cls, core: Core) -> _Now:
+    def of(cls, core: Core, jobs: Iterable[Job]) -> _Now:
+        """What happens meanwhile does not change it: for jobs that may start it has lines of its own."""
         snapshot = core.snapshot()
-        return cls(
-            replace(snapshot, groups={key: line.copy() for key, line in snapshot.groups.items()}), core.gpu_states()
-        )
+        found = ((job.id, core.waiting.key(job.id)) for job in jobs if job.state in WAITING)
+        keys = {job_id: key for job_id, key in found if key is not None}
+        return cls(_apart(snapshot) if keys else snapshot, core.gpu_states(), keys)
+
+    @classmethod
+    def of_all(cls, core: Core) -> _Now:
+        """The same where no job in particular is in question."""
+        return cls(_apart(core.snapshot()), core.gpu_states(), {})
 
     def place(self, uuid: str) -> str:
         return next((gpu.place for gpu in self.gpus if gpu.uuid == uuid), uuid)
+
+
+def _apart(snapshot: Snapshot) -> Snapshot:
+    """With lines of its own."""
+    return replace(snapshot, groups={key: line.copy() for key, line in snapshot.groups.items()})
 
 
 def _gpus(now: _Now, job: Job, key: GroupKey) -> View:
@@ -132,8 +161,8 @@ def _reservation(now: _Now, one: Reservation) -> View:
 
 async def estimates(core: Core) -> list[View]:
     """When each job that may start does, as far as a look ahead of a moment goes. Others nothing can be said of."""
-    now = _Now.of(core)
-    wanted = {job_id for line in now.snapshot.groups.values() for job_id in line.head(MOST_ESTIMATES)}
+    wanted = {job_id for line in core.waiting.groups.values() for job_id in line.head(MOST_ESTIMATES)}
+    now = _Now.of_all(core)
     latest, end = await _starts(now, wanted, PATIENCE / 2, likely=False)
     earliest, _ = await _starts(now, wanted, PATIENCE / 2, likely=True)
     return [
@@ -141,12 +170,6 @@ async def estimates(core: Core) -> list[View]:
         for job_id in sorted(wanted)
         if job_id in latest or job_id in earliest or end is not None
     ]
-
-
-async def _estimate(now: _Now, job_id: int, seconds: float) -> View:
-    latest, end = await _starts(now, {job_id}, seconds * AHEAD, likely=False)
-    earliest, _ = await _starts(now, {job_id}, seconds * AHEAD, likely=True)
-    return _range(earliest.get(job_id), latest.get(job_id), end)
 
 
 def _range(earliest: float | None, latest: float | None, end: float | None) -> View:
@@ -178,12 +201,12 @@ async def _starts(
     return found, None
 
 
-async def _changes(core: Core, now: _Now, job: Job, key: GroupKey, deadline: float) -> list[str]:
+async def _changes(core: Core, now: _Now, job: Job, deadline: float) -> list[str]:
     """Options with which it would start now, as they are typed."""
     peak = max((claim.peak for attempt in core.store.attempts(job.id) for claim in attempt.claims), default=0)
     found: list[str] = []
     early = job.early_signal.before if job.early_signal is not None else 0.0
-    for options in advice(Case(now.snapshot, now.gpus, key, job.id, peak, core.grace(job), early)):
+    for options in advice(Case(now.snapshot, now.gpus, now.keys[job.id], job.id, peak, core.grace(job), early)):
         if options is not None:
             found.append(" ".join(options))
         if len(found) >= MOST_CHANGES or time.monotonic() > deadline:
@@ -242,16 +265,16 @@ def _numbers(gpu: GpuState) -> View:
     return {name: view[name] for name in (*wanted, "jobs", "available", "processes")}
 
 
-def _resources(core: Core, job: Job) -> list[str]:
+def _resources(now: _Now, job: Job) -> list[str]:
     """What a job that may start asks for, and what stands against it besides GPUs."""
-    snapshot, request = core.snapshot(), job.request
+    snapshot, request = now.snapshot, job.request
     lines = [f"asks for {asked(request)}, priority {job.priority}"]
     if request.cpus:
-        lines.append(f"CPUs: asks for {request.cpus}, {snapshot.cpus_used} of {core.host.cpus} are given to jobs")
+        lines.append(f"CPUs: asks for {request.cpus}, {snapshot.cpus_used} of {snapshot.host.cpus} are given to jobs")
     if request.ram:
-        given, has = format_size(snapshot.ram_used), format_size(core.host.ram)
+        given, has = format_size(snapshot.ram_used), format_size(snapshot.host.ram)
         lines.append(f"host memory: asks for {format_size(request.ram)}, {given} of {has} are given to jobs")
-    for gpu in core.gpu_states() if request.gpus else ():
+    for gpu in now.gpus if request.gpus else ():
         for p in sorted(gpu.strangers, key=lambda p: -(p.used or 0))[:MOST_STRANGERS]:
             seen, uses = who(p.pid), "some memory" if p.used is None else format_size(p.used)
             name = f"{seen['program']} of {seen['owner']}" if seen["program"] else "a program that cannot be seen"

@@ -11,7 +11,7 @@ from gpuq.config import SETTINGS, Setting
 from gpuq.daemon import explaining, views
 from gpuq.daemon.asking import Daemon, Session, check_owner, check_selection, chosen, count, selected
 from gpuq.daemon.core import Core
-from gpuq.errors import BadRequest, NoSuchJob
+from gpuq.errors import BadRequest, NoSuchJob, UsageError
 from gpuq.model import WAITING
 from gpuq.protocol import Message, Selection
 from gpuq.store.history import Place
@@ -67,10 +67,13 @@ async def show(daemon: Daemon, session: Session, message: Message) -> Message:
 
 
 async def why(daemon: Daemon, session: Session, message: Message) -> Message:
-    jobs = selected(daemon.core, session, message)
+    ids = daemon.core.store.select(chosen(daemon.core, session, message))
+    if len(ids) > explaining.MOST:
+        raise UsageError(f"{len(ids):,} jobs are named, and at most {explaining.MOST:,} are explained at a time")
+    jobs = daemon.core.store.jobs(ids)
     if any(job.state in WAITING and job.request.gpus for job in jobs):
         await daemon.runner.gpus.fresh()
-        jobs = selected(daemon.core, session, message)
+        jobs = daemon.core.store.jobs(ids)
     return {"explanations": await explaining.explanations(daemon.core, jobs)}
 
 

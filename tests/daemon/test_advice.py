@@ -347,3 +347,20 @@ def test_why_it_started_there_and_then(box: Box) -> None:
     never = box.submit("true", hold=True)
     end(box, never)
     assert why(never) == []
+
+
+def test_many_at_a_time(sim: Box) -> None:
+    """As one by one; and of a queue that nobody would read to the end it says so."""
+    runs(sim, gpus=1, vram=20 * GiB, time_limit=600.0)
+    runs(sim, gpus=1)
+    sim.submit("true", gpus=2, vram=12 * GiB, time_limit=60.0)
+    sim.submit_many([["true"]] * 3, gpus=1, vram=12 * GiB)
+    sim.submit("true", hold=True)
+    together = sim.json("why", "1-7")["explanations"]
+    assert [one["job"] for one in together] == list(range(1, 8))
+    for one in together:
+        assert one == sim.json("why", str(one["job"]))["explanations"][0]
+    assert [one["changes"] for one in together[2:]] == [["--gpus 1 --vram 3840MiB"], *[["--vram 3840MiB"]] * 3, []]
+    sim.submit_many([["true"]] * 1001, hold=True)
+    assert "1,002 jobs are named, and at most 1,000 are explained" in sim.fails(2, "why", "--state", "held")
+    assert len(sim.json("why", "8-1007")["explanations"]) == 1000

@@ -107,12 +107,10 @@ def test_stats(busy: Box) -> None:
     assert found["jobs"] == {"cancelled": 2, "failed": 1, "succeeded": 1}
     assert found["failures"] == {"exit": 1}
     assert found["wait_seconds"]["count"] == 4
-    assert found["start_estimates"] == {
-        "jobs": 1,
-        "late": 0,
-        "median_early_seconds": pytest.approx(5, abs=5),
-        "max_late_seconds": None,
-    }
+    # it was said by the limit of job 2, or, where a plan was made before it had ended, by its grace period
+    early = found["start_estimates"].pop("median_early_seconds")
+    assert early == pytest.approx(5, abs=5) or early == pytest.approx(1205, abs=5)
+    assert found["start_estimates"] == {"jobs": 1, "late": 0, "max_late_seconds": None}
     assert "1 reservations, none later than said" in busy.ok("stats", "--since", "1d")
     wait_until(lambda: busy.json("stats", "--since", "1s")["jobs"] == {}, "a second")
     busy.fails(2, "stats", "--since", "7")
