@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import inf
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -22,7 +21,7 @@ from gpuq.daemon.claimsfile import PublishedClaim, hashed
 from gpuq.daemon.hub import Hub
 from gpuq.daemon.reserve import Reserve
 from gpuq.daemon.rules import Rules
-from gpuq.daemon.running import NewAttempt, Running, note_broken, over_text
+from gpuq.daemon.running import NewAttempt, Running, note_broken, ongoing, over_text
 from gpuq.daemon.wishes import Listed
 from gpuq.errors import DiskFull, StoreError
 from gpuq.events import Event, Kind
@@ -60,8 +59,8 @@ from gpuq.policy.lifecycle import (
     advance,
     noted,
 )
-from gpuq.policy.predict import Predictions, kind_of
-from gpuq.policy.reserve import Ongoing, Reservation
+from gpuq.policy.predict import Predictions
+from gpuq.policy.reserve import Reservation
 from gpuq.policy.retry import GivenUp
 from gpuq.policy.scheduler import PLACEABLE, Policy, Snapshot
 from gpuq.policy.waiting import GroupKey, Waiting
@@ -476,7 +475,10 @@ class Core:
             host=self.host,
             now=now,
             policy=self.policy,
-            ongoing=[self._ongoing(one, now) for one in running],
+            ongoing=[
+                ongoing(one, self.predictions, self.grace(one.job), self.rules.priority(one.job), now)
+                for one in running
+            ],
             queues=self.rules.queues,
             stopped=self.rules.stopped_with(self._foreseen(over, now), now),
             predictions=self.predictions,
@@ -488,43 +490,6 @@ class Core:
         """Jobs of groups as they are once they have ended so: what starts in their place is decided with that."""
         jobs = ((self.running[job_id].job, fact) for job_id, fact in over.items())
         return [self._outcome(job, fact, now)[1].job for job, fact in jobs if job.group is not None]
-
-    def _ongoing(self, running: Running, now: float) -> Ongoing:
-        """A running job as planning sees it."""
-        job = running.job
-        ran = 0.0
-        if job.started_at is not None:
-            ran = max(0.0, (job.suspended_at or now) - job.started_at - job.suspended_seconds)
-        return Ongoing(
-            job.id,
-            job.request.cpus,
-            job.request.ram,
-            self._ends(running, ran, now),
-            self._likely_end(job, ran, now),
-            len(job.gpus),
-            job.queue,
-            job.array.array_id if job.array else None,
-            job.preemptible and job.ending is None,
-            self.rules.priority(job),
-            ran,
-            self.grace(job),
-        )
-
-    def _ends(self, running: Running, ran: float, now: float) -> float:
-        """When it has ended at the latest: by what it was told, by its limit, or without one by the prediction."""
-        job = running.job
-        if job.ending is not None:
-            return now + self.grace(job) if running.ends_at is None else running.ends_at
-        if job.state is State.SUSPENDED:
-            return inf
-        if job.time_limit is not None:
-            return now + max(0.0, job.time_limit - ran) + self.grace(job)
-        known = self.predictions.of(kind_of(job.name)) if job.name else None
-        return inf if known is None else now + known.left(ran)
-
-    def _likely_end(self, job: Job, ran: float, now: float) -> float:
-        known = self.predictions.of(kind_of(job.name)) if job.name else None
-        return inf if known is None or job.state is State.SUSPENDED else now + known.likely_left(ran)
 
     def impossible(self, request: Request, queue: Queue) -> str | None:
         """Why this host can never run the request in that queue, None if it can, or if its GPUs are not known yet."""

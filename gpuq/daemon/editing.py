@@ -8,6 +8,7 @@ from typing import Any
 from gpuq.daemon import decisions, depending
 from gpuq.daemon import submit as checks
 from gpuq.daemon.asking import Answer, Daemon, Session, chosen
+from gpuq.daemon.checking import check_seconds
 from gpuq.daemon.core import Core
 from gpuq.daemon.depending import Depending
 from gpuq.daemon.owners import owner_name
@@ -173,7 +174,7 @@ def _group(job: Job, changes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _time_limit(job: Job, queue: Queue, changes: Mapping[str, Any]) -> float | None:
-    given = checks.check_seconds(changes["time_limit"], "--time") if "time_limit" in changes else job.time_limit
+    given = check_seconds(changes["time_limit"], "--time") if "time_limit" in changes else job.time_limit
     limit = queues.time_limit(queue, given, None)
     early = job.early_signal
     if early is not None and (limit is None or early.before >= limit):

@@ -10,6 +10,7 @@ from typing import Any
 
 from gpuq.daemon import decisions
 from gpuq.daemon.asking import Answer, Daemon, Session
+from gpuq.daemon.checking import check_integer, check_seconds
 from gpuq.daemon.core import Core
 from gpuq.daemon.wishes import resolve
 from gpuq.errors import BadRequest, GpuqError, UsageError
@@ -19,7 +20,7 @@ from gpuq.policy.queues import because
 from gpuq.protocol import MAX_ID, MAX_PRIORITY, Message
 from gpuq.store import rules
 from gpuq.store.rules import Rule
-from gpuq.units import MAX_TIME, format_duration
+from gpuq.units import format_duration
 
 #: What a queue may be called: it stands in commands and tables.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
@@ -100,15 +101,15 @@ def _settings(core: Core, wanted: Mapping[str, Any]) -> Iterator[tuple[str, Any]
     for field, value in wanted.items():
         match field:
             case "priority":
-                yield field, _number(value, "--priority", -MAX_PRIORITY, MAX_PRIORITY)
+                yield field, check_integer(value, "--priority", -MAX_PRIORITY, MAX_PRIORITY)
             case "gpus":
                 yield field, None if value is None else frozenset(named_gpus(core, value, "--gpus"))
             case "default_time" | "max_time":
-                yield field, _seconds(value, f"--{field.replace('_', '-')}")
+                yield field, check_seconds(value, f"--{field.replace('_', '-')}")
             case "max_jobs":
-                yield field, None if value is None else _number(value, "--max-jobs", 1, MAX_ID)
+                yield field, None if value is None else check_integer(value, "--max-jobs", 1, MAX_ID)
             case "max_gpus":
-                yield field, None if value is None else _number(value, "--max-gpus", 0, MAX_ID)
+                yield field, None if value is None else check_integer(value, "--max-gpus", 0, MAX_ID)
             case _:
                 raise BadRequest(f"a queue has no {field!r:.60}; `gpuq daemon restart` brings a newer gpuq to work")
 
@@ -118,26 +119,6 @@ def named_gpus(core: Core, words: object, what: str) -> tuple[str, ...]:
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise BadRequest(f"{what} is a list of GPUs, by index or UUID")
     return resolve(words, what, core.listed())
-
-
-def _number(value: object, what: str, low: int, high: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise BadRequest(f"{what} must be a whole number, not {value!r:.60}")
-    if not low <= value <= high:
-        raise UsageError(
-            f"{what} is {value}, and must be " + (f"from {low} to {high}" if high < MAX_ID else f"{low} or more")
-        )
-    return value
-
-
-def _seconds(value: object, what: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRequest(f"{what} must be a number of seconds, not {value!r:.60}")
-    if not 0 < value <= MAX_TIME:  # false for NaN as well
-        raise UsageError(f"{what} is {value} seconds, and must be more than zero and at most ten years")
-    return float(value)
 
 
 def check_why(value: object) -> str | None:

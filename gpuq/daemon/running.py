@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 from gpuq.launch.supervisors import Supervisor
-from gpuq.model import Attempt, Claim, GpuReading, Job
+from gpuq.model import Attempt, Claim, GpuReading, Job, State
 from gpuq.policy.lifecycle import Step
+from gpuq.policy.predict import Prediction, Predictions, kind_of
+from gpuq.policy.reserve import Ongoing
 from gpuq.units import format_size
 
 
@@ -40,6 +43,41 @@ class NewAttempt:
     before: Job
     started: Step
     attempt: Attempt
+
+
+def ongoing(running: Running, predictions: Predictions, grace: float, priority: int, now: float) -> Ongoing:
+    """The attempt as planning sees it. `grace` is in seconds, `priority` its own with its queue's."""
+    job = running.job
+    ran = 0.0
+    if job.started_at is not None:
+        ran = max(0.0, (job.suspended_at or now) - job.started_at - job.suspended_seconds)
+    known = predictions.of(kind_of(job.name)) if job.name else None
+    return Ongoing(
+        job.id,
+        job.request.cpus,
+        job.request.ram,
+        ends=_ends(running, known, ran, grace, now),
+        likely=inf if known is None or job.state is State.SUSPENDED else now + known.likely_left(ran),
+        gpus=len(job.gpus),
+        queue=job.queue,
+        array_id=job.array.array_id if job.array else None,
+        preemptible=job.preemptible and job.ending is None,
+        priority=priority,
+        ran=ran,
+        grace=grace,
+    )
+
+
+def _ends(running: Running, known: Prediction | None, ran: float, grace: float, now: float) -> float:
+    """When it has ended at the latest: by what it was told, by its limit, or without one by the prediction."""
+    job = running.job
+    if job.ending is not None:
+        return now + grace if running.ends_at is None else running.ends_at
+    if job.state is State.SUSPENDED:
+        return inf
+    if job.time_limit is not None:
+        return now + max(0.0, job.time_limit - ran) + grace
+    return inf if known is None else now + known.left(ran)
 
 
 def note_broken(running: Running, gpus: Mapping[str, GpuReading]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuq import protocol
+from gpuq.daemon.checking import check_integer, check_optional, check_seconds, check_text
 from gpuq.daemon.wishes import Listed, refuse_contradiction, resolve
 from gpuq.errors import BadRequest, CannotFit, UsageError
 from gpuq.launch.environment import log_path
@@ -34,7 +35,7 @@ from gpuq.policy.retry import parse_rules
 from gpuq.protocol import Message
 from gpuq.store.rows import dump
 from gpuq.store.staging import Own
-from gpuq.units import MAX_SIZE, MAX_TIME, format_duration, format_size, parse_duration
+from gpuq.units import MAX_SIZE, format_duration, format_size, parse_duration
 
 #: Longest single argument, with its NUL, that execve(2) takes: MAX_ARG_STRLEN.
 MAX_ARGUMENT = 32 * 4096
@@ -147,17 +148,17 @@ def check_array(value: object) -> tuple[tuple[int, ...], int]:
         return (), 0
     if not isinstance(value, dict) or not isinstance(value.get("indexes"), list):
         raise BadRequest("array has a list of indexes and a limit")
-    indexes = tuple(_integer(i, "an array index", 0, 10**9) for i in value["indexes"])
+    indexes = tuple(check_integer(i, "an array index", 0, 10**9) for i in value["indexes"])
     if not indexes:
         raise UsageError("the array has no members")
     if len(set(indexes)) != len(indexes):
         raise UsageError("the array names an index twice")
-    return indexes, _integer(value.get("limit") or 0, "the array's limit", 0, protocol.MAX_JOBS)
+    return indexes, check_integer(value.get("limit") or 0, "the array's limit", 0, protocol.MAX_JOBS)
 
 
 def check_queue(t: Mapping[str, Any]) -> str:
     """The name of the queue that is asked for."""
-    return DEFAULT_QUEUE if t.get("queue") is None else _text(t["queue"], "--queue", protocol.MAX_NAME)
+    return DEFAULT_QUEUE if t.get("queue") is None else check_text(t["queue"], "--queue", protocol.MAX_NAME)
 
 
 def check_template(t: Mapping[str, Any], owner: int, listed: Listed, queue: Queue, now: float) -> Job:
@@ -184,7 +185,7 @@ def check_template(t: Mapping[str, Any], owner: int, listed: Listed, queue: Queu
         time_limit=time_limit,
         begin_at=check_moment(t.get("begin_at")),
         tags=check_tags(t.get("tags") or []),
-        umask=_integer(t.get("umask", 0o077), "the umask", 0, 0o777),
+        umask=check_integer(t.get("umask", 0o077), "the umask", 0, 0o777),
         limits=_limits(t.get("limits") or []),
         output=_output(t.get("output")),
         grace=check_seconds(t.get("grace"), "--grace"),
@@ -197,29 +198,29 @@ def check_template(t: Mapping[str, Any], owner: int, listed: Listed, queue: Queu
 
 def check_request(t: Mapping[str, Any], listed: Listed) -> Request:
     """The resources that are asked for. Raises UsageError, CannotFit."""
-    vram = _optional(t, "vram", "--vram", 1, MAX_SIZE)
+    vram = check_optional(t, "vram", "--vram", 1, MAX_SIZE)
     which = _which(t, listed)
     gpus, most = _gpus(t, 0 if listed.none and vram is None and which is ANY_GPU else 1)
     if gpus == 0 and vram is not None:
         raise UsageError("--vram without GPUs: it is the memory on each GPU, so leave it out or ask for --gpus 1")
     refuse_contradiction(gpus, which, listed)
-    cpus = _optional(t, "cpus", "--cpus", 0, 65536)
-    ram = _optional(t, "ram", "--ram") or 0
+    cpus = check_optional(t, "cpus", "--cpus", 0, 65536)
+    ram = check_optional(t, "ram", "--ram") or 0
     return Request(gpus, vram, (0 if gpus else 1) if cpus is None else cpus, ram, most, which)
 
 
 def check_priority(value: object) -> int:
-    return _integer(value or 0, "--priority", -protocol.MAX_PRIORITY, protocol.MAX_PRIORITY)
+    return check_integer(value or 0, "--priority", -protocol.MAX_PRIORITY, protocol.MAX_PRIORITY)
 
 
 def check_stop_after(value: object) -> int | None:
-    return None if value is None else _integer(value, "--stop-after", 1, protocol.MAX_JOBS)
+    return None if value is None else check_integer(value, "--stop-after", 1, protocol.MAX_JOBS)
 
 
 def _gpus(t: Mapping[str, Any], default: int) -> tuple[int, int]:
     """GPUs at least, and at most; the latter 0 where that is the same."""
-    gpus = _optional(t, "gpus", "--gpus", 0, MAX_GPUS)
-    most = _optional(t, "gpus_most", "--gpus", 1, MAX_GPUS)
+    gpus = check_optional(t, "gpus", "--gpus", 0, MAX_GPUS)
+    most = check_optional(t, "gpus_most", "--gpus", 1, MAX_GPUS)
     if most is None:
         return default if gpus is None else gpus, 0
     if not gpus:
@@ -236,7 +237,7 @@ def _which(t: Mapping[str, Any], listed: Listed) -> Wishes:
     types = [word.encode("utf-8", "replace").decode("utf-8") for word in _words(t, "gpu_types", "--gpu-type")]
     wishes = Wishes(
         types=tuple(dict.fromkeys(types)),
-        min_memory=_optional(t, "gpu_min_memory", "--gpu-min-memory") or 0,
+        min_memory=check_optional(t, "gpu_min_memory", "--gpu-min-memory") or 0,
         only=resolve(_words(t, "gpu_ids", "--gpu-id"), "--gpu-id", listed),
         exclude=resolve(_words(t, "gpus_excluded", "--exclude-gpu"), "--exclude-gpu", listed),
         spread=spread,
@@ -248,39 +249,17 @@ def _words(t: Mapping[str, Any], key: str, what: str) -> list[str]:
     value = t.get(key) or []
     if not isinstance(value, list) or len(value) > MAX_GPUS:
         raise BadRequest(f"{key} is a list of at most {MAX_GPUS:,}")
-    words = [_text(word, what, protocol.MAX_NAME).strip() for word in value]
+    words = [check_text(word, what, protocol.MAX_NAME).strip() for word in value]
     if not all(words):
         raise UsageError(f"{what} holds an empty word")
     return words
-
-
-def _optional(t: Mapping[str, Any], key: str, what: str, low: int = 1, high: int = MAX_SIZE) -> int | None:
-    return None if t.get(key) is None else _integer(t[key], what, low, high)
-
-
-def _integer(value: object, what: str, low: int, high: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise BadRequest(f"{what} must be a whole number, not {value!r:.60}")
-    if not low <= value <= high:
-        raise UsageError(f"{what} is {value}, and must be from {low} to {high}")
-    return value
-
-
-def check_seconds(value: object, what: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRequest(f"{what} must be a number of seconds, not {value!r:.60}")
-    if not 0 < value <= MAX_TIME:  # false for NaN as well
-        raise UsageError(f"{what} is {value} seconds, and must be more than zero and at most ten years")
-    return float(value)
 
 
 def _early_signal(value: object, time_limit: float | None) -> EarlySignal | None:
     """`USR1@300`, as Slurm's --signal; a bare number is of seconds there, and here as well."""
     if value is None:
         return None
-    text = _text(value, "--signal", 100)
+    text = check_text(value, "--signal", 100)
     name, at, time = text.strip().rpartition("@")
     if not at:
         raise UsageError(
@@ -311,7 +290,7 @@ def _signal(name: str, text: str) -> int:
 
 
 def _log_limit(t: Mapping[str, Any]) -> int | None:
-    limit = _optional(t, "log_limit", "--log-limit")
+    limit = check_optional(t, "log_limit", "--log-limit")
     if limit is not None and limit < SHORTEST_LOG:
         raise UsageError(f"--log-limit is {format_size(limit)}, and at least {format_size(SHORTEST_LOG)} are kept")
     return limit
@@ -320,7 +299,7 @@ def _log_limit(t: Mapping[str, Any]) -> int | None:
 def _retry(value: object) -> tuple[RetryRule, ...]:
     if not isinstance(value, list) or len(value) > MAX_RULES:
         raise BadRequest(f"retry is a list of at most {MAX_RULES} rules")
-    return parse_rules([_text(item, "--retry", 200) for item in value])
+    return parse_rules([check_text(item, "--retry", 200) for item in value])
 
 
 def check_moment(value: object) -> float | None:
@@ -335,7 +314,7 @@ def check_group(value: object) -> str | None:
     """The name of a group. Raises UsageError for one that is an array's."""
     if value is None:
         return None
-    name = _text(value, "--group", protocol.MAX_NAME).encode("utf-8", "replace").decode("utf-8")
+    name = check_text(value, "--group", protocol.MAX_NAME).encode("utf-8", "replace").decode("utf-8")
     if not name:
         raise UsageError("--group is empty: give it a name")
     if name.startswith(ARRAY):
@@ -344,24 +323,14 @@ def check_group(value: object) -> str | None:
 
 
 def check_name(value: object) -> str:
-    text = _text(value, "--name", protocol.MAX_NAME) if value is not None else ""
+    text = check_text(value, "--name", protocol.MAX_NAME) if value is not None else ""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _text(value: object, what: str, longest: int) -> str:
-    if not isinstance(value, str):
-        raise BadRequest(f"{what} must be text, not {value!r:.60}")
-    if "\0" in value:
-        raise UsageError(f"{what} holds a NUL character")
-    if len(value) > longest:
-        raise UsageError(f"{what} has {len(value)} characters, and {longest} are allowed")
-    return value
 
 
 def check_tags(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > protocol.MAX_TAGS:
         raise BadRequest(f"tags is a list of at most {protocol.MAX_TAGS}")
-    tags = [_text(tag, "--tag", protocol.MAX_NAME).encode("utf-8", "replace").decode("utf-8") for tag in value]
+    tags = [check_text(tag, "--tag", protocol.MAX_NAME).encode("utf-8", "replace").decode("utf-8") for tag in value]
     if not all(tags):
         raise UsageError("--tag is empty")
     return tuple(dict.fromkeys(tags))
@@ -370,7 +339,7 @@ def check_tags(value: object) -> tuple[str, ...]:
 def _output(value: object) -> str | None:
     if value is None:
         return None
-    text = _text(value, "--output", protocol.MAX_TEXT)
+    text = check_text(value, "--output", protocol.MAX_TEXT)
     if not text:
         raise UsageError("--output is empty: name a file")
     return text
@@ -385,7 +354,7 @@ def missing_folder(job: Job) -> str | None:
 
 
 def _folder(value: object) -> str:
-    text = _text(value, "--cwd", protocol.MAX_TEXT)
+    text = check_text(value, "--cwd", protocol.MAX_TEXT)
     if not text.startswith("/"):
         raise UsageError(f"--cwd {text!r} is not an absolute path")
     try:
@@ -401,7 +370,7 @@ def _limits(value: object) -> tuple[tuple[int, int], ...]:
     if not isinstance(value, list) or len(value) > 64:
         raise BadRequest("limits is a list of [number, soft limit]")
     try:
-        return tuple((_integer(n, "a limit", 0, 63), _integer(s, "a limit", -1, 2**63 - 1)) for n, s in value)
+        return tuple((check_integer(n, "a limit", 0, 63), check_integer(s, "a limit", -1, 2**63 - 1)) for n, s in value)
     except (TypeError, ValueError):
         raise BadRequest("limits is a list of [number, soft limit]") from None
 
