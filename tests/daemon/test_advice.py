@@ -181,6 +181,7 @@ def test_a_reservation_with_a_time(sim: Box) -> None:
     assert [gpu["reserved_for"] for gpu in behind.told["gpus"]] == [first.job] * 2
     assert [epoch(gpu["reserved_at"]) for gpu in behind.told["gpus"]] == pytest.approx([at] * 2, abs=0.1)
     behind.helped_by("--time 29m", "--priority 4")
+    Waits(sim, gpus=1, time_limit=7200.0, grace=300.0).because("Reservation").helped_by("--time 24m", "--priority 4")
 
 
 def test_a_reservation_without_a_time(sim: Box) -> None:
