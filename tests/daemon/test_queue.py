@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gpuq.cli import fields
 from gpuq.client import Client
 from gpuq.daemon.handlers import SLICE
 from gpuq.errors import CannotFit, GpuqError, NoSuchJob, UsageError
@@ -104,7 +105,8 @@ def test_a_job_that_takes_its_time_to_end_says_so(box: Box, state: str) -> None:
     assert box.job(job)["kill_at"] == found["kill_at"], "asked again, it has no more time"
     row = box.ok("list").splitlines()[1].split()
     assert state in row and "cancelling" in row
-    assert f"cancelling since {found['ending_at']}; KILL follows at {found['kill_at']}" in box.ok("why", str(job))
+    since, kill_at = (fields.local_time(found[name]) for name in ("ending_at", "kill_at"))
+    assert f"cancelling since {since}; KILL follows at {kill_at}" in box.ok("why", str(job))
     shown = next(line for line in box.ok("show", str(job)).splitlines() if line.startswith("state"))
     assert f"{state}, cancelling since" in shown and "; KILL follows at" in shown
     gate.touch()
