@@ -91,8 +91,13 @@ def jobs_table(jobs: Iterable[Object], width: int, estimates: fields.Estimates |
     return table
 
 
+#: The columns of `gpus` beside jobs and status, in characters.
+_GPU_COLUMNS = 56
+
+
 def print_gpus(gpus: Iterable[Object], notes: Sequence[str]) -> None:
     table = _table()
+    console = make_console()
     for name in fields.GPU_HEADER:
         left = name in ("name", "jobs", "status")
         table.add_column(
@@ -101,11 +106,12 @@ def print_gpus(gpus: Iterable[Object], notes: Sequence[str]) -> None:
             overflow="ellipsis",
             justify="left" if left else "right",
             ratio=1 if name == "name" else None,
+            # who is on a GPU, or why it is out of use, may be long, and must not take the place of the numbers
+            max_width=max(12, (console.width - _GPU_COLUMNS) // 2) if name in ("jobs", "status") else None,
         )
     for gpu in gpus:
         cells = fields.gpu_row(gpu)
         table.add_row(*map(Text, cells[:-1]), Text(cells[-1], "green" if gpu["available"] else "red"))
-    console = make_console()
     console.print(table)
     for note in notes:
         console.print(Text(note))

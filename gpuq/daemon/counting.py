@@ -38,20 +38,20 @@ async def stats(daemon: Daemon, _session: Session, message: Message) -> Message:
         await let_others()
     begin = max(since, first) if first is not None else now
     gpus = len(daemon.core.host.capacities)
-    return {"stats": {"since": moment(begin), "until": moment(now), "gpus": gpus, **_view(figures, now - begin, gpus)}}
+    return {"stats": {"since": moment(begin), "until": moment(now), "gpus": gpus, **_view(figures, begin, now, gpus)}}
 
 
-def _view(figures: Figures, span: float, gpus: int) -> View:
-    available = span * gpus
+def _view(figures: Figures, begin: float, now: float, gpus: int) -> View:
+    available, used = (now - begin) * gpus, figures.gpu_seconds(begin)
     ratios = sorted(figures.ratios)
     return {
         "jobs": dict(sorted(figures.states.items())),
         "failures": dict(sorted(figures.failures.items())),
         "wait_seconds": _spread(spread(figures.waits)),
         "run_seconds": _spread(spread(figures.runs)),
-        "gpu_hours": figures.gpu_seconds / 3600,
+        "gpu_hours": used / 3600,
         # what runs now, and what was used before, are left out
-        "utilisation": min(1.0, figures.gpu_seconds / available) if available > 0 else None,
+        "utilisation": min(1.0, used / available) if available > 0 else None,
         "run_estimates": {
             "runs": len(ratios),
             "good": figures.good,

@@ -16,6 +16,8 @@ from gpuq.policy.predict import Predictions, kind_of
 
 #: A prediction is good if the run took between this part of it and its inverse.
 GOOD = 0.5
+#: A start is late that is so many seconds after its reservation: the end that it waited for is learnt in a moment.
+LATE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,8 @@ class Past:
     started_at: float | None
     ended_at: float
     suspended: float
-    #: GPU-seconds of all its attempts
-    gpu_seconds: float
+    #: of all its attempts: a GPU, and when it had it and had it no more
+    used: tuple[tuple[str, float, float], ...] = ()
     #: when it was to start at the latest, if it had a reservation
     reserved_at: float | None = None
 
@@ -62,7 +64,8 @@ class Figures:
     failures: Counter[str] = field(default_factory=Counter)
     waits: array[float] = field(default_factory=lambda: array("d"))
     runs: array[float] = field(default_factory=lambda: array("d"))
-    gpu_seconds: float = 0.0
+    #: by GPU, when jobs had it and had it no more, one after the other
+    _used: dict[str, array[float]] = field(default_factory=dict)
     #: |start − reserved| where that was earlier, and how much later the others were
     early: array[float] = field(default_factory=lambda: array("d"))
     late: array[float] = field(default_factory=lambda: array("d"))
@@ -76,7 +79,8 @@ class Figures:
         self.states[job.state] += 1
         if job.failure is not None:
             self.failures[job.failure] += 1
-        self.gpu_seconds += max(0.0, job.gpu_seconds)
+        for uuid, since, until in job.used:
+            self._used.setdefault(uuid, array("d")).extend((since, max(since, until)))
         if job.started_at is None:
             return
         # the wall clock may have been set meanwhile
@@ -85,13 +89,23 @@ class Figures:
         self.runs.append(ran)
         if job.reserved_at is not None:
             off = job.started_at - job.reserved_at
-            (self.late if off > 0 else self.early).append(abs(off))
+            (self.late if off > LATE else self.early).append(abs(off))
         if job.state == "succeeded" and job.name:
             known = self._predictions.of(kind_of(job.name))
             if known is not None and known.likely > 0:
                 self.ratios.append(ran / known.likely)
                 self.within_longest += ran <= known.longest
             self._predictions.learn(job.name, ran)
+
+    def gpu_seconds(self, since: float) -> float:
+        """Σ over the GPUs of the seconds, from that time on, in which a job had it; one that jobs share counts once."""
+        total = 0.0
+        for spans in self._used.values():
+            reached = since
+            for begin, end in sorted(zip(spans[::2], spans[1::2], strict=True)):
+                total += max(0.0, end - max(begin, reached))
+                reached = max(reached, end)
+        return total
 
     @property
     def good(self) -> int:

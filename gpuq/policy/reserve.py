@@ -166,7 +166,10 @@ class Held:
         """Why another job waits that has room now."""
         job_id, gpus = self.reservation.job_id, self.reservation.gpus
         places = " and ".join(self._then[uuid].place for uuid in gpus if uuid in self._then)
-        reserved = f"{places} {'is' if len(gpus) == 1 else 'are'} reserved" if places else "CPUs or memory are reserved"
+        what, are = places or "CPUs or memory", "is" if places and len(gpus) == 1 else "are"
+        if self.reservation.at == inf:
+            return Verdict(Reason.RESERVATION, f"fits now, and {what} {are} kept free for job {job_id}")
+        reserved = f"{what} {are} reserved"
         return Verdict(Reason.RESERVATION, f"fits now, and would delay job {job_id}, for which {reserved}")
 
     def book(self, request: Request, chosen: Collection[str], ends: float) -> None:

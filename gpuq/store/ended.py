@@ -23,9 +23,9 @@ def part(store: Queries, after: Place, until: float, most: int) -> tuple[list[Pa
     for state in sorted(ENDED):  # the index has a state's jobs in the order of their ends
         rows = store.conn.execute(
             f"""SELECT id, state, failure, name, submitted_at, started_at, ended_at, suspended_seconds,
-                    (SELECT sum((coalesce(a.ended_at, jobs.ended_at) - a.started_at) *
-                        (SELECT count(*) FROM claims AS c WHERE c.job_id = a.job_id AND c.attempt = a.number))
-                     FROM attempts AS a WHERE a.job_id = jobs.id) AS gpu_seconds,
+                    (SELECT json_group_array(json_array(c.uuid, a.started_at, coalesce(a.ended_at, jobs.ended_at)))
+                     FROM attempts AS a JOIN claims AS c ON c.job_id = a.job_id AND c.attempt = a.number
+                     WHERE a.job_id = jobs.id) AS used,
                     CASE WHEN attempt > 0 THEN (SELECT data FROM events AS e WHERE e.job_id = jobs.id AND
                         e.kind = 'started' AND e.attempt = jobs.attempt ORDER BY e.id DESC LIMIT 1) END AS told
                 FROM jobs WHERE {in_states([state])} AND ended_at IS NOT NULL AND (ended_at, id) > (?, ?)
@@ -48,6 +48,6 @@ def _past(row: Row) -> Past:
         row["started_at"],
         row["ended_at"],
         row["suspended_seconds"],
-        row["gpu_seconds"] or 0.0,
+        tuple((uuid, since, until) for uuid, since, until in json.loads(row["used"])),
         float(reserved) if isinstance(reserved, int | float) else None,
     )

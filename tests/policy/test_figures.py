@@ -20,7 +20,6 @@ def past(started: float | None, ended: float, **changes: object) -> Past:
         "started_at": started,
         "ended_at": ended,
         "suspended": 0.0,
-        "gpu_seconds": 0.0,
     }
     return Past(**(fields | changes))  # type: ignore[arg-type]
 
@@ -39,8 +38,8 @@ def test_a_spread(values: list[float]) -> None:
 
 def test_waits_runs_and_failures() -> None:
     figures = Figures()
-    figures.add(past(10.0, 110.0, gpu_seconds=200.0))
-    figures.add(past(30.0, 60.0, state="failed", failure="vram-oom", suspended=5.0, gpu_seconds=30.0))
+    figures.add(past(10.0, 110.0))
+    figures.add(past(30.0, 60.0, state="failed", failure="vram-oom", suspended=5.0))
     figures.add(past(None, 70.0, state="cancelled"))
     figures.add(
         past(90.0, 80.0, submitted_at=100.0),
@@ -49,7 +48,6 @@ def test_waits_runs_and_failures() -> None:
     assert dict(figures.failures) == {"vram-oom": 1}
     assert list(figures.waits) == [10.0, 30.0, 0.0], "a clock that was set back makes no time of less than none"
     assert list(figures.runs) == [100.0, 25.0, 0.0]
-    assert figures.gpu_seconds == 230.0
 
 
 def test_estimates_are_those_that_planning_would_have_had() -> None:
@@ -64,5 +62,17 @@ def test_reservations_that_were_kept_and_that_were_not() -> None:
     figures = Figures()
     figures.add(past(50.0, 60.0, reserved_at=80.0))
     figures.add(past(50.0, 60.0, reserved_at=45.0))
-    figures.add(past(50.0, 60.0, reserved_at=50.0))
-    assert (list(figures.early), list(figures.late)) == ([30.0, 0.0], [5.0])
+    figures.add(past(50.0, 60.0, reserved_at=49.5))
+    assert (list(figures.early), list(figures.late)) == ([30.0, 0.5], [5.0])
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 50), st.integers(0, 20)), max_size=12),
+    st.integers(0, 40),
+)
+def test_a_gpu_that_jobs_share_is_used_once(rows: list[tuple[str, int, int]], since: int) -> None:
+    figures = Figures()
+    for uuid, begin, length in rows:
+        figures.add(past(float(begin), 100.0, used=((uuid, float(begin), float(begin + length)),)))
+    seconds = {(uuid, t) for uuid, begin, length in rows for t in range(begin, begin + length) if t >= since}
+    assert figures.gpu_seconds(float(since)) == len(seconds)
