@@ -38,9 +38,9 @@ class Attempts:
     def __init__(self, core: Core, supervision: Supervision) -> None:
         self._core = core
         self._supervision = supervision
-        #: the newest that were used, by their hashes
         #: jobs whose next folders were made, or are being made
         self._ahead: set[int] = set()
+        #: the newest that were used, by their hashes
         self._environments: dict[str, Mapping[str, str]] = {}
 
     def prepare(self, start: Start) -> tuple[NewAttempt, str | None]:

@@ -54,8 +54,7 @@ async def explanations(core: Core, jobs: Sequence[Job]) -> list[View]:
     wanted = now.keys.keys()
     if not wanted:
         return found
-    latest, end = await _starts(now, wanted, PATIENCE * AHEAD, likely=False)
-    earliest, _ = await _starts(now, wanted, PATIENCE * AHEAD, likely=True)
+    earliest, latest, end = await _look_ahead(now, wanted, PATIENCE * AHEAD)
     for job, view in zip(jobs, found, strict=True):
         if job.id in wanted:
             view["estimate"] = _range(earliest.get(job.id), latest.get(job.id), end)
@@ -163,13 +162,26 @@ async def estimates(core: Core) -> list[View]:
     """When each job that may start does, as far as a look ahead of a moment goes. Others nothing can be said of."""
     wanted = {job_id for line in core.waiting.groups.values() for job_id in line.head(MOST_ESTIMATES)}
     now = _Now.of_all(core)
-    latest, end = await _starts(now, wanted, PATIENCE / 2, likely=False)
-    earliest, _ = await _starts(now, wanted, PATIENCE / 2, likely=True)
+    earliest, latest, end = await _look_ahead(now, wanted, PATIENCE / 2)
     return [
         {"job": job_id, **_range(earliest.get(job_id), latest.get(job_id), end)}
         for job_id in sorted(wanted)
         if job_id in latest or job_id in earliest or end is not None
     ]
+
+
+async def _look_ahead(
+    now: _Now, wanted: Set[int], seconds: float
+) -> tuple[dict[int, float], dict[int, float], float | None]:
+    """When these jobs probably start, when at the latest, and up to when that was looked at, if it was not far enough.
+
+    `seconds` are for each of the two.
+    """
+    latest, end = await _starts(now, wanted, seconds, likely=False)
+    if not now.snapshot.predictions:
+        return latest, latest, end  # what is likely is what is longest
+    earliest, _ = await _starts(now, wanted, seconds, likely=True)
+    return earliest, latest, end
 
 
 def _range(earliest: float | None, latest: float | None, end: float | None) -> View:

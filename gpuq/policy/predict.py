@@ -58,6 +58,10 @@ class Predictions:
         for name, seconds in runs:
             self.learn(name, seconds)
 
+    def __bool__(self) -> bool:
+        """Whether anything is predicted."""
+        return any(len(runs) >= NEEDED for runs in self._runs.values())
+
     def learn(self, name: str, seconds: float) -> None:
         """A job of this name has run to its end. The wall clock may have been set meanwhile."""
         if seconds < 0:

@@ -258,11 +258,10 @@ class _Planner:
     def _look_at(self, key: GroupKey, job_id: int) -> int | None:
         """Start the job if it can; after which job its group goes on, None where it does not."""
         verdict = self._gate(key)
-        waits_its_turn = verdict is None and self._waits_for_its_queue(key, job_id)
-        if waits_its_turn:
-            self._verdicts.setdefault(key, self._turns[key.queue].verdict)
-            return self._only_short(key, job_id, self._turns[key.queue].at)
         if verdict is None:
+            if (first := self._passed(key, job_id)) is not None:
+                self._verdicts.setdefault(key, first.verdict)
+                return self._only_short(key, job_id, first.at)
             chosen = self._room(key, job_id)
             if not isinstance(chosen, Verdict):
                 self._start(key, job_id, chosen)
@@ -285,10 +284,10 @@ class _Planner:
         self._short[key] = by - self._snapshot.now
         return job_id
 
-    def _waits_for_its_queue(self, key: GroupKey, job_id: int) -> bool:
-        """Whether it would pass the first of its queue, which needs more GPUs than the queue's limit leaves now."""
+    def _passed(self, key: GroupKey, job_id: int) -> Turn | None:
+        """The first of its queue, where that needs more GPUs than its limit leaves, and would be passed for long."""
         first = self._turns.get(key.queue)
-        return first is not None and not first.lets(key.request.gpus, self._snapshot.ends(key, job_id))
+        return None if first is None or first.lets(key.request.gpus, self._snapshot.ends(key, job_id)) else first
 
     def _take_turn(self, key: GroupKey, job_id: int) -> None:
         snapshot, policy = self._snapshot, self._snapshot.policy

@@ -191,7 +191,9 @@ def test_a_reservation_without_a_time(sim: Box) -> None:
     first.because("Resources").starts(None).reserved(None, "GPU 0", "GPU 1")
     assert "kept free for it as they come free: GPU 0 and GPU 1" in sim.ok("why", str(first.job))
     behind = Waits(sim, gpus=1, time_limit=60.0)
-    behind.because("Reservation", f"are kept free for job {first.job}").passing(2, 2, 1, 0, last="not reserved for others")
+    behind.because("Reservation", f"are kept free for job {first.job}").passing(
+        2, 2, 1, 0, last="not reserved for others"
+    )
     behind.starts(None).helped_by("--priority 1")
 
 
