@@ -12,6 +12,11 @@ from gpuq.policy.explain import Verdict, are_asked, more_than_queue_has
 from gpuq.units import format_duration
 
 
+def limits(queue: Queue) -> bool:
+    """Whether it ever keeps a job from starting."""
+    return queue.paused or any(limit is not None for limit in (queue.max_jobs, queue.max_gpus, queue.gpus))
+
+
 def gate(queue: Queue, request: Request, jobs: int, gpus: int) -> Verdict | None:
     """What keeps jobs of the queue from starting whatever is free, while so many run, which have so many GPUs."""
     if queue.paused:

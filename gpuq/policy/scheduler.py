@@ -19,7 +19,7 @@ from gpuq.policy.line import Line
 from gpuq.policy.placing import choose, permitted, ranked
 from gpuq.policy.predict import Predictions
 from gpuq.policy.preempt import Preemption, victims
-from gpuq.policy.queues import Turn, gate, turn
+from gpuq.policy.queues import Turn, gate, limits, turn
 from gpuq.policy.reserve import Books, Held, Ongoing, Reservation, domain_of, enough, gpus_within_limits, reserve
 from gpuq.policy.waiting import GroupKey
 
@@ -175,6 +175,8 @@ class _Planner:
         self._verdicts: dict[GroupKey, Verdict] = {}
         self._held: list[Held] = []
         self._preemptions: list[Preemption] = []
+        #: queues that may keep their jobs from starting: most do not, and each group asks
+        self._limited = {name: queue for name, queue in snapshot.queues.items() if limits(queue)}
         #: the first of each queue that its limit of GPUs keeps from starting
         self._turns: dict[str, Turn] = {}
         #: of the next job of each group: rank, id to rank by, a number of the group's, the group, id
@@ -259,7 +261,7 @@ class _Planner:
         """Start the job if it can; after which job its group goes on, None where it does not."""
         verdict = self._gate(key)
         if verdict is None:
-            if (first := self._passed(key, job_id)) is not None:
+            if self._turns and (first := self._passed(key, job_id)) is not None:
                 self._verdicts.setdefault(key, first.verdict)
                 return self._only_short(key, job_id, first.at)
             chosen = self._room(key, job_id)
@@ -315,7 +317,7 @@ class _Planner:
             running = books.arrays.get(array_id, 0)
             if running >= limit:
                 return Verdict(Reason.LIMIT, f"{running} of at most {limit} jobs of array {array_id} run")
-        queue = snapshot.queues.get(key.queue)
+        queue = self._limited.get(key.queue)
         return None if queue is None else gate(queue, key.request, *books.queues.get(key.queue, (0, 0)))
 
     def _queue(self, key: GroupKey) -> Queue:
@@ -324,12 +326,13 @@ class _Planner:
     def _room(self, key: GroupKey, job_id: int) -> tuple[str, ...] | Verdict:
         """GPUs for a job now, or why there are none."""
         books, request = self._books, key.request
-        mine = permitted(request, books.gpus, self._queue(key).gpus) if request.gpus else ()
-        fleet = books.fleet if mine is books.gpus else Fleet(mine)
+        fleet = books.fleet
+        if request.gpus and (mine := permitted(request, books.gpus, self._queue(key).gpus)) is not books.gpus:
+            fleet = Fleet(mine)
         used = (books.cpus_used, books.ram_used)
         if (request.gpus and fleet.room(request) < request.gpus) or not enough(request, books.host, *used):
             return why_not(request, fleet, books.host, *used, self._snapshot.gpu_fault)
-        fitting = fleet.fitting(request)
+        fitting = fleet.fitting(request) if request.gpus else []
         self._fitting = len(fitting)
         most = gpus_within_limits(key, self._queue(key), books, self._held)
         if most is None:
